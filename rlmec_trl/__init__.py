@@ -1,0 +1,44 @@
+"""Token-level credit for TRL trainers, with RLMEC as the flagship method."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from .reward.generative_reward_model import GenerativeRewardModel
+    from .reward.grm_config import GRMConfig
+    from .reward.grm_trainer import GRMTrainer
+    from .trainer.rlmec_config import RLMECConfig
+    from .trainer.rlmec_trainer import RLMECTrainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GRMConfig",
+    "GRMTrainer",
+    "GenerativeRewardModel",
+    "RLMECConfig",
+    "RLMECTrainer",
+]
+
+# Where each public name lives. It is imported on first use, because torch and TRL take seconds to load and much of the
+# package (data, editing, accuracy) needs neither.
+_MODULES = {
+    "GRMConfig": ".reward.grm_config",
+    "GRMTrainer": ".reward.grm_trainer",
+    "GenerativeRewardModel": ".reward.generative_reward_model",
+    "RLMECConfig": ".trainer.rlmec_config",
+    "RLMECTrainer": ".trainer.rlmec_trainer",
+}
+
+
+def __getattr__(name):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name], __name__), name)
+    globals()[name] = value  # the next look-up finds it without coming here
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

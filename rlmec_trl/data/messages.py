@@ -1,0 +1,30 @@
+"""The two forms that TRL gives to a text: a plain string, or a list of chat messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def is_conversational(value: Any) -> bool:
+    """Whether `value` is a list of chat messages (`[{"role": ..., "content": ...}, ...]`)."""
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and isinstance(value[0], dict)
+        and "role" in value[0]
+        and "content" in value[0]
+    )
+
+
+def message_text(value: str | list[dict]) -> str:
+    """The text of a completion or rewrite: a string as it is, of messages the content of the last one."""
+    return value[-1]["content"] if is_conversational(value) else value
+
+
+def problem_text(prompt: str | list[dict]) -> str:
+    """The text of a prompt: a string as it is, of messages the content of the last one that the user wrote."""
+    if not is_conversational(prompt):
+        return prompt
+    user_messages = [message for message in prompt if message["role"] == "user"]
+    # A conversation without a user (only a system message, say) still has a text to show
+    return (user_messages or prompt)[-1]["content"]

@@ -1,0 +1,332 @@
+"""The columns that each stage reads, checked before anything dear is done with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm.auto import tqdm
+
+from .messages import message_text, problem_text
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+Stage = Literal["task", "samples", "edits", "scores", "policy"]
+
+# The columns without which what reads a stage's rows cannot work; where a tuple stands, one of its columns is enough
+_REQUIRED: dict[str, tuple[str | tuple[str, ...], ...]] = {
+    "task": ("prompt", "reference", "answer"),
+    "samples": ("prompt", "reference", "answer", "completion", "completion_ids", "correct"),
+    "edits": ("prompt", "reference", "completion", "correct", "rewrite", "error_step"),
+    "scores": (
+        "prompt",
+        "completion",
+        "completion_ids",
+        "correct",
+        "token_probs",
+        "old_logps",
+        ("rewrite", "rewrite_ids"),
+    ),
+    "policy": ("prompt", "completion_ids", ("token_probs", "token_rewards"), ("rewrite", "rewrite_ids")),
+}
+# The columns that are read where they are there, and so must be sound
+_OPTIONAL: dict[str, tuple[str, ...]] = {
+    "task": (),
+    "samples": (),
+    "edits": ("answer", "completion_ids"),
+    "scores": ("reference", "answer", "rewrite_topk_ids", "rewrite_topk_logps"),
+    "policy": ("completion", "correct", "old_logps", "rewrite_topk_ids", "rewrite_topk_logps"),
+}
+_SOURCE = {
+    "prompt": "the task's dataset must bring it",
+    "reference": "the task's dataset must bring it (a correct worked solution)",
+    "answer": "the task's dataset must bring it (the final answer)",
+    "completion": "`recipes/sample.py` writes it",
+    "completion_ids": "`recipes/sample.py` writes it",
+    "correct": "`recipes/sample.py` writes it",
+    "rewrite": "`recipes/edit.py` (a teacher) or `recipes/score.py` (the generative reward model) writes it",
+    "error_step": "`recipes/edit.py` writes it",
+    "rewrite_ids": "`recipes/score.py` writes it",
+    "token_probs": "`recipes/score.py` writes it",
+    "token_rewards": "your own source of token rewards must bring it",
+    "old_logps": "`recipes/score.py` writes it",
+    "rewrite_topk_ids": "`recipes/score.py` writes it",
+    "rewrite_topk_logps": "`recipes/score.py` writes it",
+}
+# The texts that may come as messages, and how to read them
+_READ = {"prompt": problem_text, "completion": message_text, "rewrite": message_text}
+_BATCH_SIZE = 5_000
+_BIG = 50_000
+
+
+class DatasetError(ValueError):
+    """A dataset that a stage cannot work with; the message says where, what was found, and how to mend it."""
+
+
+def check_dataset(dataset: Dataset, stage: Stage, eos_token_ids: int | Iterable[int] | None = None) -> None:
+    """
+    Check that a dataset is what a stage promises to hand on.
+
+    Columns that the stage does not read are left alone. Texts may be strings or, for `prompt`, `completion` and
+    `rewrite`, TRL messages.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Rows to check.
+        stage (`str`):
+            What the rows must be good for: `"task"` to be sampled, `"samples"` to be edited or scored, `"edits"` to
+            train the generative reward model, `"scores"` as this model leaves them, `"policy"` to train the policy.
+        eos_token_ids (`int` or `Iterable[int]`, *optional*):
+            Ids that may end a completion. If given, every `completion_ids` and `rewrite_ids` must end with one.
+
+    Raises:
+        `DatasetError`:
+            At the first row that breaks the contract.
+    """
+    if stage not in _REQUIRED:
+        raise ValueError(f"Unknown stage {stage!r}; the stages are {', '.join(_REQUIRED)}")
+    columns = _columns_to_check(dataset.column_names, stage)
+    if eos_token_ids is not None:
+        eos_token_ids = {eos_token_ids} if isinstance(eos_token_ids, int) else set(eos_token_ids)
+
+    batches = dataset.select_columns(columns).with_format("arrow").iter(batch_size=_BATCH_SIZE)
+    progress = tqdm(total=len(dataset), desc=f"Checking {stage}", unit=" rows", disable=len(dataset) < _BIG)
+    start = 0
+    with progress:
+        for table in batches:
+            rows = start + np.arange(table.num_rows)
+            batch = {name: table[name].combine_chunks() for name in columns}
+            texts = _check_texts(batch, rows, stage)
+            _check_verdicts(batch, rows)
+            if stage == "edits":
+                _check_copies(texts, batch, rows)
+            _check_token_lists(batch, rows, eos_token_ids)
+            _check_topk(batch, rows)
+            start += table.num_rows
+            progress.update(table.num_rows)
+
+
+def _columns_to_check(column_names: list[str], stage: str) -> list[str]:
+    """The columns that the stage reads, once none that it needs is missing."""
+    required = [(names,) if isinstance(names, str) else names for names in _REQUIRED[stage]]
+    readable = {name for names in required for name in names}.union(_OPTIONAL[stage])
+    for names in required:
+        if not set(names).intersection(column_names):
+            raise _missing(names, f"which stage '{stage}' needs")
+    columns = [name for name in _SOURCE if name in readable and name in column_names]
+
+    companions = [("rewrite_topk_ids", "rewrite_topk_logps"), ("rewrite_topk_logps", "rewrite_topk_ids")]
+    companions.append(("rewrite_topk_ids", "rewrite_ids"))
+    if "token_rewards" not in columns:
+        # Probabilities become rewards only together with the verdict on the sample
+        companions.append(("token_probs", "correct"))
+    for name, companion in companions:
+        if name in columns and companion not in columns:
+            raise _missing((companion,), f"without which '{name}' cannot be used")
+    return columns
+
+
+def _missing(names: tuple[str, ...], need: str) -> DatasetError:
+    sources = "; ".join(f"'{name}': {_SOURCE[name]}" for name in names)
+    return DatasetError(f"Column {' or '.join(map(repr, names))} is missing, {need}. {sources}.")
+
+
+def _check_texts(batch: dict[str, pa.Array], rows: np.ndarray, stage: str) -> dict[str, list[str | None]]:
+    mends = {
+        "prompt": "Give every problem a text.",
+        "reference": "Give every problem a correct worked solution.",
+        "answer": "Give every problem its final answer, as text.",
+        "completion": "Drop the row, or sample it again.",
+        "rewrite": "Write None where there is no verified rewrite, and only in scored datasets.",
+    }
+    texts = {}
+    for name in [name for name in mends if name in batch]:
+        texts[name] = []
+        optional = name == "rewrite" and stage != "edits"
+        for row, value in zip(rows, batch[name].to_pylist(), strict=True):
+            if value is None and optional:
+                texts[name].append(None)
+                continue
+            text = _READ[name](value) if name in _READ else value
+            if not isinstance(text, str):
+                kind = "a string or a list of messages" if name in _READ else "a string"
+                raise _error(row, name, value, f"It must be {kind}. {mends[name]}")
+            if not text.strip():
+                raise _error(row, name, f"an empty text ({value!r})", mends[name], quote=False)
+            texts[name].append(text)
+
+    return texts
+
+
+def _check_copies(texts: dict[str, list[str | None]], batch: dict[str, pa.Array], rows: np.ndarray) -> None:
+    must_be_copies = batch["correct"].to_numpy(zero_copy_only=False) & (batch["error_step"].to_numpy() == -1)
+    for index in np.flatnonzero(must_be_copies):
+        if texts["rewrite"][index] != texts["completion"][index]:
+            mend = (
+                "The sample is correct and no step of it is wrong (error_step is -1), so the rewrite fails its own "
+                "check: it must be the completion, word for word. Copy it, or run `recipes/edit.py` again on this row."
+            )
+            raise _error(rows[index], "rewrite", texts["rewrite"][index], mend)
+
+
+def _check_verdicts(batch: dict[str, pa.Array], rows: np.ndarray) -> None:
+    if "correct" in batch:
+        mend = "It must be True or False, as the verifier says."
+        _check_scalars(batch["correct"], rows, "correct", pa.types.is_boolean, mend)
+    if "error_step" in batch:
+        mend = "It must be an integer: the index of the first wrong step, or -1 where none is wrong."
+        _check_scalars(batch["error_step"], rows, "error_step", pa.types.is_integer, mend)
+        error_steps = batch["error_step"].to_numpy()
+        _refuse_first(error_steps < -1, error_steps, rows, "error_step", mend)
+
+
+def _check_token_lists(batch: dict[str, pa.Array], rows: np.ndarray, eos_token_ids: set[int] | None) -> None:
+    if "completion_ids" in batch:
+        mend = "Drop the row, or sample it again with `recipes/sample.py`."
+        _check_ids(batch["completion_ids"], rows, "completion_ids", mend, eos_token_ids)
+    if "rewrite_ids" in batch:
+        mend = "Write None where there is no verified rewrite."
+        _check_ids(batch["rewrite_ids"], rows, "rewrite_ids", mend, eos_token_ids, optional=True)
+
+    for name in ("token_probs", "token_rewards", "old_logps"):
+        if name not in batch:
+            continue
+        lists = _flat(batch[name], rows, name, _is_number, "It must be a list of numbers, one for each token.")
+        if "completion_ids" in batch:
+            tokens = _lengths(batch["completion_ids"])
+            for index in np.flatnonzero(lists.lengths != tokens)[:1]:
+                found = f"{lists.lengths[index]} values for {tokens[index]} completion_ids"
+                mend = "It must have one for each token, EOS included: score the very completion_ids of the row."
+                raise _error(rows[index], name, found, mend, quote=False)
+        values = lists.values.to_numpy()
+        if name == "token_probs":
+            # Written so that NaN, which is in no interval, is refused too
+            wrong = ~((values >= 0) & (values <= 1))
+            mend = "It must be a probability, from 0 to 1 (not a log-probability). Score the row again."
+        else:
+            wrong = ~np.isfinite(values)
+            mend = "It must be finite, or the whole batch's loss is not a number. Drop the row, or mend its source."
+        _refuse_first(wrong, values, lists.rows, name, mend)
+
+
+def _check_ids(
+    column: pa.Array, rows: np.ndarray, name: str, mend: str, eos_token_ids: set[int] | None, optional: bool = False
+) -> None:
+    lists = _flat(column, rows, name, pa.types.is_integer, f"It must be a list of token ids. {mend}", optional)
+    for index in np.flatnonzero(lists.present & (lists.lengths == 0))[:1]:
+        raise _error(rows[index], name, [], mend)
+    if eos_token_ids is None:
+        return
+    last_ids = lists.values.to_numpy()[np.cumsum(lists.lengths[lists.present]) - 1]
+    for found_at in np.flatnonzero(~np.isin(last_ids, list(eos_token_ids)))[:1]:
+        index = np.flatnonzero(lists.present)[found_at]
+        expected = ", ".join(str(token_id) for token_id in sorted(eos_token_ids))
+        found = f"{lists.lengths[index]} tokens that end with id {last_ids[found_at]}, not with EOS ({expected})"
+        mend = (
+            "A text that `max_new_tokens` cut off does not teach where to stop. Drop the row, or generate it again "
+            "with a larger `max_new_tokens`."
+        )
+        raise _error(rows[index], name, found, mend, quote=False)
+
+
+def _check_topk(batch: dict[str, pa.Array], rows: np.ndarray) -> None:
+    """The reward model's distribution on its rewrite: for each token as many ids as log-probabilities."""
+    if "rewrite_topk_ids" not in batch:
+        return
+    mend = "Score the row again with `recipes/score.py`."
+    tokens = _lengths(batch["rewrite_ids"])
+    num_candidates = {}
+    for name, is_element in (("rewrite_topk_ids", pa.types.is_integer), ("rewrite_topk_logps", _is_number)):
+        must = f"It must be a list of candidates for each token of the rewrite. {mend}"
+        lists = _flat(batch[name], rows, name, _is_list, must, optional=True)
+        for index in np.flatnonzero(lists.lengths != tokens)[:1]:
+            found = f"candidates for {lists.lengths[index]} tokens, where rewrite_ids has {tokens[index]}"
+            raise _error(rows[index], name, found, mend, quote=False)
+        num_candidates[name] = _lengths(lists.values)
+        for index in np.flatnonzero(num_candidates[name] == 0)[:1]:
+            raise _error(lists.rows[index], name, "a token without candidates", must, quote=False)
+        candidates = _flat(lists.values, lists.rows, name, is_element, must)
+        if name == "rewrite_topk_logps":
+            logps = candidates.values.to_numpy()
+            _refuse_first(np.isnan(logps), logps, candidates.rows, name, must)
+    differ = num_candidates["rewrite_topk_ids"] != num_candidates["rewrite_topk_logps"]
+    for index in np.flatnonzero(differ)[:1]:
+        counts = [num_candidates[name][index] for name in num_candidates]
+        found = f"{counts[1]} log-probabilities at a token where rewrite_topk_ids has {counts[0]} ids"
+        raise _error(lists.rows[index], "rewrite_topk_logps", found, mend, quote=False)
+
+
+class _FlatLists(NamedTuple):
+    present: np.ndarray  # (lists,) False where the list is None
+    lengths: np.ndarray  # (lists,) 0 where the list is None
+    values: pa.Array  # (sum of lengths,)
+    rows: np.ndarray  # (sum of lengths,) the row that each value stands in
+
+
+def _flat(
+    column: pa.Array,
+    rows: np.ndarray,
+    name: str,
+    is_element: Callable[[pa.DataType], bool],
+    mend: str,
+    optional: bool = False,
+) -> _FlatLists:
+    """Lay a column of lists out flat, so that it can be checked as one array instead of list by list."""
+    present = column.is_valid().to_numpy(zero_copy_only=False)
+    for index in np.flatnonzero(~present)[:1]:
+        if not optional:
+            raise _error(rows[index], name, None, mend)
+    if present.any() and not _is_list(column.type):
+        index = np.flatnonzero(present)[0]
+        raise _error(rows[index], name, column[index].as_py(), mend)
+    lengths = _lengths(column)
+    values = pc.list_flatten(column) if present.any() else pa.nulls(0)
+    rows = np.repeat(rows, lengths)
+    wrong = ~values.is_valid().to_numpy(zero_copy_only=False)
+    if not is_element(values.type):
+        wrong[:] = True
+    for index in np.flatnonzero(wrong)[:1]:
+        raise _error(rows[index], name, f"{values[index].as_py()!r} among its values", mend, quote=False)
+    # Where every list is empty or None, Arrow knows no type
+    return _FlatLists(present, lengths, values if len(values) else pa.array([], pa.int64()), rows)
+
+
+def _check_scalars(
+    column: pa.Array, rows: np.ndarray, name: str, is_type: Callable[[pa.DataType], bool], mend: str
+) -> None:
+    for index, value in enumerate(column.to_pylist()):
+        if value is None or not is_type(column.type):
+            raise _error(rows[index], name, value, mend)
+
+
+def _lengths(column: pa.Array) -> np.ndarray:
+    if not _is_list(column.type):
+        # None alone, or nothing at all
+        return np.zeros(len(column), dtype=np.int64)
+    return pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_floating(kind) or pa.types.is_integer(kind)
+
+
+def _refuse_first(wrong: np.ndarray, values: np.ndarray, rows: np.ndarray, name: str, mend: str) -> None:
+    for index in np.flatnonzero(wrong)[:1]:
+        raise _error(rows[index], name, values[index].item(), mend)
+
+
+def _error(row: int, name: str, found: Any, mend: str, quote: bool = True) -> DatasetError:
+    shown = repr(found) if quote else str(found)
+    if len(shown) > 100:
+        shown = shown[:100] + "..."
+    return DatasetError(f"Row {row}, column '{name}': found {shown}. {mend}")

@@ -1,0 +1,137 @@
+"""From text to token ids and back, without shifting a token that the policy has sampled."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import TYPE_CHECKING
+
+from .messages import is_conversational
+from .prompts import split_steps
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Until its last byte arrives, one character may show as several replacement characters. The decoded text is then for a
+# moment longer than a few tokens later, by at most two characters of four bytes each
+_UNFINISHED_TOKENS = 8
+
+
+def as_prompt(processing_class: PreTrainedTokenizerBase, text: str) -> str | list[dict]:
+    """Put a text in the form that the model expects: a user's message where it has a chat template, else the text."""
+    if getattr(processing_class, "chat_template", None) is not None:
+        return [{"role": "user", "content": text}]
+    return text
+
+
+def encode_prompt(processing_class: PreTrainedTokenizerBase, prompt: str | list[dict]) -> list[int]:
+    """
+    Token ids of a prompt, as [`~trl.SFTTrainer`] makes them.
+
+    Messages go through the chat template, up to where the assistant begins. A text gets the special tokens that the
+    tokenizer adds, but no EOS at its end: the completion is still to come.
+    """
+    if is_conversational(prompt):
+        encoding = processing_class.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        return list(encoding["input_ids"])
+    prompt_ids = list(processing_class(prompt)["input_ids"])
+    # One id alone is the BOS of an empty prompt (some tokenizers use the same token for both)
+    added_eos = len(prompt_ids) > 1 and prompt_ids[-1] == processing_class.eos_token_id
+    return prompt_ids[:-1] if added_eos and not prompt.endswith(processing_class.eos_token) else prompt_ids
+
+
+def encode_completion(processing_class: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a completion that was given as text: no special tokens but EOS at the end."""
+    return [*processing_class(text, add_special_tokens=False)["input_ids"], processing_class.eos_token_id]
+
+
+def step_prefix_ids(
+    processing_class: PreTrainedTokenizerBase, completion_ids: list[int], steps: list[str], num_steps: int
+) -> list[int]:
+    """
+    The sampled ids of the first steps of a completion.
+
+    They are a prefix of `completion_ids`, the longest whose text does not go past the first `num_steps` steps. A token
+    that reaches over the end of the last of these steps is left out, and so is EOS.
+
+    Args:
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer that made `completion_ids`.
+        completion_ids (`list[int]`):
+            Token ids of the completion.
+        steps (`list[str]`):
+            The completion's steps, as [`split_steps`] gives them.
+        num_steps (`int`):
+            Number of steps to keep.
+
+    Returns:
+        `list[int]`:
+            The first ids of `completion_ids`, unchanged.
+    """
+    if num_steps < 0:
+        raise ValueError(f"`num_steps` is {num_steps}; it counts the steps to keep and cannot be negative")
+    kept_text = "".join(steps[:num_steps])
+    sizes = range(len(completion_ids) + 1)
+    size = (
+        bisect_right(sizes, len(kept_text), key=lambda end: len(_decode(processing_class, completion_ids[:end]))) - 1
+    )
+    size = min(size + _UNFINISHED_TOKENS, len(completion_ids))
+    while size > 0 and not kept_text.startswith(_decode(processing_class, completion_ids[:size])):
+        size -= 1
+    # Special tokens have no text, so a prefix is as long with them: the sampled EOS need not be the tokenizer's own
+    special_ids = set(processing_class.all_special_ids)
+    while size > 0 and completion_ids[size - 1] in special_ids:
+        size -= 1
+    return list(completion_ids[:size])
+
+
+def encode_rewrite(
+    processing_class: PreTrainedTokenizerBase,
+    rewrite: str,
+    completion: str,
+    completion_ids: list[int],
+    step_separator: str,
+) -> list[int]:
+    """
+    Token ids of a rewrite that differ from the completion's only where the text does.
+
+    A rewrite that is the completion gets its ids. Otherwise the leading steps that the two share keep the ids that
+    were sampled, and only the text after them is tokenised.
+
+    Args:
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer that made `completion_ids`.
+        rewrite (`str`):
+            The corrected completion.
+        completion (`str`):
+            The completion as it was sampled.
+        completion_ids (`list[int]`):
+            Its token ids.
+        step_separator (`str`):
+            What stands between two steps.
+
+    Returns:
+        `list[int]`:
+            Token ids of the rewrite, with EOS at the end.
+    """
+    if rewrite == completion:
+        return list(completion_ids)
+    steps = split_steps(completion, step_separator)
+    num_shared = 0
+    for step, rewritten_step in zip(steps, split_steps(rewrite, step_separator), strict=False):
+        if step != rewritten_step:
+            break
+        num_shared += 1
+    shared_ids = step_prefix_ids(processing_class, completion_ids, steps, num_shared)
+    rest = rewrite[len(_decode(processing_class, shared_ids)) :]
+    joined_ids = [*shared_ids, *encode_completion(processing_class, rest)]
+    whole_ids = encode_completion(processing_class, rewrite)
+    # Some tokenizers put a space before any text they are given, which is wrong in the middle of a line
+    faithful = _decode(processing_class, joined_ids) == _decode(processing_class, whole_ids)
+    return joined_ids if faithful else whole_ids
+
+
+def _decode(processing_class: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
+    return processing_class.decode(token_ids, skip_special_tokens=True)

@@ -1,0 +1,1 @@
+"""Minimum edits: their alignment, and the teachers that write them."""

@@ -1,0 +1,69 @@
+"""Minimum edits between two token sequences: how many there are, and which tokens of the target they touch."""
+
+from collections.abc import Sequence
+
+from rapidfuzz.distance import Levenshtein
+
+
+def edit_distance(source_ids: Sequence[int], target_ids: Sequence[int]) -> int:
+    """
+    Levenshtein distance: the least number of insertions, deletions and replacements that turn one sequence into the
+    other.
+
+    Args:
+        source_ids (`Sequence[int]`):
+            Token ids of the attempt.
+        target_ids (`Sequence[int]`):
+            Token ids of the rewrite.
+
+    Returns:
+        `int`: The number of edits.
+    """
+    return Levenshtein.distance(source_ids, target_ids)
+
+
+def edit_mask(source_ids: Sequence[int], target_ids: Sequence[int]) -> list[bool]:
+    """
+    Mark the tokens of the target that the minimum edit script touches.
+
+    A target token is marked where it is inserted or replaces another, and where tokens of the source are deleted right
+    before it: that token is what should have stood in their place. Deletions at the very end have no such token and
+    mark nothing.
+
+    Args:
+        source_ids (`Sequence[int]`):
+            Token ids of the attempt.
+        target_ids (`Sequence[int]`):
+            Token ids of the rewrite.
+
+    Returns:
+        `list[bool]`: One entry for each token of `target_ids`.
+    """
+    mask = [False] * len(target_ids)
+    for operation in Levenshtein.editops(source_ids, target_ids):
+        if operation.dest_pos < len(mask):
+            mask[operation.dest_pos] = True
+    return mask
+
+
+def edit_weights(
+    source_ids: Sequence[int], target_ids: Sequence[int], edited: float = 1.0, unedited: float = 0.5
+) -> list[float]:
+    """
+    Imitation weight of each target token, larger on those that the rewrite changed
+    (https://huggingface.co/papers/2401.06081).
+
+    Args:
+        source_ids (`Sequence[int]`):
+            Token ids of the attempt.
+        target_ids (`Sequence[int]`):
+            Token ids of the rewrite.
+        edited (`float`, *optional*, defaults to `1.0`):
+            Weight of a token marked by [`edit_mask`].
+        unedited (`float`, *optional*, defaults to `0.5`):
+            Weight of every other token.
+
+    Returns:
+        `list[float]`: One weight for each token of `target_ids`.
+    """
+    return [edited if is_edited else unedited for is_edited in edit_mask(source_ids, target_ids)]

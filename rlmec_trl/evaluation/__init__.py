@@ -1,0 +1,1 @@
+"""How good a policy or a generative reward model is, in numbers."""

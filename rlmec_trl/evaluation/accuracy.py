@@ -1,0 +1,66 @@
+"""Accuracy as people should read it: with its counts and a confidence interval."""
+
+import math
+from dataclasses import dataclass
+
+
+def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """
+    Wilson score interval of a proportion.
+
+    Unlike the textbook interval around the mean it never leaves [0, 1] and stays honest near 1, where good
+    generative reward models live.
+
+    Args:
+        correct (`int`):
+            Number of successes.
+        total (`int`):
+            Number of trials. With none, nothing is known and the interval is (0, 1).
+        z (`float`, *optional*, defaults to `1.96`):
+            Width in standard deviations of a normal distribution; 1.96 gives a 95% interval.
+
+    Returns:
+        `tuple[float, float]`: lower and upper bound.
+    """
+    if not 0 <= correct <= total:
+        raise ValueError(f"correct must lie between 0 and total, got {correct} of {total}.")
+    if total == 0:
+        return 0.0, 1.0
+    mean = correct / total
+    shrinkage = 1 + z**2 / total
+    centre = (mean + z**2 / (2 * total)) / shrinkage
+    half_width = z * math.sqrt(mean * (1 - mean) / total + z**2 / (4 * total**2)) / shrinkage
+    # At the ends the bound is exact in theory; rounding must not move it inside the mean.
+    low = 0.0 if correct == 0 else centre - half_width
+    high = 1.0 if correct == total else centre + half_width
+    return low, high
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """
+    Share of correct answers.
+
+    Args:
+        correct (`int`):
+            Number of correct answers.
+        total (`int`):
+            Number of answers.
+    """
+
+    correct: int
+    total: int
+
+    def __post_init__(self):
+        if not 0 <= self.correct <= self.total:
+            raise ValueError(f"correct must lie between 0 and total, got {self.correct} of {self.total}.")
+
+    @property
+    def mean(self) -> float:
+        """Share of correct answers; NaN where there are none to judge."""
+        return self.correct / self.total if self.total else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% Wilson interval of `mean`."""
+        return wilson_interval(self.correct, self.total)

@@ -1,0 +1,157 @@
+"""A causal language model over many sequences of different lengths: generation and log-probabilities, in batches."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from accelerate import PartialState
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.utils import pad
+
+
+def eos_token_ids(model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> set[int]:
+    """Every id that ends a completion: the tokenizer's EOS and those of the model's generation config."""
+    configured = model.generation_config.eos_token_id
+    configured = configured if isinstance(configured, list) else [configured]
+    return {processing_class.eos_token_id, *configured} - {None}
+
+
+@contextmanager
+def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode without gradients; the model's own mode comes back after it."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def length_batches(lengths: Sequence[int], batch_size: int, desc: str | None = None) -> Iterator[list[int]]:
+    """
+    Indices in batches of similar length, the longest first, so that what does not fit in memory fails at the start.
+
+    Args:
+        lengths (`Sequence[int]`):
+            Length of each sequence, in tokens.
+        batch_size (`int`):
+            Number of sequences in a batch.
+        desc (`str`, *optional*):
+            Title of a progress bar over the sequences, shown by the local main process. No bar where `None`.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    show = desc is not None and PartialState().is_local_main_process
+    with tqdm(total=len(order), desc=desc, disable=not show) as progress:
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            yield batch
+            progress.update(len(batch))
+
+
+def generate_ids(
+    model: PreTrainedModel,
+    processing_class: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[list[int]],
+    max_new_tokens: int,
+    batch_size: int = 16,
+    desc: str | None = None,
+    **generation_kwargs,
+) -> list[list[int]]:
+    """
+    Continue each prompt.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Causal language model.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        prompt_ids (`Sequence[list[int]]`):
+            Token ids of the prompts.
+        max_new_tokens (`int`):
+            Greatest number of tokens to generate for each.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Number of prompts in a batch.
+        desc (`str`, *optional*):
+            Title of a progress bar; none where `None`.
+        generation_kwargs:
+            Further arguments of `model.generate`; greedy decoding without any.
+
+    Returns:
+        `list[list[int]]`: The new ids of each prompt, up to and with EOS. Without EOS at the end, `max_new_tokens` cut
+        them off.
+    """
+    ends = eos_token_ids(model, processing_class)
+    pad_token_id = processing_class.pad_token_id
+    pad_token_id = processing_class.eos_token_id if pad_token_id is None else pad_token_id
+    if not generation_kwargs:
+        generation_kwargs = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    completions = [[] for _ in prompt_ids]
+    with evaluation_mode(model):
+        for batch in length_batches([len(ids) for ids in prompt_ids], batch_size, desc):
+            rows = [torch.tensor(prompt_ids[index]) for index in batch]
+            input_ids = pad(rows, padding_value=pad_token_id, padding_side="left").to(model.device)
+            attention_mask = pad([torch.ones_like(row) for row in rows], padding_side="left").to(model.device)
+            generated = model.generate(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad_token_id,
+                eos_token_id=sorted(ends),
+                use_cache=True,
+                **generation_kwargs,
+            )
+            for index, ids in zip(batch, generated[:, input_ids.size(1) :].tolist(), strict=True):
+                end = next((position for position, token in enumerate(ids) if token in ends), len(ids) - 1)
+                completions[index] = ids[: end + 1]
+    return completions
+
+
+def completion_logps(
+    model: PreTrainedModel,
+    processing_class: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[list[int]],
+    completion_ids: Sequence[list[int]],
+    batch_size: int = 16,
+    desc: str | None = None,
+) -> list[list[float]]:
+    """
+    Log-probability of each completion token, computed in float32 through the model's fused LM head, so that no
+    (batch, tokens, vocabulary) tensor is built.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Causal language model, given a fused head by [`~trl.trainer.utils.add_fused_lm_head`].
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        prompt_ids, completion_ids (`Sequence[list[int]]`):
+            Token ids of the prompts and of what follows them.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Number of sequences in a batch.
+        desc (`str`, *optional*):
+            Title of a progress bar; none where `None`.
+
+    Returns:
+        `list[list[float]]`: One natural logarithm for each completion id.
+    """
+    sequences = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
+    pad_token_id = processing_class.pad_token_id
+    pad_token_id = processing_class.eos_token_id if pad_token_id is None else pad_token_id
+    logps = [[] for _ in sequences]
+    with evaluation_mode(model):
+        for batch in length_batches([len(ids) for ids in sequences], batch_size, desc):
+            rows = [torch.tensor(sequences[index]) for index in batch]
+            labels = [row.clone() for row in rows]
+            for row, index in zip(labels, batch, strict=True):
+                row[: len(prompt_ids[index])] = -100
+            outputs = model(
+                input_ids=pad(rows, padding_value=pad_token_id).to(model.device),
+                attention_mask=pad([torch.ones_like(row) for row in rows]).to(model.device),
+                labels=pad(labels, padding_value=-100).to(model.device),
+                fused_lm_head=True,
+            )
+            for row, index in zip(outputs.log_probs.float().tolist(), batch, strict=True):
+                # The value at position t belongs to token t + 1
+                logps[index] = row[len(prompt_ids[index]) - 1 : len(sequences[index]) - 1]
+    return logps

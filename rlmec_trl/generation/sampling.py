@@ -1,0 +1,65 @@
+"""Sampling completions from a policy in this process."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..data.tokens import encode_prompt
+from .inference import generate_ids
+
+
+def sample_completions(
+    model: PreTrainedModel,
+    processing_class: PreTrainedTokenizerBase,
+    prompts: Sequence[str | list[dict]],
+    num_samples: int = 5,
+    temperature: float = 0.7,
+    top_p: float = 0.95,
+    max_new_tokens: int = 512,
+    batch_size: int = 16,
+    seed: int = 0,
+    desc: str | None = "Sampling",
+) -> list[list[list[int]]]:
+    """
+    Sample several completions of each prompt. The defaults are those of RLMEC
+    (https://huggingface.co/papers/2401.06081).
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The policy.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        prompts (`Sequence`):
+            Texts or messages.
+        num_samples (`int`, *optional*, defaults to `5`):
+            Number of completions of each prompt.
+        temperature (`float`, *optional*, defaults to `0.7`):
+            Sampling temperature; `0.0` decodes greedily.
+        top_p (`float`, *optional*, defaults to `0.95`):
+            Probability mass that is sampled from.
+        max_new_tokens (`int`, *optional*, defaults to `512`):
+            Greatest length of a completion, in tokens.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Number of sequences in a batch.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the random numbers. Those of the caller are left as they were.
+        desc (`str`, *optional*, defaults to `"Sampling"`):
+            Title of the progress bar; none where `None`.
+
+    Returns:
+        `list[list[list[int]]]`: For each prompt, the ids of its completions, up to and with EOS. A completion without
+        EOS at its end was cut off by `max_new_tokens`.
+    """
+    prompt_ids = [encode_prompt(processing_class, prompt) for prompt in prompts for _ in range(num_samples)]
+    kwargs = {}
+    if temperature > 0:
+        # The policy's own generation config may hold a `top_k`, which would not be this distribution
+        kwargs = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        completions = generate_ids(
+            model, processing_class, prompt_ids, max_new_tokens, batch_size=batch_size, desc=desc, **kwargs
+        )
+    return [completions[start : start + num_samples] for start in range(0, len(completions), num_samples)]

@@ -1,0 +1,1 @@
+"""The generative reward model: its training, its scores, and the token rewards made from them."""

@@ -1,0 +1,58 @@
+"""Configuration of the trainer of generative reward models."""
+
+from dataclasses import dataclass, field
+
+from trl import SFTConfig
+
+
+@dataclass
+class GRMConfig(SFTConfig):
+    r"""
+    Configuration class for the [`GRMTrainer`].
+
+    This class includes only the parameters that are specific to training a generative reward model
+    (https://huggingface.co/papers/2401.06081). For the others, refer to [`~trl.SFTConfig`] and
+    [`~transformers.TrainingArguments`].
+
+    Parameters:
+        > Parameters that control the mixture of tasks
+
+        locate_fraction (`float`, *optional*, defaults to `1.0`):
+            Share of the attempts that are also used to train locating the first wrong step. With `0.0`, the model only
+            learns to rewrite.
+        max_correct_ratio (`float`, *optional*):
+            At most this many right attempts, to be repeated as they are, for each wrong one. If `None`, all are kept.
+
+    > [!NOTE]
+    > These parameters have default values different from [`~trl.SFTConfig`]:
+    > - `max_length`: Defaults to `2048` instead of `1024`, since a prompt holds problem, reference and attempt.
+    """
+
+    max_length: int | None = field(
+        default=2048,
+        metadata={
+            "help": "Maximum length of the tokenized sequence. Sequences longer than `max_length` are truncated from "
+            "the right. If `None`, no truncation is applied."
+        },
+    )
+    locate_fraction: float = field(
+        default=1.0,
+        metadata={
+            "help": "Share of the attempts that are also used to train locating the first wrong step. With `0.0`, the "
+            "model only learns to rewrite."
+        },
+    )
+    max_correct_ratio: float | None = field(
+        default=None,
+        metadata={
+            "help": "At most this many right attempts, to be repeated as they are, for each wrong one. If `None`, all "
+            "are kept."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.locate_fraction <= 1:
+            raise ValueError(f"`locate_fraction` must be between 0 and 1, got {self.locate_fraction}.")
+        if self.max_correct_ratio is not None and self.max_correct_ratio < 0:
+            raise ValueError(f"`max_correct_ratio` must not be negative, got {self.max_correct_ratio}.")

@@ -1,0 +1,1 @@
+"""Policy training with token-level credit."""

@@ -1,0 +1,139 @@
+"""Batches of RLMEC rows: every sequence that has to go through the model, once."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.data.data_collator import DataCollatorMixin
+from trl.trainer.utils import pad
+
+
+def _num_nonzero(values: list[float]) -> int:
+    return sum(value != 0 for value in values)
+
+
+@dataclass
+class DataCollatorForRLMEC(DataCollatorMixin):
+    """
+    Lay out the attempts and the rewrites of a batch of rows as one batch of sequences, so that one forward pass serves
+    both terms of the loss. A row gives
+
+    - its attempt, where the policy term is on and a token has a reward;
+    - its imitation target, where the imitation term is on and a token has a weight;
+    - only one sequence, with both rewards and weights, where the two are the same tokens.
+
+    Args:
+        pad_token_id (`int`):
+            Token id to pad with.
+        policy (`bool`, *optional*, defaults to `True`):
+            Whether the policy term is on.
+        imitation (`bool`, *optional*, defaults to `True`):
+            Whether the imitation term is on.
+        soft_targets (`bool`, *optional*, defaults to `False`):
+            Whether to return `target_ids` and `target_logps`.
+        pad_to_multiple_of (`int`, *optional*):
+            If set, sequences are padded to a multiple of this value.
+        return_tensors (`str`, *optional*, defaults to `"pt"`):
+            Only `"pt"` is supported.
+
+    Returns of a call, with `B` rows, `S` sequences and `T` tokens (right-padded):
+        - `num_active`, `num_completion_tokens`, `num_weighted`, `num_edited`, `num_imitated`, `reward_sum`: float32
+          of shape `(B,)`, over the row's completion and its imitation target. They come first because `Trainer` takes
+          the batch size from the first tensor.
+        - `input_ids`, `attention_mask`, `labels` of shape `(S, T)`; labels are -100 on prompt and padding.
+        - `token_rewards`, `imitation_weights`: float32 of shape `(S, T)`, zero where they do not apply.
+        - `policy_mask`: bool of shape `(S, T)`, true on the tokens of an attempt.
+        - `old_logps`: float32 of shape `(S, T)`, where the rows have them.
+        - `target_ids`, `target_logps` of shape `(S, T, k)`, with `soft_targets`: the target distribution of each
+          imitated token, `-inf` where unused.
+    """
+
+    pad_token_id: int
+    policy: bool = True
+    imitation: bool = True
+    soft_targets: bool = False
+    pad_to_multiple_of: int | None = None
+    return_tensors: str = "pt"
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        sequences = [sequence for example in examples for sequence in self._sequences(example)]
+        if not sequences:
+            # Every process must take part in each forward pass, so a batch without a trained token sends one sequence
+            # without labels.
+            sequences = [{"input_ids": examples[0]["prompt_ids"][:1] * 2, "prompt_length": 2}]
+        batch = self._row_counts(examples)
+        batch["input_ids"] = self._pad([sequence["input_ids"] for sequence in sequences], self.pad_token_id)
+        batch["attention_mask"] = self._pad([[1] * len(sequence["input_ids"]) for sequence in sequences], 0)
+        batch["labels"] = self._pad(
+            [[-100] * seq["prompt_length"] + seq["input_ids"][seq["prompt_length"] :] for seq in sequences], -100
+        )
+        for name in ("token_rewards", "imitation_weights"):
+            batch[name] = self._pad([self._per_token(sequence, name) for sequence in sequences], 0.0)
+        is_policy = torch.tensor(["token_rewards" in sequence for sequence in sequences])
+        batch["policy_mask"] = (batch["labels"] != -100) & is_policy[:, None]
+        if examples[0].get("old_logps"):
+            batch["old_logps"] = self._pad([self._per_token(sequence, "old_logps") for sequence in sequences], 0.0)
+        if self.soft_targets:
+            batch["target_ids"], batch["target_logps"] = self._targets(sequences, batch["labels"])
+        return batch
+
+    def _sequences(self, example: dict[str, Any]) -> list[dict[str, Any]]:
+        prompt_ids = example["prompt_ids"]
+        attempt, target = None, None
+        if self.policy and any(example["token_rewards"]):
+            attempt = {
+                "input_ids": prompt_ids + example["completion_ids"],
+                "prompt_length": len(prompt_ids),
+                "token_rewards": example["token_rewards"],
+                "old_logps": example.get("old_logps"),
+            }
+        if self.imitation and any(example["imitation_weights"]):
+            target = {
+                "input_ids": prompt_ids + example["imitation_ids"],
+                "prompt_length": len(prompt_ids),
+                "imitation_weights": example["imitation_weights"],
+                "topk_ids": example.get("imitation_topk_ids"),
+                "topk_logps": example.get("imitation_topk_logps"),
+            }
+        if attempt and target and attempt["input_ids"] == target["input_ids"]:
+            return [attempt | target]
+        return [sequence for sequence in (attempt, target) if sequence]
+
+    def _row_counts(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        counts = {
+            "num_active": [
+                sum(reward != 0 for reward in ex["token_rewards"]) if self.policy else 0 for ex in examples
+            ],
+            "num_completion_tokens": [len(ex["completion_ids"]) for ex in examples],
+            "num_weighted": [
+                sum(weight != 0 for weight in ex["imitation_weights"]) if self.imitation else 0 for ex in examples
+            ],
+            "num_edited": [ex["num_edited"] for ex in examples],
+            "num_imitated": [len(ex["imitation_ids"]) for ex in examples],
+            "reward_sum": [sum(ex["token_rewards"]) for ex in examples],
+        }
+        return {name: torch.tensor(values, dtype=torch.float32) for name, values in counts.items()}
+
+    def _per_token(self, sequence: dict[str, Any], name: str) -> list[float]:
+        length = len(sequence["input_ids"])
+        if not sequence.get(name):
+            return [0.0] * length
+        return [0.0] * sequence["prompt_length"] + sequence[name]
+
+    def _targets(self, sequences: list[dict[str, Any]], labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        width = max([len(sequence["topk_ids"][0]) for sequence in sequences if sequence.get("topk_ids")], default=1)
+        # A sequence without a stored distribution (the sample itself is imitated) has its own token as the target.
+        target_ids = labels.clamp(min=0).unsqueeze(-1).repeat(1, 1, width)
+        target_logps = torch.full(target_ids.shape, float("-inf"))
+        target_logps[..., 0] = 0.0
+        for index, sequence in enumerate(sequences):
+            if sequence.get("topk_ids"):
+                span = slice(sequence["prompt_length"], len(sequence["input_ids"]))
+                target_ids[index, span] = torch.tensor(sequence["topk_ids"])
+                target_logps[index, span] = torch.tensor(sequence["topk_logps"], dtype=torch.float32)
+        return target_ids, target_logps
+
+    def _pad(self, rows: list[list], value: float) -> torch.Tensor:
+        dtype = torch.float32 if isinstance(value, float) else torch.long
+        tensors = [torch.tensor(row, dtype=dtype) for row in rows]
+        return pad(tensors, padding_value=value, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of)

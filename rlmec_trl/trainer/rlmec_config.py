@@ -1,0 +1,192 @@
+"""Configuration of the off-line RLMEC trainer."""
+
+from dataclasses import dataclass, field
+
+from trl import SFTConfig
+
+
+@dataclass
+class RLMECConfig(SFTConfig):
+    r"""
+    Configuration class for the [`RLMECTrainer`].
+
+    This class includes only the parameters that are specific to RLMEC
+    (https://huggingface.co/papers/2401.06081). For the others, refer to [`~trl.SFTConfig`] and
+    [`~transformers.TrainingArguments`]. Defaults are the paper's.
+
+    Parameters:
+        > Parameters that control the token rewards
+
+        reward_baseline (`float`, *optional*, defaults to `0.5`):
+            Probability under the generative reward model at which a token earns nothing, and under which it counts as
+            flagged.
+        positive_reward_range (`list[float]`, *optional*, defaults to `[0.0, 0.5]`):
+            Lower and upper bound of the token rewards of right samples.
+        negative_reward_range (`list[float]`, *optional*, defaults to `[-0.1, 0.0]`):
+            Lower and upper bound of the token rewards of wrong samples.
+        negative_credit (`str`, *optional*, defaults to `"all"`):
+            Which tokens of a sample keep a negative reward: `"all"`, or `"first_error"` for only the first of them,
+            since the reward model never saw a prefix that already holds an error.
+
+        > Parameters that control the policy term
+
+        policy_coef (`float`, *optional*, defaults to `1.0`):
+            Weight of the policy term. With `0.0`, sampled completions do not go through the model, unless they are
+            imitated.
+        loss_type (`str`, *optional*, defaults to `"rlmec"`):
+            `"rlmec"` weighs the log-probability's gradient by the clipped ratio, as in the paper; `"ppo"` lets the
+            gradient flow through the ratio, so that clipped tokens stop moving.
+        epsilon (`float`, *optional*, defaults to `0.3`):
+            Half-width of the clipping range of the importance ratio.
+        normalize_by (`str`, *optional*, defaults to `"active_tokens"`):
+            What the policy term is divided by, counted over the whole optimizer step: `"active_tokens"`, the tokens
+            with a reward other than zero, or `"completion_tokens"`, all tokens of the sampled completions.
+
+        > Parameters that control the imitation term
+
+        imitation_coef (`float`, *optional*, defaults to `1.0`):
+            Weight of the imitation term (lambda in the paper). With `0.0`, rewrites do not go through the model.
+        edited_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the tokens of the rewrite that the minimum edit script touches.
+        unedited_weight (`float`, *optional*, defaults to `0.5`):
+            Weight of the other tokens of the rewrite.
+        correct_samples (`str`, *optional*, defaults to `"keep"`):
+            What is imitated where a sample's answer is right: `"keep"`, the sample itself; `"cut"`, the sample up to
+            its first flagged token; `"rewrite"`, the rewrite, since a right answer may hide wrong steps.
+        imitation_targets (`str`, *optional*, defaults to `"hard"`):
+            `"hard"` imitates the tokens of the rewrite; `"soft"` the reward model's distribution on them, from the
+            columns `rewrite_topk_ids` and `rewrite_topk_logps`.
+        imitation_temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature of the soft targets.
+        imitation_label_smoothing (`float`, *optional*, defaults to `0.0`):
+            Share of every imitation target that is spread evenly over the vocabulary.
+
+    > [!NOTE]
+    > These parameters have default values different from [`~trl.SFTConfig`]:
+    > - `loss_type`: Defaults to `"rlmec"` instead of `"nll"`.
+    """
+
+    # Parameters that control the token rewards
+    reward_baseline: float = field(
+        default=0.5,
+        metadata={
+            "help": "Probability under the generative reward model at which a token earns nothing, and under which it "
+            "counts as flagged."
+        },
+    )
+    positive_reward_range: list[float] = field(
+        default_factory=lambda: [0.0, 0.5],
+        metadata={"help": "Lower and upper bound of the token rewards of right samples."},
+    )
+    negative_reward_range: list[float] = field(
+        default_factory=lambda: [-0.1, 0.0],
+        metadata={"help": "Lower and upper bound of the token rewards of wrong samples."},
+    )
+    negative_credit: str = field(
+        default="all",
+        metadata={
+            "help": "Which tokens of a sample keep a negative reward: `'all'`, or `'first_error'` for only the first "
+            "of them.",
+            "choices": ["all", "first_error"],
+        },
+    )
+
+    # Parameters that control the policy term
+    policy_coef: float = field(
+        default=1.0,
+        metadata={
+            "help": "Weight of the policy term. With `0.0`, sampled completions do not go through the model, unless "
+            "they are imitated."
+        },
+    )
+    loss_type: str = field(
+        default="rlmec",
+        metadata={
+            "help": "`'rlmec'` weighs the log-probability's gradient by the clipped ratio, as in the paper; `'ppo'` "
+            "lets the gradient flow through the ratio, so that clipped tokens stop moving.",
+            "choices": ["rlmec", "ppo"],
+        },
+    )
+    epsilon: float = field(
+        default=0.3,
+        metadata={"help": "Half-width of the clipping range of the importance ratio."},
+    )
+    normalize_by: str = field(
+        default="active_tokens",
+        metadata={
+            "help": "What the policy term is divided by, counted over the whole optimizer step: `'active_tokens'`, "
+            "the tokens with a reward other than zero, or `'completion_tokens'`, all tokens of the sampled "
+            "completions.",
+            "choices": ["active_tokens", "completion_tokens"],
+        },
+    )
+
+    # Parameters that control the imitation term
+    imitation_coef: float = field(
+        default=1.0,
+        metadata={
+            "help": "Weight of the imitation term (lambda in the paper). With `0.0`, rewrites do not go through the "
+            "model."
+        },
+    )
+    edited_weight: float = field(
+        default=1.0,
+        metadata={"help": "Weight of the tokens of the rewrite that the minimum edit script touches."},
+    )
+    unedited_weight: float = field(
+        default=0.5,
+        metadata={"help": "Weight of the other tokens of the rewrite."},
+    )
+    correct_samples: str = field(
+        default="keep",
+        metadata={
+            "help": "What is imitated where a sample's answer is right: `'keep'`, the sample itself; `'cut'`, the "
+            "sample up to its first flagged token; `'rewrite'`, the rewrite.",
+            "choices": ["keep", "cut", "rewrite"],
+        },
+    )
+    imitation_targets: str = field(
+        default="hard",
+        metadata={
+            "help": "`'hard'` imitates the tokens of the rewrite; `'soft'` the reward model's distribution on them, "
+            "from the columns `rewrite_topk_ids` and `rewrite_topk_logps`.",
+            "choices": ["hard", "soft"],
+        },
+    )
+    imitation_temperature: float = field(
+        default=1.0,
+        metadata={"help": "Temperature of the soft targets."},
+    )
+    imitation_label_smoothing: float = field(
+        default=0.0,
+        metadata={"help": "Share of every imitation target that is spread evenly over the vocabulary."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("positive_reward_range", "negative_reward_range"):
+            bounds = getattr(self, name)
+            if len(bounds) != 2 or bounds[0] > bounds[1]:
+                raise ValueError(f"`{name}` must be two numbers, the lower bound first, got {bounds}.")
+        for name in ("policy_coef", "imitation_coef", "edited_weight", "unedited_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        if self.policy_coef == 0 and self.imitation_coef == 0:
+            raise ValueError("`policy_coef` and `imitation_coef` are both 0, so there is nothing to train on.")
+        if self.epsilon <= 0:
+            raise ValueError(f"`epsilon` must be positive, got {self.epsilon}.")
+        if self.imitation_temperature <= 0:
+            raise ValueError(f"`imitation_temperature` must be positive, got {self.imitation_temperature}.")
+        if not 0 <= self.imitation_label_smoothing < 1:
+            raise ValueError(
+                f"`imitation_label_smoothing` must be at least 0 and under 1, got {self.imitation_label_smoothing}."
+            )
+        for name, choices in (
+            ("loss_type", ("rlmec", "ppo")),
+            ("normalize_by", ("active_tokens", "completion_tokens")),
+            ("negative_credit", ("all", "first_error")),
+            ("correct_samples", ("keep", "cut", "rewrite")),
+            ("imitation_targets", ("hard", "soft")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")

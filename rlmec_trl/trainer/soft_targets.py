@@ -1,0 +1,138 @@
+"""Expected log-probability under a target distribution, without a (tokens, vocabulary) tensor kept in memory."""
+
+import functools
+import types
+
+import torch
+import torch.nn.functional as F
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+
+# Logits exist for this many tokens at a time, in the forward and again in the backward pass.
+TILE_TOKENS = 1024
+
+
+def expected_logps(
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    target_ids: torch.Tensor,
+    target_probs: torch.Tensor,
+    label_smoothing: float = 0.0,
+    softcap: float | None = None,
+    tile_tokens: int = TILE_TOKENS,
+) -> torch.Tensor:
+    """
+    `sum_v q_t(v) log pi_t(v)` for each token t, with `q = (1 - s) g + s / V` for targets g and smoothing s.
+
+    Args:
+        hidden_states (`torch.Tensor` of shape `(tokens, hidden)`):
+            Last hidden states of the policy.
+        weight (`torch.Tensor` of shape `(vocabulary, hidden)`):
+            Weight of the LM head.
+        bias (`torch.Tensor` of shape `(vocabulary,)`, *optional*):
+            Bias of the LM head.
+        target_ids (`torch.Tensor` of shape `(tokens, k)`, int64):
+            Ids that the targets give probability to.
+        target_probs (`torch.Tensor` of shape `(tokens, k)`, float32):
+            Their probabilities, which sum to one for each token.
+        label_smoothing (`float`, *optional*, defaults to `0.0`):
+            Share s of the target that is spread evenly over the vocabulary.
+        softcap (`float`, *optional*):
+            Bound of the logits, for models that squash them by a hyperbolic tangent.
+        tile_tokens (`int`, *optional*, defaults to `1024`):
+            Number of tokens whose logits exist at a time.
+
+    Returns:
+        `torch.Tensor` of shape `(tokens,)`, float32.
+    """
+
+    def tile(hidden: torch.Tensor, ids: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
+        logits = F.linear(hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)).float()
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        log_normalizer = logits.logsumexp(dim=-1)
+        expected = (probs * logits.gather(-1, ids)).sum(dim=-1)
+        if label_smoothing > 0:
+            expected = (1 - label_smoothing) * expected + label_smoothing * logits.mean(dim=-1)
+        return expected - log_normalizer
+
+    tiles = zip(
+        hidden_states.split(tile_tokens), target_ids.split(tile_tokens), target_probs.split(tile_tokens), strict=True
+    )
+    return torch.cat([checkpoint(tile, *tensors, use_reentrant=False) for tensors in tiles])
+
+
+def tempered_targets(target_logps: torch.Tensor, temperature: float) -> torch.Tensor:
+    """
+    Target probabilities `softmax(logps / temperature)` over the stored ids. What was not stored is renormalised away.
+
+    Args:
+        target_logps (`torch.Tensor` of shape `(..., k)`, float32):
+            Log-probabilities at temperature 1; `-inf` where unused.
+        temperature (`float`):
+            Temperature of the targets.
+    """
+    return torch.softmax(target_logps.float() / temperature, dim=-1)
+
+
+def add_soft_target_head(model: PreTrainedModel) -> None:
+    """
+    Let `model(..., fused_lm_head=True, target_ids=..., target_probs=..., target_mask=...)` return `expected_logps`
+    beside the outputs of [`~trl.trainer.utils.add_fused_lm_head`], from the same hidden states.
+
+    It stands inside the model's forward, because FSDP gathers the LM head's weight only there.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Causal language model, already given a fused LM head.
+
+    Raises:
+        `ValueError`: If the model scales its logits, which the targets would have to follow.
+    """
+    config = model.config.get_text_config()
+    for name in ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier"):
+        if getattr(config, name, None) not in (None, 1.0):
+            raise ValueError(
+                f"Soft imitation and `imitation_label_smoothing` do not support models that scale their logits "
+                f"(`{name}` in the config of {type(model).__name__}). Set `imitation_targets='hard'` and "
+                "`imitation_label_smoothing=0`."
+            )
+    softcap = getattr(config, "final_logit_softcapping", None)
+    fused_forward = model.forward
+
+    @functools.wraps(type(model).forward)
+    def forward(self, *args, target_ids=None, target_probs=None, target_mask=None, label_smoothing=0.0, **kwargs):
+        if target_ids is None:
+            return fused_forward(*args, **kwargs)
+        captured = []
+        hook = self.base_model.register_forward_hook(
+            lambda module, inputs, outputs: captured.append(outputs.last_hidden_state)
+        )
+        try:
+            outputs = fused_forward(*args, **kwargs)
+        finally:
+            hook.remove()
+        lm_head = self.get_output_embeddings()
+        weight, bias = lm_head.weight, lm_head.bias
+        if isinstance(weight, DTensor):
+            weight = weight.full_tensor()
+            bias = None if bias is None else bias.full_tensor()
+        # The state at a position predicts the token after it; virtual prompt tokens, if any, come first.
+        hidden_states = captured[0][:, -target_ids.size(1) : -1]
+        mask = target_mask[:, 1:]
+        values = expected_logps(
+            hidden_states[mask],
+            weight,
+            bias,
+            target_ids[:, 1:][mask],
+            target_probs[:, 1:][mask],
+            label_smoothing,
+            softcap,
+        )
+        outputs["expected_logps"] = values.new_zeros(mask.shape).masked_scatter(mask, values)
+        return outputs
+
+    model.forward = types.MethodType(forward, model)
