@@ -1,7 +1,12 @@
-"""Settings that every test shares. They stand here because they must be set before Hugging Face libraries load."""
+"""
+Settings and fixtures that every test shares. The settings stand first because Hugging Face libraries read them when
+they load; for the same reason, and because most tests need no torch, the fixtures import late.
+"""
 
 import os
+import random
 
+import pytest
 from hypothesis import settings
 
 
@@ -15,3 +20,92 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A busy machine is not a failing property.
 settings.register_profile("rlmec", deadline=None)
 settings.load_profile("rlmec")
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """The word-level tokenizer of the built-in task. Tests that change it take a copy."""
+    from rlmec_trl.data.arithmetic import make_tokenizer
+
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer():
+    """The same with a chat template, which lets messages be told from texts."""
+    from rlmec_trl.data.arithmetic import make_tokenizer
+
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['content'] }}{% if message['role'] == 'assistant' %}<eos>{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %} attempt{% endif %}"
+    )
+    return tokenizer
+
+
+@pytest.fixture
+def policy(make_policy):
+    """An untrained policy of one layer."""
+    return make_policy()
+
+
+@pytest.fixture
+def make_policy(tokenizer):
+    """Make untrained policies of one layer, always with the same weights."""
+    from rlmec_trl.data import arithmetic
+
+    def make(sharpness=1.0, mixing=1.0, num_hidden_layers=1):
+        policy = arithmetic.make_policy(tokenizer, hidden_size=16, num_hidden_layers=num_hidden_layers)
+        # Fresh weights give nearly the same probability to every token, which hides mistakes ...
+        policy.get_input_embeddings().weight.data.mul_(sharpness)
+        # ... and where they do not, tied embeddings favour the token before, whatever else stands in the context.
+        for parameter in policy.model.layers.parameters():
+            if parameter.dim() > 1:
+                parameter.data.mul_(mixing)
+        return policy
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_rows(tokenizer):
+    """
+    Make scored rows of the built-in task: right samples, wrong ones, and right answers with a wrong step, with random
+    token probabilities and old log-probabilities, of different lengths.
+    """
+    from rlmec_trl.data import arithmetic
+    from rlmec_trl.data.tokens import encode_completion
+
+    def make(num_rows, seed=0, kinds=("right", "wrong", "flawed")):
+        rng = random.Random(seed)
+        task = arithmetic.make_arithmetic(seed=seed, warmup=0, train=num_rows, validation=0, test=0)["train"]
+        rows = []
+        for index, row in enumerate(task):
+            numbers = arithmetic.read_problem(row["prompt"])
+            solution = arithmetic.write_solution(numbers, [rng.choice(arithmetic.CONNECTIVES) for _ in numbers[1:]])
+            steps = solution.split(" ; ")
+            kind = kinds[index % len(kinds)]
+            if kind == "wrong":
+                steps = steps[1:] if rng.random() < 0.3 else steps  # unequal lengths
+                steps[-1] = f"The answer is {rng.randint(1, 9)}"
+            if kind == "flawed":
+                steps[rng.randrange(3)] += str(rng.randrange(10))
+            completion = " ; ".join(steps)
+            error_step, rewrite = arithmetic.rewrite_minimally(row["prompt"], row["reference"], completion)
+            completion_ids = encode_completion(tokenizer, completion)
+            rows.append(
+                {
+                    **row,
+                    "completion": completion,
+                    "completion_ids": completion_ids,
+                    "correct": kind != "wrong",
+                    "error_step": error_step,
+                    "rewrite": rewrite,
+                    "token_probs": [rng.random() for _ in completion_ids],
+                    # Around what an untrained policy gives, and far enough from it for the ratio to be clipped
+                    "old_logps": [-4.2 + rng.uniform(-0.6, 0.6) for _ in completion_ids],
+                }
+            )
+        return rows
+
+    return make

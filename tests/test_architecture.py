@@ -17,9 +17,10 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # What each room may import, as module prefixes inside the package (its own modules always).
 ALLOWED = {
     "data": set(),
-    "editing": {"data"},
     "generation": {"data"},
-    "reward": {"data", "editing"},
+    # A local model that edits or judges needs batched generation, so both know that room.
+    "editing": {"data", "generation"},
+    "reward": {"data", "editing", "generation"},
     # The trainer gets its rewards as numbers: how a probability was made is none of its business.
     "trainer": {"data", "editing", "reward.token_rewards"},
     "evaluation": {"data", "generation", "editing", "reward"},

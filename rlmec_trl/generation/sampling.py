@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 
 import torch
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data.messages import is_conversational
+from ..data.tasks import Task
 from ..data.tokens import encode_prompt
-from .inference import generate_ids
+from .inference import eos_token_ids, generate_ids
 
 
 def sample_completions(
@@ -63,3 +66,48 @@ def sample_completions(
             model, processing_class, prompt_ids, max_new_tokens, batch_size=batch_size, desc=desc, **kwargs
         )
     return [completions[start : start + num_samples] for start in range(0, len(completions), num_samples)]
+
+
+def to_sample_rows(
+    dataset: Dataset,
+    completions: Sequence[Sequence[list[int]]],
+    model: PreTrainedModel,
+    processing_class: PreTrainedTokenizerBase,
+    task: Task,
+) -> Dataset:
+    """
+    One row a completion: the columns of its problem, `completion`, `completion_ids` and `correct`.
+
+    Completions that were cut off before EOS, or say nothing, are left out: what they were going to say is unknown.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            The problems.
+        completions (`Sequence[Sequence[list[int]]]`):
+            What [`sample_completions`] gave for them.
+        model ([`~transformers.PreTrainedModel`]):
+            The policy, which knows what ends a completion.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        task ([`~rlmec_trl.data.tasks.Task`]):
+            How answers are checked.
+    """
+    ends = eos_token_ids(model, processing_class)
+    columns = {name: [] for name in [*dataset.column_names, "completion", "completion_ids", "correct"]}
+    for row, samples in zip(dataset, completions, strict=True):
+        for ids in samples:
+            text = processing_class.decode(ids, skip_special_tokens=True)
+            if ids[-1] not in ends or not text.strip():
+                continue
+            conversational = is_conversational(row["prompt"])
+            row["completion"] = [{"role": "assistant", "content": text}] if conversational else text
+            row["completion_ids"] = ids
+            row["correct"] = task.check_answer(text, row["answer"])
+            for name, values in columns.items():
+                values.append(row[name])
+    if not columns["correct"]:
+        raise ValueError(
+            "No completion came to its end: all were cut off or empty. Allow more with `max_new_tokens`, and check "
+            "that the policy ends its answers with EOS."
+        )
+    return Dataset.from_dict(columns)

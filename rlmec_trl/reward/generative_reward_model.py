@@ -1,7 +1,9 @@
 """A trained generative reward model at work: where an attempt goes wrong, how to mend it, what a token is worth."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -108,6 +110,42 @@ class GenerativeRewardModel:
             located.append(step if step is not None and step < num_steps else -1)
         return located
 
+    def flagged_steps(
+        self,
+        completions: Sequence[str | list[dict]],
+        completion_ids: Sequence[list[int]],
+        token_probs: Sequence[list[float]],
+        threshold: float = 0.5,
+    ) -> list[int]:
+        """
+        Name the step of each attempt that holds its first flagged token: another way to locate the first error, which
+        costs nothing once the attempts are scored.
+
+        Args:
+            completions (`Sequence`):
+                The attempts.
+            completion_ids (`Sequence[list[int]]`):
+                Their token ids, as sampled.
+            token_probs (`Sequence[list[float]]`):
+                What [`score`] gave.
+            threshold (`float`, *optional*, defaults to `0.5`):
+                Probability under which a token is flagged.
+
+        Returns:
+            `list[int]`: Index of the step, -1 where no token is flagged.
+        """
+        located = []
+        for completion, ids, probs in zip(completions, completion_ids, token_probs, strict=True):
+            first = next((position for position, prob in enumerate(probs) if prob < threshold), None)
+            if first is None:
+                located.append(-1)
+                continue
+            # A token belongs to the step of its last character: it may begin with the space that ends a separator
+            end = len(self.processing_class.decode(ids[: first + 1], skip_special_tokens=True))
+            step_ends = list(accumulate(map(len, split_steps(message_text(completion), self.wording.step_separator))))
+            located.append(min(bisect_left(step_ends, end), len(step_ends) - 1))
+        return located
+
     def rewrite(
         self,
         prompts: Sequence[str | list[dict]],
@@ -123,7 +161,7 @@ class GenerativeRewardModel:
             `list[str]`: The rewrites.
         """
         rewrites = self.rewrite_ids(prompts, references, completions, completion_ids, error_steps)
-        return self.processing_class.batch_decode(rewrites, skip_special_tokens=True)
+        return [self.processing_class.decode(ids, skip_special_tokens=True) for ids in rewrites]
 
     def rewrite_ids(
         self,
@@ -225,14 +263,13 @@ class GenerativeRewardModel:
             for batch in length_batches([len(ids) for ids in sequences], self.batch_size, self._desc("Soft targets")):
                 rows = [torch.tensor(sequences[index]) for index in batch]
                 # Left padding puts the rewrites side by side at the end, so that only their logits are computed
+                inputs = {
+                    "input_ids": pad(rows, pad_token_id, padding_side="left"),
+                    "attention_mask": pad([torch.ones_like(row) for row in rows], padding_side="left"),
+                    "position_ids": pad([torch.arange(len(row)) for row in rows], padding_side="left"),
+                }
                 logits = self.model(
-                    input_ids=pad(rows, pad_token_id, padding_side="left").to(self.model.device),
-                    attention_mask=pad([torch.ones_like(row) for row in rows], padding_side="left").to(
-                        self.model.device
-                    ),
-                    position_ids=pad([torch.arange(len(row)) for row in rows], padding_side="left").to(
-                        self.model.device
-                    ),
+                    **{name: tensor.to(self.model.device) for name, tensor in inputs.items()},
                     logits_to_keep=max(len(rewrite_ids[index]) for index in batch) + 1,
                 ).logits
                 for row, index in enumerate(batch):
@@ -249,8 +286,8 @@ class GenerativeRewardModel:
         ]
 
     def _check_tokenizer(self, completions, completion_ids) -> None:
-        texts = self.processing_class.batch_decode([list(ids) for ids in completion_ids], skip_special_tokens=True)
-        for index, (text, completion) in enumerate(zip(texts, completions, strict=True)):
+        for index, (ids, completion) in enumerate(zip(completion_ids, completions, strict=True)):
+            text = self.processing_class.decode(list(ids), skip_special_tokens=True)
             if text.strip() != message_text(completion).strip():
                 raise TokenizerMismatchError(
                     f"Row {index}: `completion_ids` decode to {text[:60]!r} with the reward model's tokenizer, but "

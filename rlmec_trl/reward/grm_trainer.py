@@ -35,7 +35,8 @@ def build_examples(
 
     Args:
         rows (`dict[str, list]`):
-            Columns `prompt`, `reference`, `completion`, `completion_ids`, `rewrite`, `error_step` and `use_locate`.
+            Columns `prompt`, `reference`, `completion`, `rewrite`, `error_step` and `use_locate`. With
+            `completion_ids`, what a rewrite leaves alone keeps the ids that were sampled.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the generative reward model.
         wording ([`~rlmec_trl.data.prompts.Wording`]):
@@ -51,11 +52,14 @@ def build_examples(
         examples["input_ids"].append(prompt_ids + target_ids)
         examples["labels"].append([-100] * len(prompt_ids) + target_ids)
 
-    columns = ("prompt", "reference", "completion", "completion_ids", "rewrite", "error_step", "use_locate")
-    for prompt, reference, completion, completion_ids, rewrite, error_step, use_locate in zip(
-        *(rows[name] for name in columns), strict=True
+    columns = ("prompt", "reference", "completion", "rewrite", "error_step", "use_locate")
+    all_completion_ids = rows["completion_ids"] if "completion_ids" in rows else [None] * len(rows["completion"])
+    for prompt, reference, completion, rewrite, error_step, use_locate, completion_ids in zip(
+        *(rows[name] for name in columns), all_completion_ids, strict=True
     ):
         problem, attempt, rewrite = problem_text(prompt), message_text(completion), message_text(rewrite)
+        if completion_ids is None:
+            completion_ids = encode_completion(processing_class, attempt)
         add(
             encode_rewrite_prompt(processing_class, wording, problem, reference, attempt),
             encode_rewrite(processing_class, rewrite, attempt, completion_ids, wording.step_separator),
@@ -82,8 +86,9 @@ class GRMTrainer(SFTTrainer):
         args ([`GRMConfig`], *optional*):
             Configuration. If `None`, the defaults are used, and the output directory is the model's name with `-GRM`.
         train_dataset ([`~datasets.Dataset`]):
-            Rows with `prompt`, `reference`, `completion`, `completion_ids`, `correct`, `rewrite` and `error_step`.
-            Rows whose `rewrite` is `None` are left out. A tokenized data set (`input_ids`) is used as it is.
+            Rows with `prompt`, `reference`, `completion`, `correct`, `rewrite` and `error_step`, and `completion_ids`
+            where the completions were sampled as ids. Rows whose `rewrite` is `None` are left out. A tokenized data
+            set (`input_ids`) is used as it is.
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
             Like `train_dataset`.
         wording ([`~rlmec_trl.data.prompts.Wording`], *optional*):
@@ -122,6 +127,8 @@ class GRMTrainer(SFTTrainer):
         if args is None:
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = GRMConfig(f"{model_name.split('/')[-1]}-GRM")
+        if not isinstance(args, GRMConfig):
+            raise TypeError(f"`args` must be a `GRMConfig`, got `{type(args).__name__}`.")
         self.wording = wording
         super().__init__(
             model,
@@ -153,24 +160,26 @@ class GRMTrainer(SFTTrainer):
     def _build_mixture(
         self, dataset: Dataset, processing_class: PreTrainedTokenizerBase, args: GRMConfig, dataset_name: str
     ) -> Dataset:
+        if "rewrite" in dataset.column_names:
+            rewrites = dataset["rewrite"]
+            dataset = dataset.select([index for index, rewrite in enumerate(rewrites) if rewrite is not None])
         check_dataset(dataset, "edits")
         rng = random.Random(args.seed)
-        has_rewrite = [index for index, rewrite in enumerate(dataset["rewrite"]) if rewrite is not None]
-        error_steps = dataset["error_step"]
-        right = [index for index in has_rewrite if error_steps[index] == -1]
+        kept = list(range(len(dataset)))
+        right = [index for index, error_step in enumerate(dataset["error_step"]) if error_step == -1]
         if args.max_correct_ratio is not None:
-            num_right = round(args.max_correct_ratio * (len(has_rewrite) - len(right)))
+            num_right = round(args.max_correct_ratio * (len(kept) - len(right)))
             dropped = set(rng.sample(right, max(len(right) - num_right, 0)))
-            has_rewrite = [index for index in has_rewrite if index not in dropped]
-        if not has_rewrite:
+            kept = [index for index in kept if index not in dropped]
+        if not kept:
             raise ValueError(
                 f"The {dataset_name} data set has no row to train a generative reward model on: every `rewrite` is "
                 "missing, or `max_correct_ratio` leaves out the right attempts and there are no wrong ones."
             )
-        use_locate = set(rng.sample(has_rewrite, round(args.locate_fraction * len(has_rewrite))))
+        use_locate = set(rng.sample(kept, round(args.locate_fraction * len(kept))))
         with global_then_local_main_first():
-            selected = dataset.select(has_rewrite)
-            selected = selected.add_column("use_locate", [index in use_locate for index in has_rewrite])
+            selected = dataset.select(kept)
+            selected = selected.add_column("use_locate", [index in use_locate for index in kept])
             mixture = selected.map(
                 build_examples,
                 batched=True,

@@ -101,13 +101,9 @@ class DataCollatorForRLMEC(DataCollatorMixin):
 
     def _row_counts(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         counts = {
-            "num_active": [
-                sum(reward != 0 for reward in ex["token_rewards"]) if self.policy else 0 for ex in examples
-            ],
+            "num_active": [_num_nonzero(ex["token_rewards"]) if self.policy else 0 for ex in examples],
             "num_completion_tokens": [len(ex["completion_ids"]) for ex in examples],
-            "num_weighted": [
-                sum(weight != 0 for weight in ex["imitation_weights"]) if self.imitation else 0 for ex in examples
-            ],
+            "num_weighted": [_num_nonzero(ex["imitation_weights"]) if self.imitation else 0 for ex in examples],
             "num_edited": [ex["num_edited"] for ex in examples],
             "num_imitated": [len(ex["imitation_ids"]) for ex in examples],
             "reward_sum": [sum(ex["token_rewards"]) for ex in examples],
@@ -129,8 +125,9 @@ class DataCollatorForRLMEC(DataCollatorMixin):
         for index, sequence in enumerate(sequences):
             if sequence.get("topk_ids"):
                 span = slice(sequence["prompt_length"], len(sequence["input_ids"]))
-                target_ids[index, span] = torch.tensor(sequence["topk_ids"])
-                target_logps[index, span] = torch.tensor(sequence["topk_logps"], dtype=torch.float32)
+                candidates = slice(len(sequence["topk_ids"][0]))  # rows scored with another k may have fewer
+                target_ids[index, span, candidates] = torch.tensor(sequence["topk_ids"])
+                target_logps[index, span, candidates] = torch.tensor(sequence["topk_logps"], dtype=torch.float32)
         return target_ids, target_logps
 
     def _pad(self, rows: list[list], value: float) -> torch.Tensor:

@@ -72,12 +72,12 @@ def token_rewards(row: dict[str, Any], correct: bool, settings: RewardSettings) 
     return rewards[0].tolist()
 
 
-def is_rewritten(row: dict[str, Any]) -> bool:
-    """Whether the row has a rewrite that differs from its completion."""
+def is_copied(row: dict[str, Any]) -> bool:
+    """Whether the row has a rewrite that leaves its completion as it is."""
     if row.get("rewrite_ids") is not None:
-        return row["rewrite_ids"] != row["completion_ids"]
+        return row["rewrite_ids"] == row["completion_ids"]
     if row.get("rewrite") is not None:
-        return message_text(row["rewrite"]) != message_text(row["completion"])
+        return message_text(row["rewrite"]) == message_text(row["completion"])
     return False
 
 
@@ -133,7 +133,7 @@ def prepare_row(
     """
     correct = row.get("correct")
     if correct is None:  # ready rewards without an outcome: a sample is right where it was left as it is
-        correct = not is_rewritten(row)
+        correct = is_copied(row)
     prompt_ids = encode_prompt(processing_class, row["prompt"])
     imitation_ids, weights, edited = imitation_target(row, correct, processing_class, settings)
 

@@ -298,7 +298,7 @@ class RLMECTrainer(SFTTrainer):
             inputs[name][:, 1:] for name in ("token_rewards", "imitation_weights", "policy_mask")
         )
         old_logps = inputs["old_logps"][:, 1:] if "old_logps" in inputs else logps.detach()
-        target_logps = outputs["expected_logps"] if self._needs_targets else logps
+        target_logps = outputs.expected_logps if self._needs_targets else logps
 
         is_global = num_items_in_batch is not None
         num_policy, num_weighted = num_items_in_batch if is_global else self._denominators(inputs)

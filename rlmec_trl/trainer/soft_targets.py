@@ -2,16 +2,32 @@
 
 import functools
 import types
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from trl.trainer.utils import FusedCausalLMOutput
 
 
 # Logits exist for this many tokens at a time, in the forward and again in the backward pass.
 TILE_TOKENS = 1024
+
+
+@dataclass
+class SoftTargetOutput(FusedCausalLMOutput):
+    """
+    Output of a model given a soft-target head. A class of its own, because DDP takes outputs apart and puts them
+    together again by their declared fields.
+
+    Args:
+        expected_logps (`torch.Tensor` of shape `(batch, seq_len - 1)`):
+            Expected log-probability under the target distribution, zero outside `target_mask`.
+    """
+
+    expected_logps: torch.Tensor | None = None
 
 
 def expected_logps(
@@ -132,7 +148,6 @@ def add_soft_target_head(model: PreTrainedModel) -> None:
             label_smoothing,
             softcap,
         )
-        outputs["expected_logps"] = values.new_zeros(mask.shape).masked_scatter(mask, values)
-        return outputs
+        return SoftTargetOutput(**outputs, expected_logps=values.new_zeros(mask.shape).masked_scatter(mask, values))
 
     model.forward = types.MethodType(forward, model)

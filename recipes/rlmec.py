@@ -1,0 +1,79 @@
+"""
+Stage 5: train the policy with RLMEC.
+
+```bash
+accelerate launch --config_file recipes/accelerate_configs/zero3.yaml recipes/rlmec.py \
+    --config recipes/ecqa/rlmec.yaml --model_name_or_path Qwen/Qwen2.5-7B-Instruct
+```
+
+Where the data set has neither `token_probs` nor `token_rewards` and a generative reward model is named (`--grm`), the
+samples are scored first, into `<output_dir>/scored`. An interrupted training goes on from its last checkpoint.
+"""
+
+import os
+from dataclasses import dataclass, field
+
+from datasets import Dataset
+from transformers.trainer_utils import get_last_checkpoint
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+
+from rlmec_trl import RLMECConfig, RLMECTrainer
+from rlmec_trl.data.loading import load_rows
+from rlmec_trl.reward.scoring import ScoreConfig, score_to_disk
+
+
+@dataclass
+class RLMECArguments:
+    """What to train on."""
+
+    dataset_name: str = field(metadata={"help": "Scored samples (`score.py`), or samples (`sample.py`) with `--grm`."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a data set on the Hub."})
+    eval_dataset_name: str | None = field(default=None, metadata={"help": "Scored samples to evaluate on."})
+
+
+def make_parser() -> TrlParser:
+    return TrlParser((RLMECArguments, RLMECConfig, ScoreConfig, ModelConfig))
+
+
+def load_scored(name: str, split: str, output_dir: str, score_config: ScoreConfig, model_args: ModelConfig) -> Dataset:
+    dataset = load_rows(name, split)
+    if score_config.grm is None or {"token_probs", "token_rewards"} & set(dataset.column_names):
+        return dataset
+    if os.path.isdir(output_dir):
+        return load_rows(output_dir)
+    return score_to_disk(dataset, output_dir, score_config, model_args)
+
+
+def main(args: RLMECArguments, training_args: RLMECConfig, score_config: ScoreConfig, model_args: ModelConfig) -> None:
+    scored_dir = os.path.join(training_args.output_dir, "scored")
+    dataset = load_scored(args.dataset_name, args.dataset_split, scored_dir, score_config, model_args)
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+    trainer = RLMECTrainer(
+        model=model_args.model_name_or_path,
+        args=training_args,
+        train_dataset=dataset,
+        eval_dataset=load_rows(args.eval_dataset_name, args.dataset_split) if args.eval_dataset_name else None,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    checkpoint = training_args.resume_from_checkpoint
+    if checkpoint is None and os.path.isdir(training_args.output_dir):
+        checkpoint = get_last_checkpoint(training_args.output_dir)
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+    trainer.save_model(training_args.output_dir)
+    if training_args.eval_strategy != "no":
+        trainer.save_metrics("eval", trainer.evaluate())
+    trainer.accelerator.print(f"Model saved to {training_args.output_dir}")
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=args.dataset_name)
+    trainer.end()
+
+
+if __name__ == "__main__":
+    main(*make_parser().parse_args_and_config())

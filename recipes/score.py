@@ -1,0 +1,43 @@
+"""
+Stage 4: a generative reward model judges every token of the samples and rewrites them.
+
+```bash
+accelerate launch --config_file recipes/accelerate_configs/ddp.yaml recipes/score.py \
+    --config recipes/ecqa/score.yaml --model_name_or_path Qwen/Qwen2.5-7B-Instruct --grm runs/ecqa/grm
+```
+
+`--model_name_or_path` is the policy that sampled the completions; its log-probabilities are stored beside.
+"""
+
+from dataclasses import dataclass, field
+
+from accelerate import PartialState
+from trl import ModelConfig, TrlParser
+
+from rlmec_trl.data.loading import load_rows
+from rlmec_trl.reward.scoring import ScoreConfig, score_to_disk
+
+
+@dataclass
+class ScoreArguments:
+    """What to score."""
+
+    dataset_name: str = field(metadata={"help": "Samples, as `sample.py` writes them."})
+    output_dir: str = field(metadata={"help": "Folder to write the scored samples to."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a data set on the Hub."})
+    max_rows: int | None = field(default=None, metadata={"help": "Number of samples to take from the start."})
+
+
+def make_parser() -> TrlParser:
+    return TrlParser((ScoreArguments, ScoreConfig, ModelConfig))
+
+
+def main(args: ScoreArguments, score_config: ScoreConfig, model_args: ModelConfig) -> None:
+    samples = load_rows(args.dataset_name, args.dataset_split, args.max_rows)
+    scored = score_to_disk(samples, args.output_dir, score_config, model_args)
+    verified = len(scored) - scored["rewrite"].count(None)
+    PartialState().print(f"{verified} of {len(scored)} samples have a verified rewrite. Saved to {args.output_dir}")
+
+
+if __name__ == "__main__":
+    main(*make_parser().parse_args_and_config())

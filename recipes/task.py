@@ -1,0 +1,46 @@
+"""
+Write the built-in arithmetic task: its splits as data sets, and an untrained policy with its tokenizer.
+
+```bash
+python recipes/task.py --output_dir runs/arithmetic/seed-0/task --seed 0
+```
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trl import TrlParser
+
+from rlmec_trl.data.arithmetic import make_arithmetic, make_policy, make_tokenizer
+
+
+@dataclass
+class TaskArguments:
+    """What to write, and where."""
+
+    output_dir: str = field(metadata={"help": "Folder for `warmup`, `train`, `validation`, `test` and `policy`."})
+    seed: int = field(default=0, metadata={"help": "Seed of the problems and of the policy's weights."})
+    warmup_size: int = field(default=1500, metadata={"help": "Number of mostly easy problems with solutions."})
+    train_size: int = field(default=4000, metadata={"help": "Number of problems for everything after the warm-up."})
+    validation_size: int = field(default=500, metadata={"help": "Number of problems to choose settings on."})
+    test_size: int = field(default=1000, metadata={"help": "Number of problems to report."})
+    hidden_size: int = field(default=128, metadata={"help": "Width of the policy."})
+    num_hidden_layers: int = field(default=3, metadata={"help": "Layers of the policy."})
+
+
+def make_parser() -> TrlParser:
+    return TrlParser((TaskArguments,))
+
+
+def main(args: TaskArguments) -> None:
+    splits = make_arithmetic(args.seed, args.warmup_size, args.train_size, args.validation_size, args.test_size)
+    for name, dataset in splits.items():
+        dataset.save_to_disk(str(Path(args.output_dir, name)))
+    tokenizer = make_tokenizer()
+    policy = make_policy(tokenizer, args.seed, args.hidden_size, args.num_hidden_layers)
+    for part in (policy, tokenizer):
+        part.save_pretrained(str(Path(args.output_dir, "policy")))
+
+
+if __name__ == "__main__":
+    main(*make_parser().parse_args_and_config())

@@ -1,0 +1,78 @@
+"""Long work over a data set, in shards on disk: a run that was cut off goes on, and several processes share it."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset, concatenate_datasets, load_from_disk
+
+
+def map_shards(
+    dataset: Dataset,
+    function: Callable[[Dataset, int], Dataset],
+    output_dir: str | os.PathLike,
+    settings: dict[str, Any],
+    shard_size: int = 1000,
+) -> Dataset:
+    """
+    Apply a function to a data set shard by shard, and save the result.
+
+    Each shard is on disk as soon as it is done, under a folder named by the data set and the settings. Started again
+    with the same, the run goes on with the shards that are missing; with others, it starts anew. Processes take turns
+    at the shards. When all are done, they are joined in order and the folder is removed.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Rows to work on.
+        function (`Callable[[Dataset, int], Dataset]`):
+            Gets the rows of a shard and its index, gives back the rows to save, as many as it likes. Random numbers
+            have to be seeded by the index, for the result not to depend on the number of processes.
+        output_dir (`str` or `os.PathLike`):
+            Folder of the result, as `Dataset.save_to_disk` writes it.
+        settings (`dict`):
+            What the result depends on, besides the rows: JSON values.
+        shard_size (`int`, *optional*, defaults to `1000`):
+            Number of rows in a shard: what is lost at most when a run is cut off.
+
+    Returns:
+        [`~datasets.Dataset`]: The saved result, on every process.
+    """
+    state = PartialState()
+    output_dir = Path(output_dir)
+    key = json.dumps([_content_hash(dataset), settings, shard_size], sort_keys=True)
+    shards_dir = output_dir.parent / f".{output_dir.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    starts = range(0, len(dataset), shard_size)
+    paths = [shards_dir / f"{index:05d}" for index in range(len(starts))]
+    for index in range(state.process_index, len(starts), state.num_processes):
+        if paths[index].exists():
+            continue
+        start = starts[index]
+        result = function(dataset.select(range(start, min(start + shard_size, len(dataset)))), index)
+        # A shard appears under its name only when it is whole
+        unfinished = paths[index].with_suffix(".unfinished")
+        result.save_to_disk(str(unfinished))
+        unfinished.rename(paths[index])
+    state.wait_for_everyone()
+    if state.is_main_process:
+        joined = concatenate_datasets([load_from_disk(str(path)) for path in paths])
+        unfinished = output_dir.with_name(output_dir.name + ".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        joined.save_to_disk(str(unfinished))
+        shutil.rmtree(output_dir, ignore_errors=True)
+        unfinished.rename(output_dir)
+        shutil.rmtree(shards_dir)
+    state.wait_for_everyone()
+    return load_from_disk(str(output_dir))
+
+
+def _content_hash(dataset: Dataset) -> str:
+    # `_fingerprint` is random for a data set that was made in memory; the rows themselves are not
+    digest = hashlib.sha256(json.dumps(dataset.column_names).encode())
+    for batch in dataset.with_format("arrow").iter(1000):
+        digest.update(repr(batch.to_pylist()).encode())
+    return digest.hexdigest()

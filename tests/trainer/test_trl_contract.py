@@ -1,0 +1,263 @@
+"""
+The private parts of TRL and Transformers that the trainers rely on, one test each, so that a new release fails here
+with the name of what has changed rather than in a user's training run.
+"""
+
+import inspect
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import Trainer
+from transformers.trainer_pt_utils import find_batch_size
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
+
+from rlmec_trl import GRMTrainer, RLMECConfig, RLMECTrainer
+
+
+OFF_LINE = {
+    "bf16": False,
+    "use_cpu": True,
+    "report_to": "none",
+    "gradient_checkpointing": False,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
+
+
+def parameters(function):
+    return list(inspect.signature(function).parameters)
+
+
+@pytest.fixture
+def make_sft_trainer(policy, tokenizer, tmp_path):
+    def make(trainer_class=SFTTrainer, **config):
+        rows = [{"prompt": "Tom has 1 2 nuts.", "completion": f" The answer is {index}"} for index in range(8)]
+        return trainer_class(
+            model=policy,
+            args=SFTConfig(**({"output_dir": str(tmp_path), "max_steps": 2} | OFF_LINE | config)),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["SFTTrainer", "RLMECTrainer", "GRMTrainer"])
+def test_prepare_dataset_takes_what_we_override(name):
+    trainer_class = {"SFTTrainer": SFTTrainer, "RLMECTrainer": RLMECTrainer, "GRMTrainer": GRMTrainer}[name]
+    assert parameters(trainer_class._prepare_dataset) == [
+        "self",
+        "dataset",
+        "processing_class",
+        "args",
+        "packing",
+        "formatting_func",
+        "dataset_name",
+    ]
+
+
+def test_prepare_dataset_is_called_for_every_set_and_in_evaluate(make_sft_trainer):
+    calls = []
+
+    class Spy(SFTTrainer):
+        def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+            calls.append((dataset_name, args.seed))
+            return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+
+    trainer = make_sft_trainer(Spy)
+    trainer.evaluate(Dataset.from_list([{"prompt": "Tom", "completion": " has"}]))
+    assert calls == [("train", 42), ("eval", 42)]
+
+
+def test_prepare_dataset_keeps_ready_labels(make_sft_trainer, tokenizer):
+    """`GRMTrainer` hands on `input_ids` and `labels` and counts on having them cut to `max_length` together."""
+    trainer = make_sft_trainer(max_length=5)
+    ready = Dataset.from_dict({"input_ids": [list(range(3, 11))], "labels": [[-100, -100, *range(5, 11)]]})
+    prepared = trainer._prepare_dataset(ready, tokenizer, trainer.args, False, None, "train")
+    assert prepared["input_ids"][0] == [3, 4, 5, 6, 7]
+    assert prepared["labels"][0] == [-100, -100, 5, 6, 7]
+
+
+def test_set_signature_columns_if_needed_decides_what_the_collator_sees(make_sft_trainer):
+    assert parameters(SFTTrainer._set_signature_columns_if_needed) == ["self"]
+
+    class Spy(SFTTrainer):
+        def _set_signature_columns_if_needed(self):
+            if self._signature_columns is None:
+                self._signature_columns = ["labels"]
+
+    trainer = make_sft_trainer(Spy)
+    seen = []
+
+    def collate(examples):
+        seen.extend(examples)
+        return {"labels": torch.zeros(len(examples))}
+
+    trainer.data_collator = collate
+    next(iter(trainer.get_train_dataloader()))
+    assert {name for example in seen for name in example} == {"labels"}
+
+
+def test_get_num_items_in_batch_is_called_once_an_optimizer_step(make_sft_trainer):
+    assert parameters(Trainer._get_num_items_in_batch) == ["self", "batch_samples", "device"]
+    calls, given = [], []
+
+    class Spy(SFTTrainer):
+        def _get_num_items_in_batch(self, batch_samples, device):
+            result = torch.tensor([3.0, 5.0])  # ours has a count for each term
+            calls.append((len(batch_samples), result))
+            return result
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            given.append(num_items_in_batch)
+            return super().compute_loss(model, inputs, num_items_in_batch=torch.tensor(1))
+
+    trainer = make_sft_trainer(Spy, per_device_train_batch_size=1, gradient_accumulation_steps=3)
+    trainer.train()
+    assert [num_batches for num_batches, _ in calls] == [3, 3]
+    # The very object comes to every micro-batch of its step
+    assert [id(value) for value in given] == [id(result) for _, result in calls for _ in range(3)]
+
+
+@pytest.mark.parametrize(("is_scaled", "share"), [(True, 1.0), (False, 0.25)])
+def test_loss_is_scaled_for_ga_keeps_the_loss_from_being_divided(is_scaled, share, make_sft_trainer):
+    class Spy(SFTTrainer):
+        loss_is_scaled_for_ga = is_scaled
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return sum(parameter.sum() for parameter in model.parameters()) * 0.0 + 8.0
+
+    trainer = make_sft_trainer(Spy, gradient_accumulation_steps=4)
+    trainer.current_gradient_accumulation_steps = 4
+    loss = trainer.training_step(trainer.model, {"labels": torch.zeros(1)}, num_items_in_batch=torch.tensor(2.0))
+    assert loss.item() == 8.0 * share
+
+
+def test_attributes_that_the_loss_and_the_log_read(make_sft_trainer, tokenizer):
+    trainer = make_sft_trainer()
+    assert set(trainer._metrics) == {"train", "eval"}
+    assert trainer._total_train_tokens == 0
+    assert trainer._tp_size == trainer.get_tp_size() == 1
+    assert trainer._tokenizer is tokenizer
+    assert trainer.aux_loss_enabled is False
+    assert trainer.router_aux_loss_coef == 0.0
+    assert trainer.accelerator.num_processes == 1
+    assert trainer._signature_columns is None
+
+
+def test_log_averages_metrics_and_prefixes_those_of_an_evaluation(make_sft_trainer):
+    trainer = make_sft_trainer()
+    trainer.model.eval()
+    trainer._metrics["eval"]["kl"] = [1.0, 3.0]
+    logs = {}
+    trainer.log(logs)
+    assert logs["eval_kl"] == 2.0
+    assert not trainer._metrics["eval"]
+
+
+def test_prediction_step_asks_for_outputs_only_where_there_are_metrics(make_sft_trainer):
+    asked = []
+
+    class Spy(SFTTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            asked.append(return_outputs)
+            return torch.tensor(1.0)
+
+    trainer = make_sft_trainer(Spy)
+    trainer.evaluate(trainer.train_dataset)
+    assert asked and not any(asked)
+
+
+def test_the_fused_output_has_the_fields_we_read():
+    fields = set(inspect.signature(FusedCausalLMOutput).parameters)
+    assert fields >= {"log_probs", "entropy", "is_top1", "label_mask", "aux_loss"}
+
+
+def test_add_fused_lm_head_takes_fused_lm_head_and_scores_the_next_token(policy):
+    assert set(parameters(add_fused_lm_head)) >= {"model", "cast_lm_head_to_fp32", "outputs"}
+    input_ids = torch.arange(6).reshape(1, 6)
+    labels = input_ids.clone()
+    labels[:, :3] = -100
+    expected = policy(input_ids).logits[:, :-1].log_softmax(-1).gather(-1, input_ids[:, 1:, None])[..., 0]
+    add_fused_lm_head(policy, outputs=("log_probs", "entropy", "is_top1"))
+    outputs = policy(input_ids=input_ids, labels=labels, fused_lm_head=True)
+    assert outputs.log_probs.shape == outputs.entropy.shape == outputs.is_top1.shape == (1, 5)
+    assert outputs.label_mask.tolist() == [[False, False, True, True, True]]
+    torch.testing.assert_close(outputs.log_probs, expected * outputs.label_mask)
+    # Without the argument the model is as it was, so that it generates and gives logits
+    assert policy(input_ids).logits.shape == (1, 6, policy.config.vocab_size)
+
+
+def test_add_fused_lm_head_calls_the_base_model_so_that_a_hook_sees_its_hidden_states(policy):
+    """`add_soft_target_head` takes the hidden states from there."""
+    add_fused_lm_head(policy)
+    captured = []
+    policy.base_model.register_forward_hook(lambda module, args, outputs: captured.append(outputs.last_hidden_state))
+    policy(input_ids=torch.arange(6).reshape(1, 6), labels=torch.arange(6).reshape(1, 6), fused_lm_head=True)
+    assert [tuple(states.shape) for states in captured] == [(1, 6, policy.config.hidden_size)]
+
+
+@pytest.mark.parametrize("loss_type", ["rlmec", "ppo"])
+def test_sft_trainer_refuses_our_loss_types(loss_type, make_sft_trainer):
+    """While it does, `RLMECTrainer` has to hide its own during `SFTTrainer.__init__`, as it may hide it as "nll"."""
+    with pytest.raises(ValueError, match="Invalid `loss_type`"):
+        make_sft_trainer(loss_type=loss_type)
+    make_sft_trainer(loss_type="nll")
+
+
+def test_our_constructors_take_what_sft_trainer_takes_in_its_order():
+    assert parameters(RLMECTrainer.__init__) == parameters(SFTTrainer.__init__)
+    assert parameters(GRMTrainer.__init__) == [*parameters(SFTTrainer.__init__), "wording"]
+    for name, parameter in inspect.signature(SFTTrainer.__init__).parameters.items():
+        for trainer_class in (RLMECTrainer, GRMTrainer):
+            assert inspect.signature(trainer_class.__init__).parameters[name].default == parameter.default, name
+
+
+def test_other_overrides_take_what_they_override_takes():
+    for name in ("compute_loss", "log"):
+        assert parameters(getattr(RLMECTrainer, name)) == parameters(getattr(SFTTrainer, name)), name
+    assert parameters(RLMECTrainer._get_num_items_in_batch) == parameters(Trainer._get_num_items_in_batch)
+
+
+def test_save_takes_a_directory_and_a_state_dict_and_is_what_saves(make_sft_trainer, tmp_path):
+    assert parameters(Trainer._save) == ["self", "output_dir", "state_dict"]
+    assert parameters(GRMTrainer._save) == parameters(Trainer._save)
+    calls = []
+
+    class Spy(SFTTrainer):
+        def _save(self, output_dir=None, state_dict=None):
+            calls.append(output_dir)
+            super()._save(output_dir, state_dict)
+
+    trainer = make_sft_trainer(Spy, max_steps=1, save_strategy="steps", save_steps=1)
+    trainer.train()
+    trainer.save_model()
+    assert calls == [str(tmp_path / "checkpoint-1"), str(tmp_path)]
+
+
+def test_find_batch_size_takes_the_first_tensor_of_a_batch():
+    """Ours has fewer or more sequences than rows, and rows are what weighs the losses of an evaluation."""
+    assert find_batch_size({"num_active": torch.zeros(3), "input_ids": torch.zeros(5, 7)}) == 3
+
+
+def test_the_model_card_is_made_of_the_class_attributes_we_set():
+    for name in ("_tag_names", "_name", "_paper"):
+        assert name in vars(SFTTrainer) or any(name in vars(base) for base in SFTTrainer.__mro__), name
+    assert set(RLMECTrainer._paper) == {"title", "id", "citation"}
+
+
+def test_the_config_of_sft_trainer_has_the_options_we_refuse(tmp_path):
+    config = RLMECConfig(str(tmp_path), **OFF_LINE)
+    for name in (
+        "packing",
+        "eval_packing",
+        "padding_free",
+        "assistant_only_loss",
+        "completion_only_loss",
+        "label_smoothing_factor",
+        "truncation_mode",
+        "dataset_kwargs",
+    ):
+        assert hasattr(config, name), name
