@@ -29,6 +29,7 @@ class EvaluateArguments:
     task: str = field(metadata={"help": "How answers are checked: `arithmetic`, `math` or `choice`."})
     output_file: str | None = field(default=None, metadata={"help": "JSON file to write the result to."})
     dataset_split: str = field(default="test", metadata={"help": "Split of a data set on the Hub."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
     max_rows: int | None = field(default=None, metadata={"help": "Number of problems to take from the start."})
     problem_column: str = field(default="problem", metadata={"help": "Column of the problem."})
     reference_column: str = field(default="solution", metadata={"help": "Column of the worked solution."})
@@ -48,7 +49,7 @@ def main(args: EvaluateArguments, model_args: ModelConfig) -> Accuracy:
     task = load_task(args.task)
     model, tokenizer = load_model(model_args, trust_remote_code=args.trust_remote_code)
     problems = to_task_rows(
-        load_rows(args.dataset_name, args.dataset_split, args.max_rows),
+        load_rows(args.dataset_name, args.dataset_split, args.max_rows, args.dataset_config),
         task.wording,
         tokenizer,
         args.problem_column,

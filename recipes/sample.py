@@ -31,6 +31,7 @@ class SampleArguments:
     output_dir: str = field(metadata={"help": "Folder to write the samples to."})
     task: str = field(metadata={"help": "How answers are checked: `arithmetic`, `math` or `choice`."})
     dataset_split: str = field(default="train", metadata={"help": "Split of a data set on the Hub."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
     max_rows: int | None = field(default=None, metadata={"help": "Number of problems to take from the start."})
     problem_column: str = field(default="problem", metadata={"help": "Column of the problem."})
     reference_column: str = field(default="solution", metadata={"help": "Column of the worked solution."})
@@ -55,7 +56,7 @@ def main(args: SampleArguments, model_args: ModelConfig) -> None:
     task = load_task(args.task)
     model, tokenizer = load_model(model_args, trust_remote_code=args.trust_remote_code)
     problems = to_task_rows(
-        load_rows(args.dataset_name, args.dataset_split, args.max_rows),
+        load_rows(args.dataset_name, args.dataset_split, args.max_rows, args.dataset_config),
         task.wording,
         tokenizer,
         args.problem_column,

@@ -76,7 +76,7 @@ def test_no_module_imports_upwards(path):
         ("data", "from .. import editing"),
         ("data", "from rlmec_trl import GRMTrainer"),
         ("data", "import rlmec_trl.reward.grm_trainer"),
-        ("editing", "def late():\n    from ..generation import sampling"),
+        ("generation", "def late():\n    from ..editing import editors"),
         ("generation", "from ..reward.token_rewards import clip_token_rewards"),
         ("reward", "from ..trainer.losses import imitation_loss"),
         ("trainer", "from ..reward.generative_reward_model import GenerativeRewardModel"),

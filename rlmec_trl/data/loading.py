@@ -12,7 +12,9 @@ from .schema import DatasetError
 from .tokens import as_prompt
 
 
-def load_rows(name_or_path: str, split: str = "train", max_rows: int | None = None) -> Dataset:
+def load_rows(
+    name_or_path: str, split: str = "train", max_rows: int | None = None, config_name: str | None = None
+) -> Dataset:
     """
     Load a data set.
 
@@ -23,6 +25,8 @@ def load_rows(name_or_path: str, split: str = "train", max_rows: int | None = No
             Split of a data set on the Hub.
         max_rows (`int`, *optional*):
             Number of rows to take from the start. All by default.
+        config_name (`str`, *optional*):
+            Configuration of a data set on the Hub that has several.
     """
     path = Path(name_or_path)
     if path.is_dir():
@@ -32,7 +36,7 @@ def load_rows(name_or_path: str, split: str = "train", max_rows: int | None = No
             raise FileNotFoundError(f"There is no file {name_or_path!r}.")
         dataset = load_dataset("json", data_files=str(path), split="train")
     else:
-        dataset = load_dataset(name_or_path, split=split)
+        dataset = load_dataset(name_or_path, name=config_name, split=split)
     if not isinstance(dataset, Dataset):
         raise DatasetError(
             f"{name_or_path!r} holds several splits ({', '.join(dataset)}). Name the folder of one of them."

@@ -12,10 +12,6 @@ from .prompts import split_steps
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Until its last byte arrives, one character may show as several replacement characters. The decoded text is then for a
-# moment longer than a few tokens later, by at most two characters of four bytes each
-_UNFINISHED_TOKENS = 8
-
 
 def as_prompt(processing_class: PreTrainedTokenizerBase, text: str) -> str | list[dict]:
     """Put a text in the form that the model expects: a user's message where it has a chat template, else the text."""
@@ -73,11 +69,14 @@ def step_prefix_ids(
     if num_steps < 0:
         raise ValueError(f"`num_steps` is {num_steps}; it counts the steps to keep and cannot be negative")
     kept_text = "".join(steps[:num_steps])
-    sizes = range(len(completion_ids) + 1)
-    size = (
-        bisect_right(sizes, len(kept_text), key=lambda end: len(_decode(processing_class, completion_ids[:end]))) - 1
-    )
-    size = min(size + _UNFINISHED_TOKENS, len(completion_ids))
+
+    def length(size: int) -> int:
+        # Until its last byte arrives, a character shows as replacement characters, with some tokenizers so do finished
+        # ones before it, and the text is longer than it will be. Without them it is never longer, so that the search
+        # may end too far to the right, but not too far to the left.
+        return len(_decode(processing_class, completion_ids[:size]).rstrip("\ufffd"))
+
+    size = bisect_right(range(len(completion_ids) + 1), len(kept_text), key=length) - 1
     while size > 0 and not kept_text.startswith(_decode(processing_class, completion_ids[:size])):
         size -= 1
     # Special tokens have no text, so a prefix is as long with them: the sampled EOS need not be the tokenizer's own

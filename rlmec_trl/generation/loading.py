@@ -2,7 +2,7 @@
 
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl import ModelConfig, get_kbit_device_map, get_quantization_config
+from trl import ModelConfig, get_quantization_config
 
 
 def load_model(
@@ -27,7 +27,7 @@ def load_model(
         dtype=model_args.dtype,
         attn_implementation=model_args.attn_implementation,
         quantization_config=quantization_config,
-        device_map=get_kbit_device_map() if quantization_config is not None else None,
+        device_map={"": PartialState().device} if quantization_config is not None else None,
         **kwargs,
     )
     if quantization_config is None:

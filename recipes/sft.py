@@ -1,0 +1,75 @@
+"""
+Supervised fine-tuning with TRL: the warm-up of the built-in task, and the baselines that RLMEC is compared with.
+
+```bash
+python recipes/sft.py --config recipes/arithmetic/rft.yaml
+```
+"""
+
+import os
+from dataclasses import dataclass, field
+
+from datasets import Dataset
+from transformers.trainer_utils import get_last_checkpoint
+from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
+
+from rlmec_trl.data.loading import load_rows
+from rlmec_trl.data.messages import is_conversational
+
+
+@dataclass
+class SFTArguments:
+    """What to imitate."""
+
+    dataset_name: str = field(metadata={"help": "Rows with `prompt` and the column to imitate."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a data set on the Hub."})
+    completion_column: str = field(default="completion", metadata={"help": "Column to imitate."})
+    only_correct: bool = field(default=False, metadata={"help": "Whether to take only rows whose answer is right."})
+
+
+def make_parser() -> TrlParser:
+    return TrlParser((SFTArguments, SFTConfig, ModelConfig))
+
+
+def prompt_completion_rows(dataset: Dataset, completion_column: str, only_correct: bool) -> Dataset:
+    if only_correct:
+        dataset = dataset.select([index for index, correct in enumerate(dataset["correct"]) if correct])
+
+    def convert(row: dict) -> dict:
+        completion = row[completion_column]
+        if is_conversational(row["prompt"]) and isinstance(completion, str):
+            completion = [{"role": "assistant", "content": completion}]
+        return {"prompt": row["prompt"], "completion": completion}
+
+    return dataset.map(convert, remove_columns=dataset.column_names, desc="Reading rows")
+
+
+def main(args: SFTArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+    rows = load_rows(args.dataset_name, args.dataset_split)
+    trainer = SFTTrainer(
+        model=model_args.model_name_or_path,
+        args=training_args,
+        train_dataset=prompt_completion_rows(rows, args.completion_column, args.only_correct),
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    checkpoint = training_args.resume_from_checkpoint
+    if checkpoint is None and os.path.isdir(training_args.output_dir):
+        checkpoint = get_last_checkpoint(training_args.output_dir)
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+    trainer.save_model(training_args.output_dir)
+    trainer.accelerator.print(f"Model saved to {training_args.output_dir}")
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=args.dataset_name)
+    trainer.end()
+
+
+if __name__ == "__main__":
+    main(*make_parser().parse_args_and_config())
