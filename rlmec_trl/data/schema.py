@@ -106,6 +106,8 @@ def check_dataset(dataset: Dataset, stage: Stage, eos_token_ids: int | Iterable[
             _check_verdicts(batch, rows)
             if stage == "edits":
                 _check_copies(texts, batch, rows)
+            if stage == "policy":
+                _check_rewrite_texts(texts, batch, rows)
             _check_token_lists(batch, rows, eos_token_ids)
             _check_topk(batch, rows)
             start += table.num_rows
@@ -173,6 +175,23 @@ def _check_copies(texts: dict[str, list[str | None]], batch: dict[str, pa.Array]
                 "check: it must be the completion, word for word. Copy it, or run `recipes/edit.py` again on this row."
             )
             raise _error(rows[index], "rewrite", texts["rewrite"][index], mend)
+
+
+def _check_rewrite_texts(texts: dict[str, list[str | None]], batch: dict[str, pa.Array], rows: np.ndarray) -> None:
+    """A rewrite that is only a text gets its ids by comparison with the completion's text."""
+    if "completion" in batch or "rewrite" not in batch:
+        return
+    has_ids = np.zeros(len(rows), dtype=bool)
+    if "rewrite_ids" in batch:
+        has_ids = batch["rewrite_ids"].is_valid().to_numpy(zero_copy_only=False)
+    for row, rewrite, with_ids in zip(rows, texts["rewrite"], has_ids, strict=True):
+        if rewrite is not None and not with_ids:
+            found = f"the text {rewrite!r} without `rewrite_ids`, and no column `completion`"
+            mend = (
+                "The steps that the two texts share keep the sampled ids, so the trainer has to see both. Bring "
+                "`completion` (`recipes/sample.py` writes it) or `rewrite_ids` (`recipes/score.py` writes it)."
+            )
+            raise _error(row, "rewrite", found, mend, quote=False)
 
 
 def _check_verdicts(batch: dict[str, pa.Array], rows: np.ndarray) -> None:
@@ -251,6 +270,14 @@ def _check_topk(batch: dict[str, pa.Array], rows: np.ndarray) -> None:
         num_candidates[name] = _lengths(lists.values)
         for index in np.flatnonzero(num_candidates[name] == 0)[:1]:
             raise _error(lists.rows[index], name, "a token without candidates", must, quote=False)
+        counts = num_candidates[name]
+        # Between neighbours of the same row; where it holds for all of them, the row is a rectangle
+        differ = (counts[1:] != counts[:-1]) & (lists.rows[1:] == lists.rows[:-1])
+        for index in np.flatnonzero(differ)[:1]:
+            found = f"{counts[index]} candidates for one token and {counts[index + 1]} for the next"
+            raise _error(
+                lists.rows[index], name, found, f"Every token of a row must have as many. {mend}", quote=False
+            )
         candidates = _flat(lists.values, lists.rows, name, is_element, must)
         if name == "rewrite_topk_logps":
             logps = candidates.values.to_numpy()

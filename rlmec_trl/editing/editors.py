@@ -12,7 +12,7 @@ from ..data.messages import is_conversational, message_text, problem_text
 from ..data.prompts import WORDING, Wording, locate_prompt, parse_locate, rewrite_prompt, split_steps
 from ..data.tasks import Task
 from ..data.tokens import as_prompt, encode_prompt
-from ..generation.inference import generate_ids
+from ..generation.inference import eos_token_ids, generate_ids
 
 
 class Editor(Protocol):
@@ -76,11 +76,14 @@ class ModelEditor:
         answers = self._ask([locate_prompt(self.wording, *row) for row in rows], 16, "Locating errors")
         edits = []
         for completion, rewrite, answer in zip(completions, rewrites, answers, strict=True):
+            if rewrite is None:
+                edits.append(None)
+                continue
             located = None if answer is None else parse_locate(self.wording, answer)
-            if located is None and rewrite is not None:
+            if located is None or located >= len(split_steps(completion, self.wording.step_separator)):
                 # No usable answer, but the rewrite itself shows where the attempt was first changed
                 located = first_changed_step(completion, rewrite, self.wording.step_separator)
-            edits.append(None if rewrite is None else (located, rewrite))
+            edits.append((located, rewrite))
         return edits
 
     def _ask(self, questions: list[str], max_new_tokens: int, desc: str) -> list[str | None]:
@@ -88,9 +91,9 @@ class ModelEditor:
         tokenizer = self.processing_class
         prompt_ids = [encode_prompt(tokenizer, as_prompt(tokenizer, question)) for question in questions]
         answers = generate_ids(self.model, tokenizer, prompt_ids, max_new_tokens, self.batch_size, desc)
+        ends = eos_token_ids(self.model, tokenizer)
         return [
-            None if len(ids) == max_new_tokens else tokenizer.decode(ids, skip_special_tokens=True).strip()
-            for ids in answers
+            tokenizer.decode(ids, skip_special_tokens=True).strip() if ids[-1] in ends else None for ids in answers
         ]
 
 
@@ -98,8 +101,12 @@ def first_changed_step(completion: str, rewrite: str, step_separator: str) -> in
     """Index of the first step of the completion that the rewrite does not repeat, -1 where they are the same."""
     if completion == rewrite:
         return -1
-    steps, rewritten = split_steps(completion, step_separator), split_steps(rewrite, step_separator)
-    same = [step.strip() == other.strip() for step, other in zip(steps, rewritten, strict=False)]
+    # The separator after a step is not part of what it says: the last step has none
+    steps, rewritten = (
+        [step.removesuffix(step_separator).strip() for step in split_steps(text, step_separator)]
+        for text in (completion, rewrite)
+    )
+    same = [step == other for step, other in zip(steps, rewritten, strict=False)]
     return same.index(False) if False in same else max(min(len(same), len(steps) - 1), 0)
 
 

@@ -9,9 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from ..data.messages import message_text, problem_text
 from ..data.prompts import split_steps
 from ..data.tasks import Task
-from ..data.tokens import step_prefix_ids
 from ..editing.alignment import edit_distance
-from ..editing.editors import Editor
+from ..editing.editors import Editor, first_changed_step
 from .accuracy import Accuracy
 
 
@@ -109,6 +108,7 @@ def audit_grm(
     completions = [message_text(completion) for completion in dataset["completion"]]
     edits = teacher(problems, dataset["reference"], completions)
 
+    separator = task.wording.step_separator
     wrong_probs, clean_probs = [], []
     rewritten, flawed, located = [], [], []
     edits_made = edits_needed = 0
@@ -116,7 +116,7 @@ def audit_grm(
         dataset, problems, completions, edits, strict=True
     ):
         ids, probs = row["completion_ids"], row["token_probs"]
-        steps = split_steps(completion, task.wording.step_separator)
+        num_steps = len(split_steps(completion, separator))
         teacher_ids = processing_class(teacher_rewrite, add_special_tokens=False)["input_ids"]
         teacher_ids = [*teacher_ids, processing_class.eos_token_id]
         first_wrong = first_wrong_token(processing_class, completion, ids, teacher_rewrite, teacher_ids)
@@ -131,11 +131,10 @@ def audit_grm(
         is_right = rewrite is not None and all(task.check_steps(problem, rewrite))
         if not row["correct"]:
             rewritten.append(is_right)
-        kept = ids if rewrite == completion else step_prefix_ids(processing_class, ids, steps, max(error_step, 0))
+        # A step that is missing at the end has no place in the attempt: the last step stands for it
         located.append(
             rewrite is not None
-            and (rewrite == completion) == (error_step == -1)
-            and row["rewrite_ids"][: len(kept)] == list(kept)
+            and first_changed_step(completion, rewrite, separator) == min(error_step, num_steps - 1)
         )
         if is_right:
             edits_made += edit_distance(ids, row["rewrite_ids"])

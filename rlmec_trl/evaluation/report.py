@@ -67,7 +67,8 @@ def pool_audits(audits: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def accuracy_table(accuracy: dict[str, dict[str, Any]], title: str) -> Table:
     """A row for each method: its accuracy, counts and 95% interval."""
     several = any(result["seeds"] > 1 for result in accuracy.values())
-    table = Table(title=title, title_justify="left")
+    # As `Text`: names from a file may hold brackets, which are not markup
+    table = Table(title=Text(title, style="table.title"), title_justify="left")
     table.add_column("method")
     table.add_column("accuracy" + (" ± std over seeds" if several else ""), justify="right")
     table.add_column("right", justify="right")
@@ -76,7 +77,7 @@ def accuracy_table(accuracy: dict[str, dict[str, Any]], title: str) -> Table:
     for name, result in accuracy.items():
         mean = f"{result['mean']:.3f}" + (f" ± {result['std']:.3f}" if several else "")
         low, high = result["interval"]
-        row = [name, mean, f"{result['correct']} of {result['total']}", f"{low:.3f} to {high:.3f}"]
+        row = [Text(name), mean, f"{result['correct']} of {result['total']}", f"{low:.3f} to {high:.3f}"]
         table.add_row(*row, style="bold" if result["mean"] == best else None)
     return table
 

@@ -34,6 +34,8 @@ def token_policy_loss(
     - `"rlmec"`: `- sum_t sg[a_t] logps_t / N`, where the clipped ratio only weighs the log-probability's gradient;
     - `"ppo"`: `- sum_t a_t / N`, where the gradient flows through the ratio, so that a clipped token stops moving.
 
+    The log-ratio `logps_t - old_logps_t` is bounded to ±20.
+
     Args:
         logps (`torch.Tensor` of shape `(batch, tokens)`, float32):
             Log-probability of each completion token under the policy, with gradient.

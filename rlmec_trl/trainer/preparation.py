@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..data.messages import message_text
+from ..data.schema import DatasetError
 from ..data.tokens import encode_prompt, encode_rewrite
 from ..editing.alignment import edit_mask
 from ..reward.token_rewards import clip_token_rewards, keep_first_negative
@@ -23,6 +24,7 @@ PREPARED_COLUMNS = [
     "num_edited",
     "imitation_topk_ids",
     "imitation_topk_logps",
+    "length",
 ]
 
 
@@ -128,13 +130,21 @@ def prepare_row(
             What rewards and weights depend on.
 
     Returns:
-        `dict`: The columns `PREPARED_COLUMNS`. Prompt and completion, and prompt and rewrite, are cut to `max_length`
-        tokens, and every per-token list with them.
+        `dict`: The columns `PREPARED_COLUMNS`; `length` is what `Trainer` can group rows by. Prompt and completion, and
+        prompt and rewrite, are cut to `max_length` tokens, and every per-token list with them.
+
+    Raises:
+        [`~rlmec_trl.data.schema.DatasetError`]: If the prompt has no tokens.
     """
     correct = row.get("correct")
     if correct is None:  # ready rewards without an outcome: a sample is right where it was left as it is
         correct = is_copied(row)
     prompt_ids = encode_prompt(processing_class, row["prompt"])
+    if not prompt_ids:  # the completion's first token would have nothing to be predicted from
+        raise DatasetError(
+            f"Column 'prompt': found {row['prompt']!r}, which the tokenizer turns into no token at all. Give the "
+            "problem a text, drop the row, or use a tokenizer that begins a text with BOS."
+        )
     imitation_ids, weights, edited = imitation_target(row, correct, processing_class, settings)
 
     topk_ids, topk_logps = [], []
@@ -152,4 +162,5 @@ def prepare_row(
         "num_edited": sum(edited[room]),
         "imitation_topk_ids": topk_ids[room],
         "imitation_topk_logps": topk_logps[room],
+        "length": len(prompt_ids) + max(len(row["completion_ids"][room]), len(imitation_ids[room])),
     }

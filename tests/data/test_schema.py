@@ -23,15 +23,15 @@ ROW = {
     "token_probs": [0.0, 1.0, 0.5],
     "old_logps": [-0.5, 0.0, -3.0],
     "token_rewards": [0.0, -0.1, 2.0],
-    "rewrite_topk_ids": [[5, 6], [7], [8, 9], [EOS, 5]],
-    "rewrite_topk_logps": [[-0.1, -3.0], [-0.1], [-1.0, -1.5], [-0.2, -2.0]],
+    "rewrite_topk_ids": [[5, 6], [7, 4], [8, 9], [EOS, 5]],
+    "rewrite_topk_logps": [[-0.1, -3.0], [-0.1, -4.0], [-1.0, -1.5], [-0.2, -2.0]],
 }
 STAGES = {
     "task": ["prompt", "reference", "answer"],
     "samples": ["prompt", "reference", "answer", "completion", "completion_ids", "correct"],
     "edits": ["prompt", "reference", "completion", "correct", "rewrite", "error_step"],
     "scores": ["prompt", "completion", "completion_ids", "correct", "token_probs", "old_logps", "rewrite"],
-    "policy": ["prompt", "completion_ids", "correct", "token_probs", "rewrite"],
+    "policy": ["prompt", "completion_ids", "correct", "token_probs", "rewrite_ids"],
 }
 EVERYTHING = list(ROW)
 
@@ -76,10 +76,10 @@ def test_own_token_rewards_stand_in_for_probabilities_and_verdict():
 
 
 def test_topk_columns_are_of_use_only_together():
-    columns = [*STAGES["policy"], "rewrite_ids"]
+    columns = STAGES["policy"]
     assert "'rewrite_topk_logps' is missing" in refusal(dataset([*columns, "rewrite_topk_ids"]), "policy")
     assert "'rewrite_topk_ids' is missing" in refusal(dataset([*columns, "rewrite_topk_logps"]), "policy")
-    columns = [*STAGES["policy"], "rewrite_topk_ids", "rewrite_topk_logps"]
+    columns = [*STAGES["scores"], "rewrite_topk_ids", "rewrite_topk_logps"]
     assert "'rewrite_ids' is missing" in refusal(dataset(columns), "policy")
 
 
@@ -117,8 +117,22 @@ def test_topk_columns_are_of_use_only_together():
         ("policy", "rewrite_topk_logps", [[-1.0]] * 5, "5 tokens, where rewrite_ids has 4", "score.py"),
         ("policy", "rewrite_topk_logps", [[-1.0]] * 4, "1 log-probabilities", "score.py"),
         ("policy", "rewrite_topk_ids", [[5, 6], [], [8, 9], [2, 5]], "without candidates", "score.py"),
-        ("policy", "rewrite_topk_logps", [[-1.0, float("nan")], [0.0], [0.0, 0.0], [0.0, 0.0]], "nan", "score.py"),
+        ("policy", "rewrite_topk_logps", [[-1.0, float("nan")], *[[0.0, 0.0]] * 3], "nan", "score.py"),
         ("policy", "rewrite_topk_ids", None, "0 tokens, where rewrite_ids has 4", "score.py"),
+        (
+            "policy",
+            "rewrite_topk_ids",
+            [[5, 6], [7, 4], [8, 9, 5], [2, 5]],
+            "2 candidates for one token and 3 for the next",
+            "Every token of a row must have as many",
+        ),
+        (
+            "scores",
+            "rewrite_topk_logps",
+            [[-1.0, -2.0], [-1.0], [-1.0, -2.0], [-1.0, -2.0]],
+            "2 candidates for one token and 1 for the next",
+            "Every token of a row must have as many",
+        ),
     ],
 )
 def test_a_broken_value_is_told_with_row_column_finding_and_mend(stage, name, value, found, mend):
@@ -148,6 +162,39 @@ def test_a_broken_value_is_told_with_row_column_finding_and_mend(stage, name, va
 def test_a_column_of_the_wrong_type_is_told_at_its_first_row(stage, name, values):
     columns = {column: [ROW[column]] * 2 for column in EVERYTHING} | {name: values}
     assert refusal(Dataset.from_dict(columns), stage).startswith(f"Row 0, column '{name}': found ")
+
+
+def test_rows_may_differ_in_their_number_of_candidates():
+    narrow = {
+        "rewrite_topk_ids": [[token] for token in ROW["rewrite_ids"]],
+        "rewrite_topk_logps": [[-0.1]] * len(ROW["rewrite_ids"]),
+    }
+    check_dataset(dataset(**narrow), "policy", eos_token_ids=EOS)
+
+
+def test_a_rewrite_that_is_only_a_text_needs_the_completion():
+    text_only = ["prompt", "completion_ids", "correct", "token_probs", "rewrite"]
+    check_dataset(dataset([*text_only, "completion"]), "policy")
+    check_dataset(dataset([*text_only, "rewrite_ids"]), "policy")
+    message = refusal(dataset(text_only), "policy")
+    assert message.startswith("Row 0, column 'rewrite': found the text '1 + 2 is 3' without `rewrite_ids`")
+    assert "no column `completion`" in message
+    assert "recipes/sample.py" in message and "recipes/score.py" in message
+    # In a row among others, and where there is nothing to imitate at all
+    message = refusal(dataset([*text_only, "rewrite_ids"], rewrite_ids=None), "policy")
+    assert message.startswith("Row 2, column 'rewrite': found the text")
+    check_dataset(dataset([*text_only, "rewrite_ids"], rewrite_ids=None, rewrite=None), "policy")
+    check_dataset(Dataset.from_list([{name: ROW[name] for name in text_only} | {"rewrite": None}] * 2), "policy")
+    # The stage that only hands the rows on does not read them that way
+    check_dataset(dataset([*text_only, "completion", "old_logps"]), "scores")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("prompt", ["", " \n", [{"role": "user", "content": ""}]])
+def test_an_empty_prompt_is_refused_at_every_stage(stage, prompt):
+    rows = [{name: ROW[name] for name in STAGES[stage]} | {"prompt": prompt} for _ in range(2)]
+    message = refusal(Dataset.from_list(rows), stage)
+    assert message.startswith("Row 0, column 'prompt': found an empty text") and "Give every problem a text" in message
 
 
 def test_a_completion_that_was_cut_off_is_found_by_its_missing_eos():
@@ -238,7 +285,7 @@ def test_a_large_dataset_is_checked_in_seconds():
     rows, tokens = 30_000, 100
     ids = np.full((rows, tokens), 5)
     ids[:, -1] = EOS
-    columns = {name: [ROW[name]] * rows for name in ("prompt", "correct", "rewrite")}
+    columns = {name: [ROW[name]] * rows for name in ("prompt", "correct", "completion", "rewrite")}
     data = Dataset.from_dict(columns | {"completion_ids": ids, "token_probs": np.full((rows, tokens), 0.5)})
     start = time.perf_counter()
     check_dataset(data, "policy", eos_token_ids=EOS)

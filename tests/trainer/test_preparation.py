@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlmec_trl.data.arithmetic import make_tokenizer
+from rlmec_trl.data.schema import DatasetError
 from rlmec_trl.trainer.preparation import PREPARED_COLUMNS, RewardSettings, prepare_row
 from rlmec_trl.trainer.rlmec_config import RLMECConfig
 
@@ -232,7 +233,9 @@ def test_messages_go_through_the_chat_template(chat_tokenizer):
     )
     prepared = prepare(row, chat_tokenizer)
     assert prepared["prompt_ids"] == [*ids("Tom has 5 nuts, finds 3."), *ids(" attempt")]
-    assert {**prepared, "prompt_ids": None} == {**prepare(make_row()), "prompt_ids": None}
+    assert prepared["length"] == len(prepared["prompt_ids"]) + len(prepared["completion_ids"])
+    of_the_prompt = {"prompt_ids": None, "length": None}
+    assert {**prepared, **of_the_prompt} == {**prepare(make_row()), **of_the_prompt}
     copied = row | {"rewrite": row["completion"], "correct": None}
     assert prepare(copied, chat_tokenizer)["imitation_ids"] == row["completion_ids"]
 
@@ -331,6 +334,11 @@ def test_lists_always_fit_their_tokens_and_the_length(
     room = max(max_length - PROMPT_LENGTH, 0)
     assert max(len(prepared["completion_ids"]), len(prepared["imitation_ids"])) <= room
     assert 0 <= prepared["num_edited"] <= len(prepared["imitation_ids"])
+
+
+def test_a_prompt_without_tokens_is_refused():
+    with pytest.raises(DatasetError, match="Column 'prompt': found '', .* no token at all. Give the problem a text"):
+        prepare(make_row(prompt=""))
 
 
 def test_preparing_leaves_the_row_as_it_was():

@@ -258,7 +258,9 @@ def test_max_length_cuts_ids_rewards_and_weights_together(make_trainer, make_pol
         room = max_length - len(row["prompt_ids"])
         for name, values in row.items():
             expected = whole_rows[name][index]
-            if name not in ("prompt_ids", "num_edited"):
+            if name == "length":
+                expected = min(expected, max_length)
+            elif name not in ("prompt_ids", "num_edited"):
                 expected = expected[:room]
             if name != "num_edited":
                 assert values == expected, name
@@ -672,3 +674,9 @@ def test_the_model_card_names_the_method_and_its_paper(make_trainer, tmp_path):
     assert "@inproceedings{chen2024rlmec" in card
     assert "RLMEC" in card
     assert {"trl", "rlmec"} <= set(trainer.model.model_tags)
+
+
+def test_rows_can_be_grouped_by_length(make_trainer, make_rows):
+    trainer = make_trainer(make_rows(8), train_sampling_strategy="group_by_length")
+    assert len(list(trainer.get_train_dataloader())) == 2
+    trainer.train()
