@@ -138,6 +138,8 @@ class Run:
         shown = ", ".join(f"{candidate}: {mean:.3f}" for candidate, mean in accuracies.items())
         console.print(f"{stage.name}: {argument} = {best} does best on validation ({shown})", highlight=False)
         link = self.folder / stage.name
+        if link.is_dir() and not link.is_symlink():  # from a configuration without candidates
+            shutil.rmtree(link)
         link.unlink(missing_ok=True)
         link.symlink_to(f"{stage.name}-{argument}-{best}")
         self.keys[stage.name] = self.keys[f"{stage.name}-{argument}-{best}"]

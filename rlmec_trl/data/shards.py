@@ -41,7 +41,12 @@ def map_shards(
 
     Returns:
         [`~datasets.Dataset`]: The saved result, on every process.
+
+    Raises:
+        `ValueError`: If there are no rows to work on.
     """
+    if len(dataset) == 0:
+        raise ValueError(f"There are no rows to work on for {str(output_dir)!r}: the data set is empty.")
     state = PartialState()
     output_dir = Path(output_dir)
     key = json.dumps([_content_hash(dataset), settings, shard_size], sort_keys=True)
@@ -55,14 +60,15 @@ def map_shards(
         result = function(dataset.select(range(start, min(start + shard_size, len(dataset)))), index)
         # A shard appears under its name only when it is whole
         unfinished = paths[index].with_suffix(".unfinished")
-        result.save_to_disk(str(unfinished))
+        # With the number given, a result without rows gets a file too, without which it could not be loaded
+        result.save_to_disk(str(unfinished), num_shards=1)
         unfinished.rename(paths[index])
     state.wait_for_everyone()
     if state.is_main_process:
         joined = concatenate_datasets([load_from_disk(str(path)) for path in paths])
         unfinished = output_dir.with_name(output_dir.name + ".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
-        joined.save_to_disk(str(unfinished))
+        joined.save_to_disk(str(unfinished), num_shards=None if len(joined) > 0 else 1)
         shutil.rmtree(output_dir, ignore_errors=True)
         unfinished.rename(output_dir)
         shutil.rmtree(shards_dir)

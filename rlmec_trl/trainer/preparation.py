@@ -130,8 +130,8 @@ def prepare_row(
             What rewards and weights depend on.
 
     Returns:
-        `dict`: The columns `PREPARED_COLUMNS`; `length` is what `Trainer` can group rows by. Prompt and completion, and
-        prompt and rewrite, are cut to `max_length` tokens, and every per-token list with them.
+        `dict`: The columns `PREPARED_COLUMNS`; `length` is what `Trainer` can group rows by. Prompt and completion,
+        and prompt and rewrite, are cut to `max_length` tokens, and every per-token list with them.
 
     Raises:
         [`~rlmec_trl.data.schema.DatasetError`]: If the prompt has no tokens.

@@ -100,7 +100,6 @@ def test_a_task_that_cannot_check_steps_checks_answers():
         ("a\nb\nc", "a\nb\nx\nc", 2),
         # Something is missing at the end: the last step stands for it
         ("a\nb", "a\nb\nc", 1),
-        ("a\n\nb", "a\nb\nc", 1),
         ("a", "a\nb", 0),
     ],
 )
@@ -311,7 +310,9 @@ def test_an_untrained_model_is_an_editor_that_is_never_believed(policy, tokenize
     editor = ModelEditor(policy, tokenizer, WORDING, batch_size=4, max_new_tokens=8)
     edited, outcomes = edit_dataset(dataset, editor, TASK)
     assert sum(outcomes.values()) == 6 and "rewritten" not in outcomes
-    assert not any(rewrite for rewrite, correct in zip(edited["rewrite"], edited["correct"], strict=True) if not correct)
+    assert not any(
+        rewrite for rewrite, correct in zip(edited["rewrite"], edited["correct"], strict=True) if not correct
+    )
 
 
 # --- By name ---------------------------------------------------------------------------------------------------------
