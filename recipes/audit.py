@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from trl import TrlParser
 
 from rlmec_trl.data.loading import load_rows
+from rlmec_trl.data.schema import check_dataset
 from rlmec_trl.data.tasks import load_task
 from rlmec_trl.editing.editors import ArithmeticEditor
 from rlmec_trl.evaluation.audit import GRMAudit, audit_grm
@@ -36,6 +37,7 @@ def make_parser() -> TrlParser:
 def main(args: AuditArguments) -> GRMAudit:
     seen = set(load_rows(args.seen_dataset_name)["prompt"])
     scored = load_rows(args.dataset_name)
+    check_dataset(scored, "scores")
     unseen = scored.select([index for index, prompt in enumerate(scored["prompt"]) if prompt not in seen])
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     audit = audit_grm(unseen, load_task("arithmetic"), ArithmeticEditor(), tokenizer)

@@ -67,6 +67,7 @@ class Pipeline:
     scored: str | None = None
     tokenizer: str | None = None
     audit: str | None = None
+    report: str = "report.json"
 
 
 def load_recipe(name: str) -> ModuleType:
@@ -188,7 +189,7 @@ class Run:
 
 
 def report(pipeline: Pipeline, runs: list[Run], stages: list[Stage]) -> None:
-    """Print the tables and two samples, and write `report.json`."""
+    """Print the tables and two samples, and write all figures to a file."""
     accuracy = {
         stage.evaluate: summarize_accuracy([run.evaluate(stage.name, "test") for run in runs])
         for stage in stages
@@ -211,7 +212,7 @@ def report(pipeline: Pipeline, runs: list[Run], stages: list[Stage]) -> None:
         result["grm_audit"] = pool_audits([json.loads(path.read_text(encoding="utf-8")) for path in audits])
         console.print(audit_table(result["grm_audit"], "Generative reward model, on problems it has not seen"))
     total = sum(sum(run.seconds.values()) for run in runs)
-    path = Path(pipeline.output_dir, "report.json")
+    path = Path(pipeline.output_dir, pipeline.report)
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     console.print(f"{total / 60:.1f} minutes of work; all figures in {path}", highlight=False)
 

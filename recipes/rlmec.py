@@ -39,8 +39,6 @@ def load_scored(name: str, split: str, output_dir: str, score_config: ScoreConfi
     dataset = load_rows(name, split)
     if score_config.grm is None or {"token_probs", "token_rewards"} & set(dataset.column_names):
         return dataset
-    if os.path.isdir(output_dir):
-        return load_rows(output_dir)
     return score_to_disk(dataset, output_dir, score_config, model_args)
 
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from datasets import Dataset, load_dataset, load_from_disk
+from datasets import Dataset, Value, load_dataset, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from .answers import extract_answer
@@ -79,10 +79,14 @@ def to_task_rows(
                 "ones with `--problem_column`, `--reference_column` and `--answer_column`."
             )
 
+    if answer_column is not None:
+        # Answers are texts, and `map` would leave a column that it overwrites its type
+        dataset = dataset.cast_column(answer_column, Value("string"))
+
     def convert(row: dict, index: int) -> dict:
         reference = clean_solution(row[reference_column])
-        answer = extract_answer(reference) if answer_column is None else str(row[answer_column])
-        if answer is None:
+        answer = extract_answer(reference) if answer_column is None else row[answer_column]
+        if answer is None and answer_column is None:
             raise DatasetError(
                 f"Row {index}, column `{reference_column}`: the solution states no final answer. End it with "
                 "'The answer is X', '\\boxed{X}' or '#### X', or name the answers with `--answer_column`."

@@ -88,6 +88,13 @@ def policy_prompt(wording: Wording, problem: str) -> str:
     return _fill(wording.policy, problem=problem)
 
 
+def raw_problem(wording: Wording, prompt: str) -> str:
+    """The problem in a policy's prompt: without what the template put around it, if it did."""
+    before, after = wording.policy.split("{problem}")
+    framed = prompt.startswith(before) and prompt.endswith(after) and len(prompt) >= len(before) + len(after)
+    return prompt[len(before) : len(prompt) - len(after)] if framed else prompt
+
+
 def locate_prompt(wording: Wording, problem: str, reference: str, attempt: str) -> str:
     """The question for the first wrong step of an attempt."""
     if wording.numbered:

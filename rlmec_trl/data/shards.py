@@ -8,8 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets, load_from_disk
+
+from .processes import process_state
+
+
+# Beside the rows, what they were made from and how
+_KEY_FILE = "made_from.txt"
 
 
 def map_shards(
@@ -23,8 +28,8 @@ def map_shards(
     Apply a function to a data set shard by shard, and save the result.
 
     Each shard is on disk as soon as it is done, under a folder named by the data set and the settings. Started again
-    with the same, the run goes on with the shards that are missing; with others, it starts anew. Processes take turns
-    at the shards. When all are done, they are joined in order and the folder is removed.
+    with the same, the run goes on with the shards that are missing, and a finished one is loaded; with others, it
+    starts anew. Processes take turns at the shards. When all are done, they are joined in order.
 
     Args:
         dataset ([`~datasets.Dataset`]):
@@ -47,10 +52,14 @@ def map_shards(
     """
     if len(dataset) == 0:
         raise ValueError(f"There are no rows to work on for {str(output_dir)!r}: the data set is empty.")
-    state = PartialState()
+    state = process_state()
     output_dir = Path(output_dir)
     key = json.dumps([_content_hash(dataset), settings, shard_size], sort_keys=True)
-    shards_dir = output_dir.parent / f".{output_dir.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    key = hashlib.sha256(key.encode()).hexdigest()
+    finished = output_dir / _KEY_FILE
+    if finished.exists() and finished.read_text(encoding="utf-8") == key:
+        return load_from_disk(str(output_dir))
+    shards_dir = output_dir.parent / f".{output_dir.name}-{key[:16]}"
     starts = range(0, len(dataset), shard_size)
     paths = [shards_dir / f"{index:05d}" for index in range(len(starts))]
     for index in range(state.process_index, len(starts), state.num_processes):
@@ -69,6 +78,7 @@ def map_shards(
         unfinished = output_dir.with_name(output_dir.name + ".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         joined.save_to_disk(str(unfinished), num_shards=None if len(joined) > 0 else 1)
+        (unfinished / _KEY_FILE).write_text(key, encoding="utf-8")
         shutil.rmtree(output_dir, ignore_errors=True)
         unfinished.rename(output_dir)
         shutil.rmtree(shards_dir)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.arithmetic import rewrite_minimally
 from ..data.messages import is_conversational, message_text, problem_text
-from ..data.prompts import WORDING, Wording, locate_prompt, parse_locate, rewrite_prompt, split_steps
+from ..data.prompts import WORDING, Wording, locate_prompt, parse_locate, raw_problem, rewrite_prompt, split_steps
 from ..data.tasks import Task
 from ..data.tokens import as_prompt, encode_prompt
 from ..generation.inference import eos_token_ids, generate_ids
@@ -141,7 +141,7 @@ def edit_dataset(
         `tuple`: The rows with `rewrite` and `error_step`, and the number of rows by outcome. A rewrite that fails
         verification is `None`, and its `error_step` -1.
     """
-    problems = [problem_text(prompt) for prompt in dataset["prompt"]]
+    problems = [raw_problem(task.wording, problem_text(prompt)) for prompt in dataset["prompt"]]
     completions = [message_text(completion) for completion in dataset["completion"]]
     corrects, references, answers = dataset["correct"], dataset["reference"], dataset["answer"]
     asked = [index for index, correct in enumerate(corrects) if check_correct_samples or not correct]

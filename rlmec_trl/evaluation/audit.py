@@ -7,7 +7,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..data.messages import message_text, problem_text
-from ..data.prompts import split_steps
+from ..data.prompts import raw_problem, split_steps
 from ..data.tasks import Task
 from ..editing.alignment import edit_distance
 from ..editing.editors import Editor, first_changed_step
@@ -104,7 +104,7 @@ def audit_grm(
     """
     if task.check_steps is None:
         raise ValueError("The audit needs a task that checks every step; this one checks only answers.")
-    problems = [problem_text(prompt) for prompt in dataset["prompt"]]
+    problems = [raw_problem(task.wording, problem_text(prompt)) for prompt in dataset["prompt"]]
     completions = [message_text(completion) for completion in dataset["completion"]]
     edits = teacher(problems, dataset["reference"], completions)
 

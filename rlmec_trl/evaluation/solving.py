@@ -1,10 +1,10 @@
 """Let a policy solve problems greedily and count its right answers, on as many processes as there are."""
 
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data.processes import process_state
 from ..data.tasks import Task
 from ..generation.sampling import sample_completions
 from .accuracy import Accuracy
@@ -35,7 +35,7 @@ def solve(
         batch_size (`int`, *optional*, defaults to `16`):
             Completions generated at a time, on each process.
     """
-    state = PartialState()
+    state = process_state()
     own = dataset.select(range(state.process_index, len(dataset), state.num_processes))
     completions = sample_completions(
         model,
@@ -47,6 +47,6 @@ def solve(
         batch_size=batch_size,
         desc="Evaluating",
     )
-    texts = processing_class.batch_decode([samples[0] for samples in completions], skip_special_tokens=True)
+    texts = [processing_class.decode(ids, skip_special_tokens=True) for (ids,) in completions]
     correct = sum(task.check_answer(text, answer) for text, answer in zip(texts, own["answer"], strict=True))
     return Accuracy(sum(gather_object([correct])), len(dataset))

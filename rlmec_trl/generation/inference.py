@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import pad
+
+from ..data.processes import process_state
 
 
 def eos_token_ids(model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> set[int]:
@@ -42,7 +43,7 @@ def length_batches(lengths: Sequence[int], batch_size: int, desc: str | None = N
             Title of a progress bar over the sequences, shown by the local main process. No bar where `None`.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    show = desc is not None and PartialState().is_local_main_process
+    show = desc is not None and process_state().is_local_main_process
     with tqdm(total=len(order), desc=desc, disable=not show) as progress:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]

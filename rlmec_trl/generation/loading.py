@@ -1,8 +1,9 @@
 """Models for inference, by path or name."""
 
-from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, get_quantization_config
+
+from ..data.processes import process_state
 
 
 def load_model(
@@ -27,9 +28,9 @@ def load_model(
         dtype=model_args.dtype,
         attn_implementation=model_args.attn_implementation,
         quantization_config=quantization_config,
-        device_map={"": PartialState().device} if quantization_config is not None else None,
+        device_map={"": process_state().device} if quantization_config is not None else None,
         **kwargs,
     )
     if quantization_config is None:
-        model = model.to(PartialState().device)
+        model = model.to(process_state().device)
     return model.eval(), AutoTokenizer.from_pretrained(name_or_path, **kwargs)

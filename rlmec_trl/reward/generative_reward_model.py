@@ -7,11 +7,11 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import add_fused_lm_head, pad
 
-from ..data.messages import message_text, problem_text
+from ..data.messages import message_text
+from ..data.processes import process_state
 from ..data.prompts import WORDING, Wording, parse_locate, split_steps
 from ..data.tokens import step_prefix_ids
 from ..generation.inference import completion_logps, evaluation_mode, generate_ids, length_batches
@@ -80,7 +80,7 @@ class GenerativeRewardModel:
         """
         model = AutoModelForCausalLM.from_pretrained(model_name_or_path, **kwargs.pop("model_init_kwargs", {}))
         kwargs.setdefault("wording", load_wording(model_name_or_path))
-        return cls(model.to(PartialState().device), AutoTokenizer.from_pretrained(model_name_or_path), **kwargs)
+        return cls(model.to(process_state().device), AutoTokenizer.from_pretrained(model_name_or_path), **kwargs)
 
     def locate(
         self, prompts: Sequence[str | list[dict]], references: Sequence[str], completions: Sequence[str | list[dict]]
@@ -97,8 +97,8 @@ class GenerativeRewardModel:
             attempt counts as -1.
         """
         prompt_ids = [
-            encode_locate_prompt(self.processing_class, self.wording, problem_text(prompt), reference, message_text(c))
-            for prompt, reference, c in zip(prompts, references, completions, strict=True)
+            encode_locate_prompt(self.processing_class, self.wording, *row)
+            for row in zip(prompts, references, completions, strict=True)
         ]
         answers = generate_ids(
             self.model, self.processing_class, prompt_ids, 8, self.batch_size, self._desc("Locating errors")
@@ -279,10 +279,8 @@ class GenerativeRewardModel:
 
     def _rewrite_contexts(self, prompts, references, completions) -> list[list[int]]:
         return [
-            encode_rewrite_prompt(
-                self.processing_class, self.wording, problem_text(prompt), reference, message_text(c)
-            )
-            for prompt, reference, c in zip(prompts, references, completions, strict=True)
+            encode_rewrite_prompt(self.processing_class, self.wording, *row)
+            for row in zip(prompts, references, completions, strict=True)
         ]
 
     def _check_tokenizer(self, completions, completion_ids) -> None:

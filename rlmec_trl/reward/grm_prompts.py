@@ -5,8 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
-from ..data.prompts import WORDING, Wording, locate_prompt, rewrite_prompt
+from ..data.messages import message_text, problem_text
+from ..data.prompts import WORDING, Wording, locate_prompt, raw_problem, rewrite_prompt
 from ..data.tokens import as_prompt, encode_prompt
 
 
@@ -14,19 +16,27 @@ WORDING_FILE = "grm_wording.json"
 
 
 def encode_locate_prompt(
-    processing_class: PreTrainedTokenizerBase, wording: Wording, problem: str, reference: str, attempt: str
+    processing_class: PreTrainedTokenizerBase,
+    wording: Wording,
+    prompt: str | list[dict],
+    reference: str,
+    completion: str | list[dict],
 ) -> list[int]:
     """Ids of the question for the first wrong step, through the chat template where the tokenizer has one."""
-    text = locate_prompt(wording, problem, reference, attempt)
-    return encode_prompt(processing_class, as_prompt(processing_class, text))
+    question = locate_prompt(wording, raw_problem(wording, problem_text(prompt)), reference, message_text(completion))
+    return encode_prompt(processing_class, as_prompt(processing_class, question))
 
 
 def encode_rewrite_prompt(
-    processing_class: PreTrainedTokenizerBase, wording: Wording, problem: str, reference: str, attempt: str
+    processing_class: PreTrainedTokenizerBase,
+    wording: Wording,
+    prompt: str | list[dict],
+    reference: str,
+    completion: str | list[dict],
 ) -> list[int]:
     """Ids of the question for the corrected attempt, through the chat template where the tokenizer has one."""
-    text = rewrite_prompt(wording, problem, reference, attempt)
-    return encode_prompt(processing_class, as_prompt(processing_class, text))
+    question = rewrite_prompt(wording, raw_problem(wording, problem_text(prompt)), reference, message_text(completion))
+    return encode_prompt(processing_class, as_prompt(processing_class, question))
 
 
 def save_wording(wording: Wording, directory: str) -> None:
@@ -34,7 +44,12 @@ def save_wording(wording: Wording, directory: str) -> None:
     Path(directory, WORDING_FILE).write_text(json.dumps(asdict(wording), indent=2) + "\n", encoding="utf-8")
 
 
-def load_wording(directory: str) -> Wording:
-    """The wording that a model was trained on, or the default one where none was kept."""
-    path = Path(directory, WORDING_FILE)
-    return Wording(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else WORDING
+def load_wording(model_name_or_path: str) -> Wording:
+    """The wording that a model, by path or Hub name, was trained on, or the default one where none was kept."""
+    path = cached_file(
+        model_name_or_path,
+        WORDING_FILE,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return WORDING if path is None else Wording(**json.loads(Path(path).read_text(encoding="utf-8")))

@@ -19,7 +19,7 @@ from trl import SFTTrainer
 from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
-from ..data.messages import message_text, problem_text
+from ..data.messages import message_text
 from ..data.prompts import WORDING, Wording, locate_answer
 from ..data.schema import check_dataset
 from ..data.tokens import encode_completion, encode_rewrite
@@ -57,16 +57,16 @@ def build_examples(
     for prompt, reference, completion, rewrite, error_step, use_locate, completion_ids in zip(
         *(rows[name] for name in columns), all_completion_ids, strict=True
     ):
-        problem, attempt, rewrite = problem_text(prompt), message_text(completion), message_text(rewrite)
+        attempt, rewrite = message_text(completion), message_text(rewrite)
         if completion_ids is None:
             completion_ids = encode_completion(processing_class, attempt)
         add(
-            encode_rewrite_prompt(processing_class, wording, problem, reference, attempt),
+            encode_rewrite_prompt(processing_class, wording, prompt, reference, completion),
             encode_rewrite(processing_class, rewrite, attempt, completion_ids, wording.step_separator),
         )
         if use_locate:
             add(
-                encode_locate_prompt(processing_class, wording, problem, reference, attempt),
+                encode_locate_prompt(processing_class, wording, prompt, reference, completion),
                 encode_completion(processing_class, locate_answer(wording, error_step)),
             )
     return examples

@@ -2,10 +2,12 @@
 
 import os
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import ModelConfig
 from trl.trainer.utils import add_fused_lm_head
 
@@ -197,35 +199,49 @@ def score_to_disk(
             The policy that sampled the completions, and how models are loaded.
 
     Raises:
-        `ValueError`: If no reward model is named.
+        `ValueError`: If no reward model is named, or under ZeRO-3, whose sharded models cannot generate here.
         [`TokenizerMismatchError`]: If policy and reward model have different tokenizers.
         [`~rlmec_trl.data.schema.DatasetError`]: If a row breaks the contract of its columns.
     """
     if config.grm is None:
         raise ValueError("Name the generative reward model with `--grm`.")
-    policy, policy_tokenizer = load_model(model_args)
-    check_dataset(dataset, "samples", eos_token_ids(policy, policy_tokenizer))
-    reward_model, tokenizer = load_model(model_args, config.grm)
-    check_shared_tokenizer(policy_tokenizer, tokenizer)
-    task = load_task(config.task)
-    grm = GenerativeRewardModel(
-        reward_model,
-        tokenizer,
-        wording=load_wording(config.grm),
-        batch_size=config.score_batch_size,
-        max_new_tokens=config.rewrite_max_new_tokens,
-    )
-    add_fused_lm_head(policy, cast_lm_head_to_fp32=True)
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "Under ZeRO-3 the samples have to be scored before training, in a run of their own: launch "
+            "`recipes/score.py` without DeepSpeed and name its output with `--dataset_name`."
+        )
+    check_dataset(dataset, "samples")
+
+    @cache  # loaded for the first shard, so not at all where everything is scored already
+    def load_models() -> tuple[GenerativeRewardModel, PreTrainedModel]:
+        policy, policy_tokenizer = load_model(model_args)
+        check_dataset(dataset, "samples", eos_token_ids(policy, policy_tokenizer))
+        reward_model, tokenizer = load_model(model_args, config.grm)
+        check_shared_tokenizer(policy_tokenizer, tokenizer)
+        add_fused_lm_head(policy, cast_lm_head_to_fp32=True)
+        grm = GenerativeRewardModel(
+            reward_model,
+            tokenizer,
+            wording=load_wording(config.grm),
+            batch_size=config.score_batch_size,
+            max_new_tokens=config.rewrite_max_new_tokens,
+        )
+        return grm, policy
+
+    def score(shard: Dataset, index: int) -> Dataset:
+        grm, policy = load_models()
+        return score_dataset(
+            shard,
+            grm,
+            load_task(config.task),
+            policy,
+            config.locate_by,
+            config.rewrite_correct,
+            config.rewrite_topk,
+        )
+
     settings = {**vars(config), "policy": model_args.model_name_or_path}
-    return map_shards(
-        dataset,
-        lambda shard, index: score_dataset(
-            shard, grm, task, policy, config.locate_by, config.rewrite_correct, config.rewrite_topk
-        ),
-        output_dir,
-        settings,
-        config.shard_size,
-    )
+    return map_shards(dataset, score, output_dir, settings, config.shard_size)
 
 
 def _where(keep: list[bool], values: list[Any]) -> list[Any]:

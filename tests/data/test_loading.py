@@ -66,7 +66,7 @@ def test_rows_that_are_ready_are_left_as_they_are(tokenizer):
 
 def test_a_problem_becomes_a_prompt_with_reference_and_answer(tokenizer):
     rows = to_task_rows(raw(answer=["2"], level=[5]), WORDING, tokenizer)
-    assert rows.column_names == ["prompt", "reference", "answer"]
+    assert set(rows.column_names) == {"prompt", "reference", "answer"}
     assert rows[0]["prompt"] == WORDING.policy.replace("{problem}", "What is 1 + 1?")
     assert rows[0]["reference"] == "1 + 1 = 2\nThe answer is 2"
     assert rows[0]["answer"] == "2"
@@ -81,7 +81,15 @@ def test_with_a_chat_template_prompts_are_messages(chat_tokenizer):
 
 
 def test_numbers_become_texts(tokenizer):
-    assert to_task_rows(raw(answer=[2]), WORDING, tokenizer)[0]["answer"] == "2"
+    rows = to_task_rows(raw(answer=[2]), WORDING, tokenizer)
+    assert rows[0]["answer"] == "2"
+    check_dataset(rows, "task")
+
+
+def test_an_answer_that_is_missing_in_a_row_is_not_made_up(tokenizer):
+    dataset = Dataset.from_dict({"problem": ["a", "b"], "solution": ["a", "b"], "answer": ["1", None]})
+    with pytest.raises(DatasetError, match="Row 1, column 'answer': found None"):
+        check_dataset(to_task_rows(dataset, WORDING, tokenizer), "task")
 
 
 def test_columns_have_the_names_they_are_given(tokenizer):

@@ -18,12 +18,12 @@ DATASET = Dataset.from_dict({"number": list(range(11)), "text": [f"row {index}" 
 WORKER = """
 import random, sys
 from pathlib import Path
-from accelerate import PartialState
+from rlmec_trl.data.processes import process_state
 from datasets import Dataset
 from rlmec_trl.data.shards import map_shards
 
 folder, output_dir = sys.argv[1:]
-state = PartialState()
+state = process_state()
 
 def work(shard, index):
     Path(folder, f"shard-{index}-of-process-{state.process_index}").touch()

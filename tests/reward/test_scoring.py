@@ -41,7 +41,7 @@ def samples(rows):
 
 @pytest.fixture
 def rewrite_with(monkeypatch, tokenizer, grm):
-    """Let the reward model write given texts (or ids), whatever part of them is already there; returns the prefixes."""
+    """Let the reward model write given texts or ids, whatever part of them is there already; returns the prefixes."""
 
     def install(rows, rewrites):
         contexts = [rewrite_prompt(WORDING, row["prompt"], row["reference"], row["completion"]) for row in rows]
