@@ -22,7 +22,7 @@ from rlmec_trl.data.schema import check_dataset
 from rlmec_trl.data.shards import map_shards
 from rlmec_trl.data.tasks import load_task
 from rlmec_trl.editing.editors import edit_dataset, load_editor
-from rlmec_trl.generation.loading import load_model
+from rlmec_trl.generation.loading import load_model, model_fingerprint
 
 
 @dataclass
@@ -71,7 +71,8 @@ def main(args: EditArguments, model_args: ModelConfig) -> None:
         outcomes.update(counts)
         return edited
 
-    edited = map_shards(samples, edit, args.output_dir, vars(args), args.shard_size)
+    settings = {**vars(args), "teacher": model_fingerprint(args.teacher)}
+    edited = map_shards(samples, edit, args.output_dir, settings, args.shard_size)
     outcomes = sum((Counter(counts) for counts in gather_object([dict(outcomes)])), Counter())
     usable = len(edited) - edited["rewrite"].count(None)
     counts = ", ".join(f"{name}: {count}" for name, count in outcomes.most_common())

@@ -160,6 +160,8 @@ class Run:
             # What another configuration left behind would be taken for this one's
             known = {"key": key, "finished": False, "seconds": 0.0}
             shutil.rmtree(output) if output.is_dir() and not output.is_symlink() else output.unlink(missing_ok=True)
+        elif known["finished"]:  # its output is gone, so it starts anew
+            known = {"key": key, "finished": False, "seconds": 0.0}
         marker.write_text(json.dumps(known), encoding="utf-8")
 
         console.rule(f"{name} (seed {self.seed})", align="left")

@@ -19,7 +19,7 @@ from rlmec_trl.data.loading import load_rows, to_task_rows
 from rlmec_trl.data.schema import check_dataset
 from rlmec_trl.data.shards import map_shards
 from rlmec_trl.data.tasks import load_task
-from rlmec_trl.generation.loading import load_model
+from rlmec_trl.generation.loading import load_model, model_fingerprint
 from rlmec_trl.generation.sampling import sample_completions, to_sample_rows
 
 
@@ -80,8 +80,13 @@ def main(args: SampleArguments, model_args: ModelConfig) -> None:
         )
         return to_sample_rows(shard, completions, model, tokenizer, task)
 
-    settings = {**vars(args), "model": model_args.model_name_or_path}
+    settings = {**vars(args), "model": model_fingerprint(model_args.model_name_or_path)}
     samples = map_shards(problems, sample, args.output_dir, settings, args.shard_size)
+    if len(samples) == 0:
+        raise ValueError(
+            f"No completion came to its end: all were cut off at {args.max_new_tokens} tokens, or empty. Allow more "
+            "with `--max_new_tokens`, and check that the policy ends its answers with EOS."
+        )
     asked = len(problems) * args.num_samples
     PartialState().print(
         f"{len(samples)} samples, {sum(samples['correct'])} with the right answer; {asked - len(samples)} left out "

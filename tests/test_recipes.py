@@ -191,7 +191,6 @@ def test_a_deleted_stage_is_made_again(pretend):
     assert start() == (["first"], ["whole", "whole"])
 
 
-@pytest.mark.xfail(reason="its marker still says that it is finished", strict=True)
 def test_a_deleted_stage_that_was_then_cut_off_goes_on(pretend):
     start, folder = pretend
     start()

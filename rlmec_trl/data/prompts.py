@@ -90,7 +90,7 @@ def policy_prompt(wording: Wording, problem: str) -> str:
 
 def raw_problem(wording: Wording, prompt: str) -> str:
     """The problem in a policy's prompt: without what the template put around it, if it did."""
-    before, after = wording.policy.split("{problem}")
+    before, _, after = wording.policy.partition("{problem}")
     framed = prompt.startswith(before) and prompt.endswith(after) and len(prompt) >= len(before) + len(after)
     return prompt[len(before) : len(prompt) - len(after)] if framed else prompt
 

@@ -1,9 +1,19 @@
 """Models for inference, by path or name."""
 
+from pathlib import Path
+
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, get_quantization_config
 
 from ..data.processes import process_state
+
+
+def model_fingerprint(name_or_path: str) -> str:
+    """What tells a model from another under the same path: its weight files' sizes and times; on the Hub, its name."""
+    files = sorted(Path(name_or_path).glob("*.safetensors"))
+    return " ".join(
+        [name_or_path, *(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files)]
+    )
 
 
 def load_model(

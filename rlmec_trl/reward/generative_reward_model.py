@@ -93,8 +93,8 @@ class GenerativeRewardModel:
                 The problems, their correct solutions, and the attempts.
 
         Returns:
-            `list[int]`: Index of the first wrong step, -1 where there is none. An answer that names no step of the
-            attempt counts as -1.
+            `list[int]`: Index of the first wrong step, -1 where there is none. The number after the last step names
+            one that is missing. Any other answer counts as -1.
         """
         prompt_ids = [
             encode_locate_prompt(self.processing_class, self.wording, *row)
@@ -107,7 +107,7 @@ class GenerativeRewardModel:
         for answer_ids, completion in zip(answers, completions, strict=True):
             step = parse_locate(self.wording, self.processing_class.decode(answer_ids, skip_special_tokens=True))
             num_steps = len(split_steps(message_text(completion), self.wording.step_separator))
-            located.append(step if step is not None and step < num_steps else -1)
+            located.append(step if step is not None and step <= num_steps else -1)
         return located
 
     def flagged_steps(

@@ -17,7 +17,7 @@ from ..data.shards import map_shards
 from ..data.tasks import Task, load_task
 from ..data.tokens import encode_prompt
 from ..generation.inference import completion_logps, eos_token_ids
-from ..generation.loading import load_model
+from ..generation.loading import load_model, model_fingerprint
 from .generative_reward_model import GenerativeRewardModel, TokenizerMismatchError
 from .grm_prompts import load_wording
 
@@ -240,7 +240,8 @@ def score_to_disk(
             config.rewrite_topk,
         )
 
-    settings = {**vars(config), "policy": model_args.model_name_or_path}
+    models = {"policy": model_fingerprint(model_args.model_name_or_path), "grm": model_fingerprint(config.grm)}
+    settings = {**vars(config), **models}
     return map_shards(dataset, score, output_dir, settings, config.shard_size)
 
 

@@ -149,6 +149,38 @@ def test_a_half_written_shard_is_ignored(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("num_saved", [1, 4], ids=["second shard", "result"])
+def test_a_run_that_was_cut_off_while_saving_goes_on(tmp_path, monkeypatch, num_saved):
+    save_to_disk, saved = Dataset.save_to_disk, []
+
+    def save_half(dataset, path, **kwargs):
+        save_to_disk(dataset, path, **kwargs)
+        saved.append(path)
+        if len(saved) > num_saved:
+            next(Path(path).glob("*.arrow")).write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Dataset, "save_to_disk", save_half)
+    with pytest.raises(KeyboardInterrupt):
+        map_shards(DATASET, doubling([]), tmp_path / "out", {"seed": 0}, shard_size=3)
+    monkeypatch.undo()
+    assert not (tmp_path / "out").exists()
+    calls = []
+    result = map_shards(DATASET, doubling(calls), tmp_path / "out", {"seed": 0}, shard_size=3)
+    assert calls == list(range(num_saved, 4))
+    assert result.to_list() == expected_rows()
+
+
+def test_a_finished_run_is_loaded_and_not_done_again(tmp_path):
+    map_shards(DATASET, doubling([]), tmp_path / "out", {"seed": 0}, shard_size=3)
+    calls = []
+    result = map_shards(DATASET, doubling(calls), tmp_path / "out", {"seed": 0}, shard_size=3)
+    assert calls == []
+    assert result.to_list() == expected_rows()
+    map_shards(DATASET, doubling(calls), tmp_path / "out", {"seed": 1}, shard_size=3)
+    assert calls == [0, 1, 2, 3]
+
+
 def test_an_earlier_result_stays_until_the_new_one_is_there(tmp_path):
     map_shards(DATASET, doubling([]), tmp_path / "out", {"seed": 0}, shard_size=3)
     with pytest.raises(KeyboardInterrupt):

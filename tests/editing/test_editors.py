@@ -180,6 +180,14 @@ def test_messages_stay_messages_and_the_editor_sees_texts():
     check_dataset(edited.select([0, 1]), "edits")
 
 
+def test_the_editor_sees_the_problem_without_what_the_policy_is_told():
+    calls = []
+    task = load_task("math")
+    dataset = sampled(WRONG, prompt=task.wording.policy.replace("{problem}", PROBLEM))
+    edit_dataset(dataset, scripted_editor({WRONG: None}, calls), task)
+    assert calls == [([PROBLEM], [REFERENCE], [WRONG])]
+
+
 def test_editing_again_replaces_the_columns():
     dataset = sampled(WRONG, rewrite="old", error_step=7)
     edited, _ = edit_dataset(dataset, ArithmeticEditor(), TASK)

@@ -157,12 +157,12 @@ def answer_with(monkeypatch):
 def test_locate_reads_step_numbers_and_takes_nonsense_for_no_error(
     make_reward_model, make_rows, tokenizer, answer_with
 ):
-    answers = ["0", "2", "none", "3", "4", "Tom finds", "", "1 2", "-"]
+    answers = ["0", "2", "none", "3", "4", "5", "Tom finds", "", "1 2", "-"]
     row = make_rows(1)[0]
     assert row["completion"].count(" ; ") == 3, "steps 0 to 3"
     asked = answer_with(answers, tokenizer)
     located = make_reward_model().locate(*columns([row] * len(answers), "prompt", "reference", "completion"))
-    assert located == [0, 2, -1, 3, -1, -1, -1, -1, -1]
+    assert located == [0, 2, -1, 3, 4, -1, -1, -1, -1, -1], "4 is the step that would come next"
     assert asked[0] == locate_prompt(WORDING, row["prompt"], row["reference"], row["completion"])
 
 
