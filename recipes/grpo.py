@@ -6,15 +6,14 @@ python recipes/grpo.py --config recipes/arithmetic/grpo.yaml
 ```
 """
 
-import os
 from dataclasses import dataclass, field
 
-from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from rlmec_trl.data.loading import load_rows
 from rlmec_trl.data.messages import message_text
 from rlmec_trl.data.tasks import load_task
+from rlmec_trl.trainer.launch import set_model_init_kwargs, train_and_save
 
 
 @dataclass
@@ -31,12 +30,7 @@ def make_parser() -> TrlParser:
 
 
 def main(args: GRPOArguments, training_args: GRPOConfig, model_args: ModelConfig) -> None:
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        **(training_args.model_init_kwargs or {}),
-    }
+    set_model_init_kwargs(training_args, model_args)
     task = load_task(args.task)
 
     def answer_is_right(completions, answer, **kwargs):
@@ -51,16 +45,7 @@ def main(args: GRPOArguments, training_args: GRPOConfig, model_args: ModelConfig
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
-    checkpoint = training_args.resume_from_checkpoint
-    if checkpoint is None and os.path.isdir(training_args.output_dir):
-        checkpoint = get_last_checkpoint(training_args.output_dir)
-    trainer.train(resume_from_checkpoint=checkpoint)
-
-    trainer.save_model(training_args.output_dir)
-    trainer.accelerator.print(f"Model saved to {training_args.output_dir}")
-    if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=args.dataset_name)
-    trainer.end()
+    train_and_save(trainer, args.dataset_name)
 
 
 if __name__ == "__main__":

@@ -7,19 +7,18 @@ accelerate launch --config_file recipes/accelerate_configs/zero3.yaml recipes/rl
 ```
 
 Where the data set has neither `token_probs` nor `token_rewards` and a generative reward model is named (`--grm`), the
-samples are scored first, into `<output_dir>/scored`. An interrupted training goes on from its last checkpoint.
+samples are scored first, into `<output_dir>-scored`. An interrupted training goes on from its last checkpoint.
 """
 
-import os
 from dataclasses import dataclass, field
 
 from datasets import Dataset
-from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from rlmec_trl import RLMECConfig, RLMECTrainer
 from rlmec_trl.data.loading import load_rows
 from rlmec_trl.reward.scoring import ScoreConfig, score_to_disk
+from rlmec_trl.trainer.launch import set_model_init_kwargs, train_and_save
 
 
 @dataclass
@@ -43,14 +42,10 @@ def load_scored(name: str, split: str, output_dir: str, score_config: ScoreConfi
 
 
 def main(args: RLMECArguments, training_args: RLMECConfig, score_config: ScoreConfig, model_args: ModelConfig) -> None:
-    scored_dir = os.path.join(training_args.output_dir, "scored")
+    # Beside the output folder, whose contents may be pushed to the Hub
+    scored_dir = training_args.output_dir.rstrip("/") + "-scored"
     dataset = load_scored(args.dataset_name, args.dataset_split, scored_dir, score_config, model_args)
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        **(training_args.model_init_kwargs or {}),
-    }
+    set_model_init_kwargs(training_args, model_args)
     trainer = RLMECTrainer(
         model=model_args.model_name_or_path,
         args=training_args,
@@ -59,18 +54,7 @@ def main(args: RLMECArguments, training_args: RLMECConfig, score_config: ScoreCo
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
-    checkpoint = training_args.resume_from_checkpoint
-    if checkpoint is None and os.path.isdir(training_args.output_dir):
-        checkpoint = get_last_checkpoint(training_args.output_dir)
-    trainer.train(resume_from_checkpoint=checkpoint)
-
-    trainer.save_model(training_args.output_dir)
-    if training_args.eval_strategy != "no":
-        trainer.save_metrics("eval", trainer.evaluate())
-    trainer.accelerator.print(f"Model saved to {training_args.output_dir}")
-    if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=args.dataset_name)
-    trainer.end()
+    train_and_save(trainer, args.dataset_name)
 
 
 if __name__ == "__main__":

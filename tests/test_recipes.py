@@ -511,7 +511,7 @@ def test_samples_are_scored_first_on_one_process_and_on_two(train, unscored):
 
     one, two = train(1), train(2)
     samples = load_from_disk(unscored / "samples")
-    scored = [load_from_disk(output_dir / "scored") for output_dir in (one, two)]
+    scored = [load_from_disk(f"{output_dir}-scored") for output_dir in (one, two)]
     check_dataset(scored[0], "scores")
     assert scored[0].select_columns(samples.column_names).to_list() == samples.to_list()
     for row, other in zip(*scored, strict=True):

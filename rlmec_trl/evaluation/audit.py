@@ -46,7 +46,6 @@ class GRMAudit:
 
 
 def first_wrong_token(
-    processing_class: PreTrainedTokenizerBase,
     completion: str,
     completion_ids: Sequence[int],
     rewrite: str,
@@ -119,7 +118,7 @@ def audit_grm(
         num_steps = len(split_steps(completion, separator))
         teacher_ids = processing_class(teacher_rewrite, add_special_tokens=False)["input_ids"]
         teacher_ids = [*teacher_ids, processing_class.eos_token_id]
-        first_wrong = first_wrong_token(processing_class, completion, ids, teacher_rewrite, teacher_ids)
+        first_wrong = first_wrong_token(completion, ids, teacher_rewrite, teacher_ids)
         if first_wrong is None:
             clean_probs += probs
         else:

@@ -20,6 +20,7 @@ from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from ..data.messages import message_text
+from ..data.paper import PAPER
 from ..data.prompts import WORDING, Wording, locate_answer
 from ..data.schema import check_dataset
 from ..data.tokens import encode_completion, encode_rewrite
@@ -99,11 +100,7 @@ class GRMTrainer(SFTTrainer):
 
     _tag_names = ["trl", "rlmec", "generative-reward-model"]
     _name = "GRM"
-    _paper = {
-        "title": "Improving Large Language Models via Fine-grained Reinforcement Learning with Minimum Editing "
-        "Constraint",
-        "id": "2401.06081",
-    }
+    _paper = PAPER
 
     def __init__(
         self,

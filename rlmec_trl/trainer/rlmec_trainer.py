@@ -23,6 +23,7 @@ from trl import SFTTrainer
 from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
+from ..data.paper import PAPER
 from ..data.schema import check_dataset
 from .collator import DataCollatorForRLMEC
 from .losses import Metrics, imitation_loss, token_policy_loss
@@ -86,20 +87,7 @@ class RLMECTrainer(SFTTrainer):
 
     _tag_names = ["trl", "rlmec"]
     _name = "RLMEC"
-    _paper = {
-        "title": "Improving Large Language Models via Fine-grained Reinforcement Learning with Minimum Editing "
-        "Constraint",
-        "id": "2401.06081",
-        "citation": """\
-@inproceedings{chen2024rlmec,
-    title     = {{Improving Large Language Models via Fine-grained Reinforcement Learning with Minimum Editing
-                 Constraint}},
-    author    = {Chen, Zhipeng and Zhou, Kun and Zhao, Wayne Xin and Wan, Junchen and Zhang, Fuzheng and Zhang, Di and
-                 Wen, Ji-Rong},
-    booktitle = {Findings of the Association for Computational Linguistics: ACL 2024},
-    year      = {2024},
-}""",
-    }
+    _paper = PAPER
     # The terms are divided by counts over the whole optimizer step, so gradient accumulation only has to add them up.
     loss_is_scaled_for_ga = True
 

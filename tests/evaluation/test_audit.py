@@ -56,7 +56,7 @@ def audit(tokenizer):
 def test_the_first_wrong_token_is_where_the_rewrite_departs(tokenizer):
     def position(completion, rewrite):
         ids = [encode_completion(tokenizer, text) for text in (completion, rewrite)]
-        return first_wrong_token(tokenizer, completion, ids[0], rewrite, ids[1])
+        return first_wrong_token(completion, ids[0], rewrite, ids[1])
 
     assert position(WRONG, RIGHT) == FIRST_WRONG
     assert position(RIGHT, RIGHT) is None
