@@ -51,6 +51,7 @@ WORDING = Wording(
 _TOKEN_PATTERN = r" ?\d| ?[A-Za-z]+| ?[^\sA-Za-z\d]"
 _PROBLEM_PATTERN = re.compile(r"[A-Za-z]+ has (\d+) [A-Za-z]+((?:, [A-Za-z]+ \d+)+)\.")
 _ANSWER_PATTERN = re.compile(r"The answer is (\d+)\s*$")
+_TERSE_PATTERN = re.compile(rf"\d+(?: [+-] \d+){{{NUM_OPERATIONS}}} = (\d+)")
 
 
 # --- Problems and their solutions ------------------------------------------------------------------------------------
@@ -183,8 +184,11 @@ def _answer_step(numbers):
 
 
 def check_answer(completion: str, answer: str) -> bool:
-    """Whether the completion ends with "The answer is" and the right number."""
-    match = _ANSWER_PATTERN.search(completion)
+    """
+    Whether the completion ends with "The answer is" and the right number, or is a terse solution like the references,
+    "59 - 16 + 23 + 20 = 86", with the right number at its end.
+    """
+    match = _ANSWER_PATTERN.search(completion) or _TERSE_PATTERN.fullmatch(completion.strip())
     return match is not None and match[1] == answer.strip()
 
 

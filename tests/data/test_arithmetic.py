@@ -144,6 +144,9 @@ class TestCheckAnswer:
             ("The answer is 865", False),
             ("The answer is 8", False),
             ("66 + 20 = 86", False),
+            ("59 - 16 + 23 + 20 = 86", True),
+            ("59 - 16 + 23 + 20 = 85", False),
+            ("59 - 16 is 43 ; 43 + 23 + 20 + 0 = 86", False),
             ("", False),
         ],
     )
