@@ -200,7 +200,7 @@ def report(pipeline: Pipeline, runs: list[Run], stages: list[Stage]) -> None:
     result = {
         "accuracy": accuracy,
         "chosen": {f"seed-{run.seed}": run.chosen for run in runs},
-        "seconds": {f"seed-{run.seed}": run.seconds for run in runs},
+        "seconds": {name: sum(run.seconds[name] for run in runs) for name in runs[0].seconds},
     }
     if pipeline.scored is not None:
         scored = load_rows(fill(pipeline.scored, runs[0].folder, runs[0].seed))
@@ -213,7 +213,7 @@ def report(pipeline: Pipeline, runs: list[Run], stages: list[Stage]) -> None:
         audits = [Path(fill(pipeline.audit, run.folder, run.seed)) for run in runs]
         result["grm_audit"] = pool_audits([json.loads(path.read_text(encoding="utf-8")) for path in audits])
         console.print(audit_table(result["grm_audit"], "Generative reward model, on problems it has not seen"))
-    total = sum(sum(run.seconds.values()) for run in runs)
+    total = sum(result["seconds"].values())
     path = Path(pipeline.output_dir, pipeline.report)
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     console.print(f"{total / 60:.1f} minutes of work; all figures in {path}", highlight=False)
