@@ -56,10 +56,6 @@ def make_policy(tokenizer):
 
     def make(sharpness=1.0, mixing=1.0, num_hidden_layers=1):
         policy = arithmetic.make_policy(tokenizer, hidden_size=16, num_hidden_layers=num_hidden_layers)
-        # What the two factors are relative to
-        for parameter in policy.parameters():
-            if parameter.dim() > 1:
-                parameter.data.mul_(0.02 / policy.config.initializer_range)
         # Fresh weights give nearly the same probability to every token, which hides mistakes ...
         policy.get_input_embeddings().weight.data.mul_(sharpness)
         # ... and where they do not, tied embeddings favour the token before, whatever else stands in the context.
