@@ -15,8 +15,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from trl import ModelConfig, TrlParser
 
-from rlmec_trl.data.loading import load_rows, to_task_rows
-from rlmec_trl.data.schema import check_dataset
+from rlmec_trl.data.loading import ProblemConfig, load_problems
 from rlmec_trl.data.shards import map_shards
 from rlmec_trl.data.tasks import load_task
 from rlmec_trl.generation.loading import load_model, model_fingerprint
@@ -25,19 +24,10 @@ from rlmec_trl.generation.sampling import sample_completions, to_sample_rows
 
 @dataclass
 class SampleArguments:
-    """What to sample, and how. The defaults are those of RLMEC (https://huggingface.co/papers/2401.06081)."""
+    """How to sample. The defaults are those of RLMEC (https://huggingface.co/papers/2401.06081)."""
 
-    dataset_name: str = field(metadata={"help": "Folder, file of JSON lines or Hub name of the problems."})
     output_dir: str = field(metadata={"help": "Folder to write the samples to."})
     task: str = field(metadata={"help": "How answers are checked: `arithmetic`, `math` or `choice`."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of a data set on the Hub."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
-    max_rows: int | None = field(default=None, metadata={"help": "Number of problems to take from the start."})
-    problem_column: str = field(default="problem", metadata={"help": "Column of the problem."})
-    reference_column: str = field(default="solution", metadata={"help": "Column of the worked solution."})
-    answer_column: str | None = field(
-        default=None, metadata={"help": "Column of the final answer. If unset, it is read off the worked solution."}
-    )
     num_samples: int = field(default=5, metadata={"help": "Completions of each prompt."})
     temperature: float = field(default=0.7, metadata={"help": "Sampling temperature."})
     top_p: float = field(default=0.95, metadata={"help": "Probability mass to sample from."})
@@ -49,21 +39,13 @@ class SampleArguments:
 
 
 def make_parser() -> TrlParser:
-    return TrlParser((SampleArguments, ModelConfig))
+    return TrlParser((ProblemConfig, SampleArguments, ModelConfig))
 
 
-def main(args: SampleArguments, model_args: ModelConfig) -> None:
+def main(problem_config: ProblemConfig, args: SampleArguments, model_args: ModelConfig) -> None:
     task = load_task(args.task)
     model, tokenizer = load_model(model_args, trust_remote_code=args.trust_remote_code)
-    problems = to_task_rows(
-        load_rows(args.dataset_name, args.dataset_split, args.max_rows, args.dataset_config),
-        task.wording,
-        tokenizer,
-        args.problem_column,
-        args.reference_column,
-        args.answer_column,
-    )
-    check_dataset(problems, "task")
+    problems = load_problems(problem_config, task.wording, tokenizer)
 
     def sample(shard: Dataset, index: int) -> Dataset:
         completions = sample_completions(
@@ -80,7 +62,7 @@ def main(args: SampleArguments, model_args: ModelConfig) -> None:
         )
         return to_sample_rows(shard, completions, model, tokenizer, task)
 
-    settings = {**vars(args), "model": model_fingerprint(model_args.model_name_or_path)}
+    settings = {**vars(problem_config), **vars(args), "model": model_fingerprint(model_args.model_name_or_path)}
     samples = map_shards(problems, sample, args.output_dir, settings, args.shard_size)
     if len(samples) == 0:
         raise ValueError(

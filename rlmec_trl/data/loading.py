@@ -1,6 +1,7 @@
 """Data sets by path or name, and raw problems as rows of the first stage."""
 
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset, Value, load_dataset, load_from_disk
@@ -8,8 +9,39 @@ from transformers import PreTrainedTokenizerBase
 
 from .answers import extract_answer
 from .prompts import Wording, policy_prompt
-from .schema import DatasetError
+from .schema import DatasetError, check_dataset
 from .tokens import as_prompt
+
+
+@dataclass
+class ProblemConfig:
+    """
+    Where problems come from.
+
+    Args:
+        dataset_name (`str`):
+            Folder, file of JSON lines or Hub name.
+        dataset_config (`str`, *optional*):
+            Configuration of a data set on the Hub.
+        dataset_split (`str`, *optional*, defaults to `"train"`):
+            Split of a data set on the Hub.
+        max_rows (`int`, *optional*):
+            Number of problems to take from the start.
+        problem_column, reference_column (`str`, *optional*, default to `"problem"` and `"solution"`):
+            Columns of the problem and of its worked solution.
+        answer_column (`str`, *optional*):
+            Column of the final answer. If unset, it is read off the worked solution.
+    """
+
+    dataset_name: str = field(metadata={"help": "Folder, file of JSON lines or Hub name of the problems."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a data set on the Hub."})
+    max_rows: int | None = field(default=None, metadata={"help": "Number of problems to take from the start."})
+    problem_column: str = field(default="problem", metadata={"help": "Column of the problem."})
+    reference_column: str = field(default="solution", metadata={"help": "Column of the worked solution."})
+    answer_column: str | None = field(
+        default=None, metadata={"help": "Column of the final answer. If unset, it is read off the worked solution."}
+    )
 
 
 def load_rows(
@@ -95,6 +127,29 @@ def to_task_rows(
         return {"prompt": prompt, "reference": reference, "answer": answer}
 
     return dataset.map(convert, with_indices=True, remove_columns=dataset.column_names, desc="Reading problems")
+
+
+def load_problems(config: ProblemConfig, wording: Wording, processing_class: PreTrainedTokenizerBase) -> Dataset:
+    """
+    Load problems and bring them into the form of the first stage: `prompt`, `reference`, `answer`, checked.
+
+    Args:
+        config ([`ProblemConfig`]):
+            Where they are, and what their columns are called.
+        wording ([`~rlmec_trl.data.prompts.Wording`]):
+            How a problem is put to the policy.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            The policy's tokenizer.
+
+    Raises:
+        [`~rlmec_trl.data.schema.DatasetError`]: If a column is missing, or a row breaks the contract.
+    """
+    rows = load_rows(config.dataset_name, config.dataset_split, config.max_rows, config.dataset_config)
+    problems = to_task_rows(
+        rows, wording, processing_class, config.problem_column, config.reference_column, config.answer_column
+    )
+    check_dataset(problems, "task")
+    return problems
 
 
 def clean_solution(solution: str) -> str:
