@@ -105,6 +105,7 @@ class Run:
         self.keys: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
         self.chosen: dict[str, Any] = {}
+        self.results: dict[str, dict[str, Any]] = {}
 
     def run_stage(self, stage: Stage) -> None:
         if stage.choose is None:
@@ -112,7 +113,7 @@ class Run:
         else:
             self._run_choice(stage)
         if stage.evaluate:
-            self.evaluate(stage.name, "test")
+            self.results[stage.evaluate] = self.evaluate(stage.name, "test")
 
     def evaluate(self, name: str, split: str) -> dict[str, Any]:
         """Accuracy of a stage's model on a split, `test` or `validation`."""
@@ -190,13 +191,9 @@ class Run:
         return hashlib.sha256(json.dumps([recipe, settings, args, read], sort_keys=True).encode()).hexdigest()
 
 
-def report(pipeline: Pipeline, runs: list[Run], stages: list[Stage]) -> None:
+def report(pipeline: Pipeline, runs: list[Run]) -> None:
     """Print the tables and two samples, and write all figures to a file."""
-    accuracy = {
-        stage.evaluate: summarize_accuracy([run.evaluate(stage.name, "test") for run in runs])
-        for stage in stages
-        if stage.evaluate
-    }
+    accuracy = {name: summarize_accuracy([run.results[name] for run in runs]) for name in runs[0].results}
     result = {
         "accuracy": accuracy,
         "chosen": {f"seed-{run.seed}": run.chosen for run in runs},
@@ -236,7 +233,7 @@ def main() -> None:
     for run in runs:
         for stage in stages:
             run.run_stage(stage)
-    report(pipeline, runs, stages)
+    report(pipeline, runs)
 
 
 if __name__ == "__main__":
