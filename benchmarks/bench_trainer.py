@@ -73,6 +73,7 @@ def time_steps(trainer_class, config_class, dataset, tokenizer, rows_a_step, **s
             use_cpu=True,
             report_to="none",
             save_strategy="no",
+            logging_strategy="no",
             disable_tqdm=True,
             **settings,
         )
