@@ -142,7 +142,8 @@ def edit_dataset(
         verification is `None`, and its `error_step` -1.
     """
     problems = [raw_problem(task.wording, problem_text(prompt)) for prompt in dataset["prompt"]]
-    completions = [message_text(completion) for completion in dataset["completion"]]
+    raw_completions = dataset["completion"][:]
+    completions = [message_text(completion) for completion in raw_completions]
     corrects, references, answers = dataset["correct"], dataset["reference"], dataset["answer"]
     asked = [index for index, correct in enumerate(corrects) if check_correct_samples or not correct]
     edits = dict(
@@ -160,7 +161,7 @@ def edit_dataset(
         )
         outcomes[outcome] += 1
         error_steps.append(error_step)
-        conversational = rewrite is not None and is_conversational(dataset[index]["completion"])
+        conversational = rewrite is not None and is_conversational(raw_completions[index])
         rewrites.append([{"role": "assistant", "content": rewrite}] if conversational else rewrite)
     columns = dataset.remove_columns([name for name in ("rewrite", "error_step") if name in dataset.column_names])
     edited = columns.add_column("rewrite", rewrites).add_column("error_step", error_steps)

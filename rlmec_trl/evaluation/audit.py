@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.messages import message_text, problem_text
 from ..data.prompts import raw_problem, split_steps
 from ..data.tasks import Task
+from ..data.tokens import encode_completion
 from ..editing.alignment import edit_distance
 from ..editing.editors import Editor, first_changed_step
 from .accuracy import Accuracy
@@ -116,8 +117,7 @@ def audit_grm(
     ):
         ids, probs = row["completion_ids"], row["token_probs"]
         num_steps = len(split_steps(completion, separator))
-        teacher_ids = processing_class(teacher_rewrite, add_special_tokens=False)["input_ids"]
-        teacher_ids = [*teacher_ids, processing_class.eos_token_id]
+        teacher_ids = encode_completion(processing_class, teacher_rewrite)
         first_wrong = first_wrong_token(completion, ids, teacher_rewrite, teacher_ids)
         if first_wrong is None:
             clean_probs += probs

@@ -18,6 +18,12 @@ def eos_token_ids(model: PreTrainedModel, processing_class: PreTrainedTokenizerB
     return {processing_class.eos_token_id, *configured} - {None}
 
 
+def padding_id(processing_class: PreTrainedTokenizerBase) -> int:
+    """The id to pad with: EOS where the tokenizer has no padding token, as it is masked anyway."""
+    pad_token_id = processing_class.pad_token_id
+    return processing_class.eos_token_id if pad_token_id is None else pad_token_id
+
+
 @contextmanager
 def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode without gradients; the model's own mode comes back after it."""
@@ -84,8 +90,7 @@ def generate_ids(
         them off.
     """
     ends = eos_token_ids(model, processing_class)
-    pad_token_id = processing_class.pad_token_id
-    pad_token_id = processing_class.eos_token_id if pad_token_id is None else pad_token_id
+    pad_token_id = padding_id(processing_class)
     if not generation_kwargs:
         generation_kwargs = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     completions = [[] for _ in prompt_ids]
@@ -137,8 +142,7 @@ def completion_logps(
         `list[list[float]]`: One natural logarithm for each completion id.
     """
     sequences = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
-    pad_token_id = processing_class.pad_token_id
-    pad_token_id = processing_class.eos_token_id if pad_token_id is None else pad_token_id
+    pad_token_id = padding_id(processing_class)
     logps = [[] for _ in sequences]
     with evaluation_mode(model):
         for batch in length_batches([len(ids) for ids in sequences], batch_size, desc):

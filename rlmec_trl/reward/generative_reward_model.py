@@ -14,7 +14,7 @@ from ..data.messages import message_text
 from ..data.processes import process_state
 from ..data.prompts import WORDING, Wording, parse_locate, split_steps
 from ..data.tokens import step_prefix_ids
-from ..generation.inference import completion_logps, evaluation_mode, generate_ids, length_batches
+from ..generation.inference import completion_logps, evaluation_mode, generate_ids, length_batches, padding_id
 from .grm_prompts import encode_locate_prompt, encode_rewrite_prompt, load_wording
 
 
@@ -258,7 +258,7 @@ class GenerativeRewardModel:
         contexts = self._rewrite_contexts(prompts, references, completions)
         sequences = [context + list(ids) for context, ids in zip(contexts, rewrite_ids, strict=True)]
         all_ids, all_logps = [None] * len(sequences), [None] * len(sequences)
-        pad_token_id = self.processing_class.pad_token_id or 0  # masked, so any id will do
+        pad_token_id = padding_id(self.processing_class)
         with evaluation_mode(self.model):
             for batch in length_batches([len(ids) for ids in sequences], self.batch_size, self._desc("Soft targets")):
                 rows = [torch.tensor(sequences[index]) for index in batch]
