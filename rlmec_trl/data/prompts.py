@@ -83,6 +83,13 @@ def split_steps(text: str, separator: str) -> list[str]:
     return [*steps, lead] if lead else steps
 
 
+def number_steps(wording: Wording, attempt: str) -> str:
+    """The steps of an attempt, numbered from 0, one a line."""
+    separator = wording.step_separator
+    shown = [" ".join(step.replace(separator, " ").split()) for step in split_steps(attempt, separator)]
+    return "\n".join(f"{index}: {step}" for index, step in enumerate(shown))
+
+
 def policy_prompt(wording: Wording, problem: str) -> str:
     """The policy's prompt for a raw problem."""
     return _fill(wording.policy, problem=problem)
@@ -98,7 +105,7 @@ def raw_problem(wording: Wording, prompt: str) -> str:
 def locate_prompt(wording: Wording, problem: str, reference: str, attempt: str) -> str:
     """The question for the first wrong step of an attempt."""
     if wording.numbered:
-        attempt = _numbered(split_steps(attempt, wording.step_separator), wording.step_separator)
+        attempt = number_steps(wording, attempt)
     return _fill(wording.locate, problem=problem, reference=reference, attempt=attempt)
 
 
@@ -136,8 +143,3 @@ def parse_locate(wording: Wording, text: str) -> int | None:
 def _fill(template: str, **values: str) -> str:
     # One pass, unlike chained `str.replace`: a problem that itself contains "{attempt}" stays as it is
     return re.sub(r"\{(problem|reference|attempt)\}", lambda slot: values.get(slot.group(1), slot.group(0)), template)
-
-
-def _numbered(steps: list[str], separator: str) -> str:
-    shown = [" ".join(step.replace(separator, " ").split()) for step in steps]
-    return "\n".join(f"{index}: {step}" for index, step in enumerate(shown))

@@ -74,16 +74,33 @@ def map_shards(
         unfinished.rename(paths[index])
     state.wait_for_everyone()
     if state.is_main_process:
-        joined = concatenate_datasets([load_from_disk(str(path)) for path in paths])
-        unfinished = output_dir.with_name(output_dir.name + ".unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        joined.save_to_disk(str(unfinished), num_shards=None if len(joined) > 0 else 1)
-        (unfinished / _KEY_FILE).write_text(key, encoding="utf-8")
-        shutil.rmtree(output_dir, ignore_errors=True)
-        unfinished.rename(output_dir)
+        save_whole(concatenate_datasets([load_from_disk(str(path)) for path in paths]), output_dir, key)
         shutil.rmtree(shards_dir)
     state.wait_for_everyone()
     return load_from_disk(str(output_dir))
+
+
+def save_whole(dataset: Dataset, output_dir: str | os.PathLike, key: str | None = None) -> None:
+    """
+    Save a data set in the place of what the folder held before. A half-written one never stands under its name.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Rows to save.
+        output_dir (`str` or `os.PathLike`):
+            Folder to save them to.
+        key (`str`, *optional*):
+            What they were made from and how.
+    """
+    output_dir = Path(output_dir)
+    unfinished = output_dir.with_name(output_dir.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    # With the number given, a result without rows gets a file too, without which it could not be loaded
+    dataset.save_to_disk(str(unfinished), num_shards=None if len(dataset) > 0 else 1)
+    if key is not None:
+        (unfinished / _KEY_FILE).write_text(key, encoding="utf-8")
+    shutil.rmtree(output_dir, ignore_errors=True)
+    unfinished.rename(output_dir)
 
 
 def _content_hash(dataset: Dataset) -> str:

@@ -1,0 +1,300 @@
+"""The Anthropic API as the teacher, by single messages or, at half the price, by batches."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ..data.processes import process_state
+from ..data.prompts import WORDING, Wording
+from ..generation.server import ServerConfig, describe_error
+from .journal import Answer, Journal, Submission
+from .journaled_editor import JournaledEditor, RequestFailedError, TeacherError
+from .teacher_config import TeacherConfig
+from .teacher_prompts import ANSWER_SCHEMA, Question
+
+
+# A batch may have 256 MB. What the client adds to the questions is little.
+_MAX_BATCH_BYTES = 200_000_000
+
+# No other row would fare better: the key, the account, the model's name
+_HOPELESS = (401, 402, 403, 404)
+# The API has not taken the request: it can be sent again without being paid twice
+_NOT_TAKEN = (408, 429, 503, 529)
+
+
+class AnthropicEditor(JournaledEditor):
+    """
+    A Claude model as the teacher, on the official SDK. The key is read from the environment (`ANTHROPIC_API_KEY`).
+
+    Both tasks are one request: with structured output, the answer is a JSON object with the first wrong step and the
+    rewrite. The instructions, the same in all requests, are marked for the prompt cache.
+
+    Args:
+        model (`str`):
+            Name of the model.
+        journal ([`~rlmec_trl.editing.journal.Journal`]):
+            Where the answers are kept.
+        config ([`~rlmec_trl.editing.teacher_config.TeacherConfig`]):
+            How to ask, and what it may cost. With `use_batches`, questions go through the Message Batches API.
+        server_config ([`~rlmec_trl.generation.server.ServerConfig`]):
+            Its `concurrency`, `timeout`, `max_retries` and, for another address than Anthropic's, `base_url`.
+        wording ([`~rlmec_trl.data.prompts.Wording`], *optional*):
+            Wording of the task.
+        budget_share (`float`, *optional*, defaults to `1.0`):
+            Part of what is left of `config.max_cost` that this process may spend.
+
+    Raises:
+        [`TeacherError`]: If the package `anthropic` is missing.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        journal: Journal,
+        config: TeacherConfig,
+        server_config: ServerConfig,
+        wording: Wording = WORDING,
+        budget_share: float = 1.0,
+    ):
+        # The effort makes other answers, the way they are sent does not
+        name = f"anthropic {model} {config.effort or 'default'}"
+        super().__init__(name, journal, config, server_config.concurrency, wording, budget_share)
+        self.model = model
+        self.server_config = server_config
+        try:
+            import anthropic  # noqa: F401
+        except ImportError:
+            raise TeacherError(
+                "This teacher needs the package `anthropic`: pip install 'rlmec-trl[anthropic]'"
+            ) from None
+
+    def _client(self) -> Any:
+        import anthropic
+
+        settings = self.server_config
+        client = anthropic.AsyncAnthropic(
+            base_url=settings.base_url, timeout=settings.timeout, max_retries=settings.max_retries
+        )
+        if client.api_key is None and client.auth_token is None and client.credentials is None:
+            raise TeacherError("There is no key for the Anthropic API: set the variable ANTHROPIC_API_KEY.")
+        return client
+
+    def _params(self, question: Question) -> dict[str, Any]:
+        output_config = {}
+        if self.config.structured_output:
+            output_config["format"] = {"type": "json_schema", "schema": ANSWER_SCHEMA}
+        if self.config.effort is not None:
+            output_config["effort"] = self.config.effort
+        return {
+            "model": self.model,
+            "system": [{"type": "text", "text": question.system, "cache_control": {"type": "ephemeral"}}],
+            "messages": [{"role": "user", "content": question.user}],
+            **({"output_config": output_config} if output_config else {}),
+        }
+
+    async def _count_tokens(self, client: Any, questions: list[Question]) -> list[int]:
+        with self._translated_errors():
+            counts = [await client.messages.count_tokens(**self._params(question)) for question in questions]
+        return [count.input_tokens for count in counts]
+
+    async def _ask(self, client: Any, question: Question) -> Answer:
+        with self._translated_errors():
+            message = await client.messages.create(max_tokens=self.config.max_tokens, **self._params(question))
+        return _to_answer(message)
+
+    async def _send(self, client: Any, questions: list[Question]) -> None:
+        if not self.config.use_batches:
+            await super()._send(client, questions)
+            return
+        handed_in = []
+        for chunk in self._chunks(questions):
+            handed_in.append(await self._hand_in(client, chunk))
+            self.budget.under_way += len(chunk)
+        for submission in handed_in:
+            await self._collect(client, submission)
+            self.budget.under_way -= len(submission.keys)
+
+    async def _resume(self, client: Any) -> None:
+        for submission in self.journal.own_submissions():
+            if submission.batch is None:
+                batch = await self._find_batch(client, submission)
+                if batch is None:
+                    self.journal.close_submission(submission.name)
+                    continue
+                submission = replace(submission, batch=batch)
+                self.journal.record_submission(submission)
+            await self._collect(client, submission)
+
+    def _chunks(self, questions: list[Question]) -> Iterator[list[Question]]:
+        """Questions in batches of a size that the API takes, as far as the budget goes."""
+        chunk, num_bytes = [], 0
+        for question in questions:
+            size = len(json.dumps(self._request(question)))
+            full = len(chunk) == self.config.questions_per_batch or num_bytes + size > _MAX_BATCH_BYTES
+            if chunk and full:
+                yield chunk
+                chunk, num_bytes = [], 0
+            if not self.budget.affords(len(chunk) + 1):
+                break
+            chunk.append(question)
+            num_bytes += size
+        if chunk:
+            yield chunk
+
+    def _request(self, question: Question) -> dict[str, Any]:
+        return {
+            "custom_id": question.key,
+            "params": {"max_tokens": self.config.max_tokens, **self._params(question)},
+        }
+
+    async def _hand_in(self, client: Any, questions: list[Question]) -> Submission:
+        """
+        Hand in a batch. It is in the journal before, without its id, and after, with it: one whose id was lost on the
+        way is looked for, and found by its questions.
+        """
+        with self._translated_errors():
+            newest = (await client.messages.batches.list(limit=1)).data
+        keys = [question.key for question in questions]
+        submission = Submission(uuid.uuid4().hex, keys, after=newest[0].id if newest else None)
+        self.journal.record_submission(submission)
+        batch = await self._create_batch(client, submission, [self._request(question) for question in questions])
+        submission = replace(submission, batch=batch)
+        self.journal.record_submission(submission)
+        return submission
+
+    async def _create_batch(self, client: Any, submission: Submission, requests: list[dict]) -> str:
+        """Create a batch and return its id. The SDK's own retries might create and pay it twice."""
+        import anthropic
+
+        careful_client = client.with_options(max_retries=0)
+        for attempt in range(self.server_config.max_retries + 1):
+            if attempt > 0:
+                await asyncio.sleep(min(2.0**attempt, self.config.poll_seconds))
+            try:
+                return (await careful_client.messages.batches.create(requests=requests)).id
+            except (anthropic.APIError, ValueError) as caught:
+                error = caught
+            status = getattr(error, "status_code", None)
+            if status in _NOT_TAKEN:
+                continue
+            if status is not None and status < 500:
+                self.journal.close_submission(submission.name)
+                raise self._hopeless(error)
+            batch = await self._find_batch(client, submission)
+            if batch is not None:
+                return batch
+        raise TeacherError(
+            f"The batch could not be handed in ({describe_error(error)}). The same command goes on from here: if the "
+            "batch has arrived all the same, it is found."
+        )
+
+    async def _find_batch(self, client: Any, submission: Submission) -> str | None:
+        """The id of a batch that was perhaps created, and whose id has not come back."""
+        known = self.journal.batches()
+        with self._translated_errors():
+            async for batch in client.messages.batches.list(limit=100):
+                if batch.id == submission.after:
+                    break
+                counts = batch.request_counts
+                total = counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired
+                if batch.id in known or total != len(submission.keys):
+                    continue
+                # Whose it is can be seen by its results alone
+                if not await self._wait_for(client, batch.id):
+                    continue
+                async for result in await client.messages.batches.results(batch.id):
+                    if result.custom_id in submission.keys:
+                        return batch.id
+                    break
+        return None
+
+    async def _wait_for(self, client: Any, batch: str) -> bool:
+        """Wait for a batch to end. Whether its results can be fetched: they are kept for some weeks, if not deleted."""
+        import anthropic
+
+        with self._translated_errors():
+            while True:
+                try:
+                    state = await client.messages.batches.retrieve(batch)
+                except anthropic.NotFoundError:
+                    return False
+                if state.processing_status == "ended":
+                    return state.results_url is not None
+                await asyncio.sleep(self.config.poll_seconds)
+
+    async def _collect(self, client: Any, submission: Submission) -> None:
+        """Wait for a batch, and record its answers."""
+        import httpx2
+
+        missing = set(submission.keys)
+        show = process_state().is_local_main_process
+        with tqdm(total=len(missing), desc=f"Waiting for batch {submission.batch}", disable=not show) as progress:
+            has_results = await self._wait_for(client, submission.batch)
+            for _ in range(self.server_config.max_retries + 1 if has_results else 0):
+                try:
+                    with self._translated_errors():
+                        async for result in await client.messages.batches.results(submission.batch):
+                            if result.custom_id in missing:
+                                self._record_result(submission.batch, result)
+                                missing.remove(result.custom_id)
+                                progress.update()
+                except (RequestFailedError, httpx2.HTTPError):
+                    # Cut off on the way: results can be fetched as often as one likes
+                    await asyncio.sleep(min(1.0, self.config.poll_seconds))
+                if not missing:
+                    break
+        for key in missing:
+            self._failures[key] = "no result in its batch"
+        self.journal.close_submission(submission.name)
+
+    def _record_result(self, batch: str, result: Any) -> None:
+        if result.result.type == "succeeded":
+            if not self.journal.has_answer_of(result.custom_id, batch):
+                try:
+                    self._record(result.custom_id, replace(_to_answer(result.result.message), batch=batch))
+                except RequestFailedError as error:
+                    self._failures[result.custom_id] = str(error)
+        elif result.result.type == "errored":
+            self._failures[result.custom_id] = f"errored: {result.result.error.error.type}"
+        else:
+            self._failures[result.custom_id] = result.result.type
+
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        import anthropic
+
+        try:
+            yield
+        except anthropic.AnthropicError as error:
+            if getattr(error, "status_code", None) in _HOPELESS:
+                raise self._hopeless(error) from None
+            raise RequestFailedError(describe_error(error)) from None
+        except ValueError as error:
+            raise RequestFailedError(f"broken response: {error}") from None
+
+    def _hopeless(self, error: Exception) -> TeacherError:
+        return TeacherError(
+            f"The API does not answer for {self.model!r} ({describe_error(error)}). Check the model's name, the "
+            "settings that go with it, and the key in ANTHROPIC_API_KEY. All answers so far are in the journal."
+        )
+
+
+def _to_answer(message: Any) -> Answer:
+    usage = message.usage
+    # The SDK takes what comes
+    if usage is None or message.content is None:
+        raise RequestFailedError("broken response: no content or no usage")
+    return Answer(
+        text="".join(block.text for block in message.content if block.type == "text"),
+        stop_reason=message.stop_reason or "",
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cache_write_tokens=usage.cache_creation_input_tokens or 0,
+        cache_read_tokens=usage.cache_read_input_tokens or 0,
+    )

@@ -1,0 +1,211 @@
+"""What a teacher has answered, on disk before it is used, so that nothing is asked or paid for twice."""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+class JournalInUseError(RuntimeError):
+    """Another run is writing to the journal."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """
+    One answer of a teacher, as it was billed.
+
+    Args:
+        text (`str`):
+            What it said.
+        stop_reason (`str`):
+            Why it stopped, in the words of its API.
+        input_tokens, output_tokens, cache_write_tokens, cache_read_tokens (`int`):
+            What it is billed for. Input tokens do not count those written to or read from the prompt cache.
+        cost (`float`, *optional*):
+            What that came to, in dollars, at the prices of that day. `None` where they were not known.
+        batch (`str`, *optional*):
+            Id of the batch that it came from.
+    """
+
+    text: str
+    stop_reason: str
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_write_tokens: int = 0
+    cache_read_tokens: int = 0
+    cost: float | None = None
+    batch: str | None = None
+
+
+@dataclass(frozen=True)
+class Submission:
+    """
+    A batch of questions that was, or was about to be, handed in.
+
+    Args:
+        name (`str`):
+            Our own name for it, given before it was handed in.
+        keys (`list[str]`):
+            Keys of its questions.
+        after (`str`, *optional*):
+            Id of the newest batch there was before it: one that is found without an id is newer than this.
+        batch (`str`, *optional*):
+            Its id. `None` as long as it is not known whether it has arrived.
+    """
+
+    name: str
+    keys: list[str]
+    after: str | None = None
+    batch: str | None = None
+
+
+class Journal:
+    """
+    The answers of a teacher, in a folder: one line of JSON each, appended and flushed to the disk one by one.
+
+    Each process writes to a file of its own and reads everybody's. A line that a killed process left half-written is
+    cut off when its file is opened for writing again, and passed over in the files of others.
+
+    Args:
+        directory (`str` or `os.PathLike`):
+            Folder of the journal. It is made if there is none.
+        process_index, num_processes (`int`, *optional*, default to `0` and `1`):
+            Index of this process among those of the run, and their number.
+
+    Raises:
+        [`JournalInUseError`]: If another run holds the same file.
+        `ValueError`: If a line that is not the last of its file cannot be read.
+    """
+
+    def __init__(self, directory: str | os.PathLike, process_index: int = 0, num_processes: int = 1):
+        self.directory = Path(directory)
+        self._process_index, self._num_processes = process_index, num_processes
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / f"answers-{process_index}.jsonl"
+        self._lock = FileLock(path.with_suffix(".lock"))
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise JournalInUseError(
+                f"Another run is writing to the journal {str(self.directory)!r}. Wait for it to end, or name another "
+                "journal with `--journal_dir`: two runs that do not see each other's answers would pay twice."
+            ) from None
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        self._cut_half_written_line()
+        self.reload()
+
+    def reload(self) -> None:
+        """Read what all processes have written."""
+        self._answers: dict[str, list[Answer]] = defaultdict(list)
+        self._submissions: dict[str, Submission] = {}
+        # The line that closes a submission may stand in the file of another process, read before its own
+        self._closed: set[str] = set()
+        self._writers: dict[str, int] = {}
+        # A batch may be fetched by two processes: each of its answers counts once
+        self._from_batches: set[tuple[str, str]] = set()
+        for path in sorted(self.directory.glob("answers-*.jsonl")):
+            for record in _read_lines(path):
+                self._apply(record)
+                if record["type"] == "submission":
+                    self._writers[record["name"]] = int(path.stem.removeprefix("answers-"))
+
+    def answers(self, key: str) -> list[Answer]:
+        """All answers to a question, the oldest first."""
+        return self._answers.get(key, [])
+
+    def has_answer_of(self, key: str, batch: str) -> bool:
+        """Whether the answer that a batch gave to a question is here."""
+        return (key, batch) in self._from_batches
+
+    def batches(self) -> set[str]:
+        """Ids of all batches that were ever handed in."""
+        return {submission.batch for submission in self._submissions.values() if submission.batch is not None}
+
+    def costs(self) -> list[float]:
+        """Dollars that each answer has cost, of those whose price was known."""
+        answers = (answer for answers in self._answers.values() for answer in answers)
+        return [answer.cost for answer in answers if answer.cost is not None]
+
+    def submissions(self) -> list[Submission]:
+        """Batches that were handed in, or may have been, and whose answers are not all here."""
+        return [submission for name, submission in self._submissions.items() if name not in self._closed]
+
+    def own_submissions(self) -> list[Submission]:
+        """Those of them that this process has to look after: its own, and those of processes that are no more."""
+        own = self._process_index
+        return [
+            submission
+            for submission in self.submissions()
+            if self._writers.get(submission.name, own) % self._num_processes == own
+        ]
+
+    def record_answer(self, key: str, answer: Answer) -> None:
+        """Keep an answer. It is on disk when this returns."""
+        if answer.batch is None or not self.has_answer_of(key, answer.batch):
+            self._write({"type": "answer", "key": key, **asdict(answer)})
+
+    def record_submission(self, submission: Submission) -> None:
+        """Keep that a batch is about to be handed in (no id yet), or has been."""
+        self._write({"type": "submission", **asdict(submission)})
+
+    def close_submission(self, name: str) -> None:
+        """Keep that the answers of a batch are all here, or that it never arrived."""
+        self._write({"type": "closed", "name": name})
+
+    def close(self) -> None:
+        """Let others write."""
+        os.close(self._file)
+        self._lock.release()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def _write(self, record: dict) -> None:
+        line = json.dumps(record).encode() + b"\n"
+        while line:
+            line = line[os.write(self._file, line) :]
+        os.fsync(self._file)
+        self._apply(record)
+
+    def _apply(self, record: dict) -> None:
+        fields = {name: value for name, value in record.items() if name not in ("type", "key")}
+        if record["type"] == "answer":
+            key, answer = record["key"], Answer(**fields)
+            if answer.batch is None:
+                self._answers[key].append(answer)
+            elif not self.has_answer_of(key, answer.batch):
+                self._answers[key].append(answer)
+                self._from_batches.add((key, answer.batch))
+        elif record["type"] == "submission":
+            self._submissions[record["name"]] = Submission(**fields)
+        else:
+            self._closed.add(record["name"])
+
+    def _cut_half_written_line(self) -> None:
+        size = os.lseek(self._file, 0, os.SEEK_END)
+        end, tail = size, b""
+        while end > 0 and b"\n" not in tail:
+            start = max(0, end - 65536)
+            tail = os.pread(self._file, end - start, start)
+            end = start
+        os.ftruncate(self._file, end + tail.rfind(b"\n") + 1)
+
+
+def _read_lines(path: Path) -> Iterator[dict]:
+    content = path.read_bytes()
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            raise ValueError(
+                f"Line {number} of {str(path)!r} is damaged ({error}). Every line is an answer that was paid for: "
+                "mend it, or delete it to have its question asked again."
+            ) from None

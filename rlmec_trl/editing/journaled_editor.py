@@ -1,0 +1,261 @@
+"""What every teacher behind an API has in common: its answers go through the journal, its costs have a limit."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from datasets import Dataset
+
+from ..data.processes import process_state
+from ..data.prompts import WORDING, Wording
+from ..data.tasks import Task
+from ..generation.asking import ask_all, run_async
+from .budget import Budget, Estimate
+from .editors import Edit, NoEdit, Usable, edit_dataset, editor_inputs
+from .journal import Answer, Journal
+from .teacher_config import TeacherConfig, answer_cost
+from .teacher_prompts import Question, make_question, read_answer
+
+
+# In the words of Anthropic's API and of the OpenAI-compatible ones
+_REFUSED = ("refusal", "content_filter")
+_TRUNCATED = ("max_tokens", "model_context_window_exceeded", "length")
+
+# This many questions in a row without an answer are no accident
+_MAX_FAILURES_IN_A_ROW = 50
+
+
+class TeacherError(RuntimeError):
+    """The teacher cannot be asked, and would fail for every row alike."""
+
+
+class RequestFailedError(Exception):
+    """A question got no answer. Others may."""
+
+
+class JournaledEditor(ABC):
+    """
+    A teacher behind an API. A row is asked until one of its answers passes verification, `config.max_attempts` times
+    at most, and never again for an answer that is in the journal.
+
+    Args:
+        name (`str`):
+            Who is asked, with all that makes its answers another's: part of the key of every answer.
+        journal ([`~rlmec_trl.editing.journal.Journal`]):
+            Where the answers are kept.
+        config ([`~rlmec_trl.editing.teacher_config.TeacherConfig`]):
+            How to ask.
+        concurrency (`int`):
+            Greatest number of questions under way at a time.
+        wording ([`~rlmec_trl.data.prompts.Wording`], *optional*):
+            Wording of the task.
+        budget_share (`float`, *optional*, defaults to `1.0`):
+            Part of what is left of `config.max_cost` that this process may spend.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        journal: Journal,
+        config: TeacherConfig,
+        concurrency: int,
+        wording: Wording = WORDING,
+        budget_share: float = 1.0,
+    ):
+        self.name = name
+        self.journal = journal
+        self.config = config
+        self.concurrency = concurrency
+        self.wording = wording
+        self.budget = Budget(config.max_cost, journal.costs(), budget_share)
+        # Otherwise it answers from the journal alone
+        self.may_ask = True
+        self._failures: dict[str, str] = {}
+        self._failures_in_a_row = 0
+
+    @abstractmethod
+    def _client(self) -> Any:
+        """A new client of the API, as an asynchronous context: a client lives in one event loop."""
+
+    @abstractmethod
+    async def _ask(self, client: Any, question: Question) -> Answer:
+        """
+        Ask one question.
+
+        Raises:
+            [`RequestFailedError`]: If this question got no answer.
+            [`TeacherError`]: If no question would.
+        """
+
+    async def _count_tokens(self, client: Any, questions: list[Question]) -> list[int] | None:
+        """Input tokens of questions, `None` where the API cannot count them."""
+        return None
+
+    async def _resume(self, client: Any) -> None:
+        """Fetch what an earlier run has asked for and not fetched. There is nothing where answers come at once."""
+        return None
+
+    async def _send(self, client: Any, questions: list[Question]) -> None:
+        """Ask questions, as far as the budget goes, and record what comes back."""
+
+        async def ask(question: Question) -> None:
+            try:
+                self._record(question.key, await self._ask(client, question))
+            except RequestFailedError as error:
+                self._fail(question.key, str(error))
+            finally:
+                self.budget.under_way -= 1
+
+        def affordable() -> Iterator[Question]:
+            for question in questions:
+                if not self.budget.affords(1):
+                    return
+                self.budget.under_way += 1
+                yield question
+
+        await ask_all(ask, affordable(), self.concurrency, len(questions), "Asking the teacher")
+
+    def __call__(
+        self,
+        problems: Sequence[str],
+        references: Sequence[str],
+        completions: Sequence[str],
+        usable: Usable | None = None,
+    ) -> list[Edit]:
+        questions = self.questions(problems, references, completions)
+        usable = usable or (lambda index, edit: not isinstance(edit, NoEdit))
+        self._failures.clear()
+        edits: list[Edit] = [NoEdit("not asked")] * len(questions)
+        if self.may_ask and self.journal.own_submissions():
+            run_async(self._with_client(self._resume))
+        # Other processes will see to what these have asked
+        waiting = {key for submission in self.journal.submissions() for key in submission.keys}
+        done = [False] * len(questions)
+        num_read = [0] * len(questions)
+        for attempt in range(self.config.max_attempts + 1):
+            pending = {}
+            for index, question in enumerate(questions):
+                answers = self.journal.answers(question.key)
+                # Each answer is read once: verification takes time
+                for answer in answers[num_read[index] :]:
+                    if not done[index]:
+                        edits[index] = self._read(question, answer)
+                        done[index] = usable(index, edits[index])
+                num_read[index] = len(answers)
+                if not done[index] and len(answers) < self.config.max_attempts and question.key not in waiting:
+                    pending[question.key] = question
+            exhausted = attempt == self.config.max_attempts or not self.budget.affords(1)
+            if exhausted or not pending or not self.may_ask:
+                break
+            run_async(self._with_client(self._send, list(pending.values())))
+        return [
+            NoEdit(self._failures.get(question.key, "not asked")) if count == 0 else edit
+            for question, edit, count in zip(questions, edits, num_read, strict=True)
+        ]
+
+    def questions(
+        self, problems: Sequence[str], references: Sequence[str], completions: Sequence[str]
+    ) -> list[Question]:
+        """What is asked about each attempt. Attempts that are the same have the same key, and are asked once."""
+        structured = self.config.structured_output
+        return [
+            make_question(self.name, self.wording, structured, *row)
+            for row in zip(problems, references, completions, strict=True)
+        ]
+
+    def estimate(
+        self, problems: Sequence[str], references: Sequence[str], completions: Sequence[str], sample_size: int = 20
+    ) -> Estimate:
+        """
+        Say what the rows that were never asked will come to. Tokens are counted on a sample of them and taken to grow
+        with the characters; an answer is expected to be as long as its attempt.
+
+        Raises:
+            [`TeacherError`]: If the teacher cannot be asked.
+        """
+        waiting = {key for submission in self.journal.submissions() for key in submission.keys}
+        questions = {question.key: question for question in self.questions(problems, references, completions)}
+        new = [question for key, question in questions.items() if not self.journal.answers(key) and key not in waiting]
+        if not new:
+            return Estimate(0)
+        sample = new[:: max(1, len(new) // sample_size)][:sample_size]
+
+        counts = run_async(self._with_client(self._count_tokens, sample))
+        if counts is None:
+            return Estimate(len(new))
+
+        def length(questions: list[Question]) -> int:
+            return sum(len(question.system) + len(question.user) for question in questions)
+
+        tokens_per_character = sum(counts) / length(sample)
+        # The number of the step and the layout come on top of the rewrite
+        characters = sum(len(question.attempt) + 40 for question in new)
+        answer = Answer(
+            text="",
+            stop_reason="",
+            input_tokens=round(tokens_per_character * length(new)),
+            output_tokens=round(tokens_per_character * characters),
+            batch="" if self.config.use_batches else None,
+        )
+        cost = answer_cost(self.config, answer)
+        highest_cost = answer_cost(self.config, replace(answer, output_tokens=self.config.max_tokens * len(new)))
+        if cost is not None:
+            self.budget.expected_cost = cost / len(new)
+        return Estimate(len(new), answer.input_tokens, answer.output_tokens, cost, highest_cost)
+
+    async def _with_client(self, function: Callable, *args) -> Any:
+        async with self._client() as client:
+            try:
+                return await function(client, *args)
+            except RequestFailedError as error:
+                raise TeacherError(
+                    f"The teacher does not answer ({error}). All answers so far are in "
+                    f"{str(self.journal.directory)!r}; the same command goes on from there."
+                ) from None
+
+    def _record(self, key: str, answer: Answer) -> None:
+        answer = replace(answer, cost=answer_cost(self.config, answer))
+        self.journal.record_answer(key, answer)
+        self.budget.add(answer.cost)
+        self._failures_in_a_row = 0
+
+    def _fail(self, key: str, reason: str) -> None:
+        self._failures[key] = reason
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:
+            raise TeacherError(
+                f"{self._failures_in_a_row} questions in a row got no answer, the last one because of: {reason}. All "
+                f"answers so far are in {str(self.journal.directory)!r}; the same command goes on from there."
+            )
+
+    def _read(self, question: Question, answer: Answer) -> Edit:
+        if answer.stop_reason in _REFUSED:
+            return NoEdit("refusal")
+        if answer.stop_reason in _TRUNCATED:
+            return NoEdit("truncated")
+        return read_answer(self.wording, self.config.structured_output, question.attempt, answer.text)
+
+
+def edit_through_journal(
+    dataset: Dataset, editor: JournaledEditor, task: Task, check_correct_samples: bool = True
+) -> tuple[Dataset, Counter]:
+    """
+    [`~rlmec_trl.editing.editors.edit_dataset`] with a teacher behind an API, on as many processes as there are.
+
+    Each process asks its share of the questions. Then each reads the answers of all from the journal, so that the
+    result is the same on any number of them.
+    """
+    state = process_state()
+    if state.num_processes > 1:
+        # By question, not by row: samples that are the same are asked once
+        questions = editor.questions(*editor_inputs(dataset, task))
+        shares = [int(question.key, 16) % state.num_processes for question in questions]
+        own = [index for index, share in enumerate(shares) if share == state.process_index]
+        if own:
+            edit_dataset(dataset.select(own), editor, task, check_correct_samples)
+        state.wait_for_everyone()
+        editor.journal.reload()
+        editor.may_ask = False
+    return edit_dataset(dataset, editor, task, check_correct_samples)

@@ -1,0 +1,90 @@
+"""A large open model behind an OpenAI-compatible server as the teacher."""
+
+from typing import Any
+
+from ..data.prompts import WORDING, Wording
+from ..generation.server import ServerConfig, describe_error, open_client
+from .journal import Answer, Journal
+from .journaled_editor import JournaledEditor, RequestFailedError, TeacherError
+from .teacher_config import TeacherConfig
+from .teacher_prompts import ANSWER_SCHEMA, Question
+
+
+# No other row would fare better: the key, the model's name, the address
+_HOPELESS = (401, 402, 403, 404)
+
+
+class ServerEditor(JournaledEditor):
+    """
+    An instruction-tuned model behind an OpenAI-compatible server (vLLM, SGLang, ...) as the teacher.
+
+    The first answer to a row is decoded greedily, further ones are sampled, for they should differ.
+
+    Args:
+        model (`str`):
+            Whose answers these are: part of the key under which the journal keeps them. Where
+            `server_config.served_model` is not set, it is also what the server is asked for.
+        journal ([`~rlmec_trl.editing.journal.Journal`]):
+            Where the answers are kept.
+        config ([`~rlmec_trl.editing.teacher_config.TeacherConfig`]):
+            How to ask. Without `structured_output`, any server will do.
+        server_config ([`~rlmec_trl.generation.server.ServerConfig`]):
+            How to reach the server.
+        wording ([`~rlmec_trl.data.prompts.Wording`], *optional*):
+            Wording of the task.
+        budget_share (`float`, *optional*, defaults to `1.0`):
+            Part of what is left of `config.max_cost` that this process may spend.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        journal: Journal,
+        config: TeacherConfig,
+        server_config: ServerConfig,
+        wording: Wording = WORDING,
+        budget_share: float = 1.0,
+    ):
+        super().__init__(f"server {model}", journal, config, server_config.concurrency, wording, budget_share)
+        self.model = model
+        self.server_config = server_config
+
+    def _client(self) -> Any:
+        return open_client(self.server_config)
+
+    async def _ask(self, client: Any, question: Question) -> Answer:
+        import openai
+
+        num_answers = len(self.journal.answers(question.key))
+        schema = {"name": "edit", "schema": ANSWER_SCHEMA, "strict": True}
+        extra = {"response_format": {"type": "json_schema", "json_schema": schema}}
+        messages = [{"role": "system", "content": question.system}, {"role": "user", "content": question.user}]
+        try:
+            response = await client.chat.completions.create(
+                model=self.server_config.served_model or self.model,
+                messages=messages,
+                max_tokens=self.config.max_tokens,
+                temperature=0.7 if num_answers else 0.0,
+                seed=num_answers,
+                extra_body=self.server_config.extra_body,
+                **(extra if self.config.structured_output else {}),
+            )
+        except openai.APIError as error:
+            if getattr(error, "status_code", None) in _HOPELESS:
+                raise TeacherError(
+                    f"The server at {self.server_config.base_url} does not serve {self.model!r} "
+                    f"({describe_error(error)}). Check `--base_url`, `--served_model` and the variable "
+                    f"{self.server_config.api_key_env}. All answers so far are in the journal."
+                ) from None
+            raise RequestFailedError(describe_error(error)) from None
+        except ValueError as error:
+            raise RequestFailedError(f"broken response: {error}") from None
+        if not response.choices:
+            raise RequestFailedError("a response without choices")
+        choice, usage = response.choices[0], response.usage
+        return Answer(
+            text=choice.message.content or "",
+            stop_reason=choice.finish_reason or "",
+            input_tokens=usage.prompt_tokens if usage else 0,
+            output_tokens=usage.completion_tokens if usage else 0,
+        )

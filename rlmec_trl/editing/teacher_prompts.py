@@ -1,0 +1,152 @@
+"""What a teacher behind an API is asked: for the first wrong step and the corrected attempt, in one answer."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from ..data.prompts import Wording, number_steps, parse_locate, split_steps
+from .editors import NoEdit, first_changed_step
+
+
+# It stands first and never changes within a run, so that providers can cache it.
+_INSTRUCTIONS = """\
+You correct students' attempts at problems. You are given a problem, a correct reference solution, a student's \
+attempt, and the attempt's steps, numbered from 0.
+
+1. Find the first step of the attempt that is wrong. Check every step, also where the final answer is right: two \
+mistakes may cancel. A step is wrong if it states something false, computes something wrongly, or does not follow \
+from the problem and the steps before it. Being different from the reference solution is not an error.
+2. Correct the attempt with as few edits as possible. Keep everything that is right word for word, with its spaces \
+and line breaks, in the student's own style and order, and change, add or remove only what has to be for every step \
+and the final answer to be right. Do not number the steps. If nothing is wrong, repeat the attempt unchanged. End \
+with the final answer in the form that the attempt uses, or with "The answer is X" where it has none.
+
+"""
+
+_JSON_LAYOUT = """\
+Answer with a JSON object: `error_step` is the number of the first wrong step, or -1 if every step is right; \
+`rewrite` is the corrected attempt."""
+
+_PLAIN_LAYOUT = """\
+Answer with the number of the first wrong step, or with none if every step is right, alone on the first line, and \
+with the corrected attempt from the second line on. Write nothing else."""
+
+ANSWER_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "error_step": {"type": "integer", "description": "Number of the first wrong step, -1 if every step is right."},
+        "rewrite": {"type": "string", "description": "The corrected attempt."},
+    },
+    "required": ["error_step", "rewrite"],
+    "additionalProperties": False,
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """
+    A question to a teacher.
+
+    Args:
+        key (`str`):
+            Hash of who is asked and of all that is said: 64 hexadecimal digits.
+        system (`str`):
+            The part that is the same for all rows.
+        user (`str`):
+            The row.
+        attempt (`str`):
+            The attempt in it.
+    """
+
+    key: str
+    system: str
+    user: str
+    attempt: str
+
+
+def make_question(
+    teacher: str, wording: Wording, structured: bool, problem: str, reference: str, attempt: str
+) -> Question:
+    """
+    Put a row to a teacher.
+
+    Args:
+        teacher (`str`):
+            Who is asked: part of the key, so that another teacher is asked anew.
+        wording ([`~rlmec_trl.data.prompts.Wording`]):
+            How attempts of the task divide into steps.
+        structured (`bool`):
+            Whether the answer is to be JSON, or in a plain layout.
+        problem, reference, attempt (`str`):
+            The row.
+    """
+    system = _INSTRUCTIONS + (_JSON_LAYOUT if structured else _PLAIN_LAYOUT)
+    parts = {
+        "problem": problem,
+        "reference_solution": reference,
+        "attempt": attempt,
+        "steps": number_steps(wording, attempt),
+    }
+    user = "\n\n".join(f"<{name}>\n{text.strip()}\n</{name}>" for name, text in parts.items())
+    key = hashlib.sha256(json.dumps([teacher, system, user]).encode()).hexdigest()
+    return Question(key, system, user, attempt)
+
+
+def read_answer(wording: Wording, structured: bool, attempt: str, text: str) -> tuple[int, str] | NoEdit:
+    """
+    Read an answer to [`make_question`].
+
+    Args:
+        wording ([`~rlmec_trl.data.prompts.Wording`]):
+            Wording of the task.
+        structured (`bool`):
+            Whether it was to be JSON.
+        attempt (`str`):
+            The attempt.
+        text (`str`):
+            The answer.
+
+    Returns:
+        `tuple[int, str]` or [`~rlmec_trl.editing.editors.NoEdit`]: The index of the first wrong step and the rewrite,
+        with the white space around the attempt; or why there is none: `"malformed"`, or `"inconsistent"` where the
+        rewrite repeats the step that the teacher calls wrong.
+    """
+    found = _read_json(text) if structured else _read_plain(wording, text)
+    if found is None:
+        return NoEdit("malformed")
+    error_step, rewrite = found
+    rewrite = _with_outer_space_of(attempt, rewrite)
+    first_changed = first_changed_step(attempt, rewrite, wording.step_separator)
+    if error_step >= len(split_steps(attempt, wording.step_separator)):
+        # A step that is missing: the rewrite shows where
+        error_step = first_changed
+    if error_step >= 0 and (first_changed == -1 or error_step < first_changed):
+        return NoEdit("inconsistent")
+    return error_step, rewrite
+
+
+def _read_json(text: str) -> tuple[int, str] | None:
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(answer, dict):
+        return None
+    error_step, rewrite = answer.get("error_step"), answer.get("rewrite")
+    if type(error_step) is not int or error_step < -1 or not isinstance(rewrite, str):
+        return None
+    return error_step, rewrite
+
+
+def _read_plain(wording: Wording, text: str) -> tuple[int, str] | None:
+    # Some models think aloud first
+    first_line, _, rewrite = text.rpartition("</think>")[2].strip().partition("\n")
+    error_step = parse_locate(wording, first_line)
+    return None if error_step is None else (error_step, rewrite)
+
+
+def _with_outer_space_of(attempt: str, rewrite: str) -> str:
+    # It says nothing and is easily lost on the way; kept, it is no edit
+    start = attempt[: len(attempt) - len(attempt.lstrip())]
+    end = attempt[len(attempt.rstrip()) :]
+    return start + rewrite.strip() + end if rewrite.strip() else ""

@@ -1,0 +1,296 @@
+"""Models behind an OpenAI-compatible server (vLLM, SGLang, `transformers serve`, ...): token ids in, token ids out."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from .asking import ask_all, run_async
+
+
+@dataclass
+class ServerConfig:
+    r"""
+    How to reach a server.
+
+    Parameters:
+        base_url (`str`, *optional*):
+            Address of the server, such as `http://localhost:8000/v1`.
+        served_model (`str`, *optional*):
+            Name under which the server has the model. If unset, the one model that it has.
+        concurrency (`int`, *optional*, defaults to `64`):
+            Greatest number of requests under way at a time.
+        timeout (`float`, *optional*, defaults to `600.0`):
+            Seconds to wait for an answer.
+        max_retries (`int`, *optional*, defaults to `5`):
+            How often a request that failed is sent again, with growing pauses.
+        api_key_env (`str`, *optional*, defaults to `"RLMEC_SERVER_API_KEY"`):
+            Name of the environment variable that holds the server's key, if it wants one.
+        extra_body (`dict` or `str`, *optional*):
+            Further fields of each request, as JSON, such as `{"top_k": -1}`.
+    """
+
+    base_url: str | None = field(
+        default=None, metadata={"help": "Address of the server, such as `http://localhost:8000/v1`."}
+    )
+    served_model: str | None = field(
+        default=None,
+        metadata={"help": "Name under which the server has the model. If unset, the one model that it has."},
+    )
+    concurrency: int = field(default=64, metadata={"help": "Greatest number of requests under way at a time."})
+    timeout: float = field(default=600.0, metadata={"help": "Seconds to wait for an answer."})
+    max_retries: int = field(
+        default=5, metadata={"help": "How often a request that failed is sent again, with growing pauses."}
+    )
+    api_key_env: str = field(
+        default="RLMEC_SERVER_API_KEY",
+        metadata={"help": "Name of the environment variable that holds the server's key, if it wants one."},
+    )
+    extra_body: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'Further fields of each request, as JSON, such as `{"top_k": -1}`.'}
+    )
+
+    def __post_init__(self):
+        if isinstance(self.extra_body, str):
+            try:
+                self.extra_body = json.loads(self.extra_body)
+            except ValueError as error:
+                raise ValueError(f"`extra_body` is not JSON ({error}): {self.extra_body!r}") from None
+        if self.extra_body is not None and not isinstance(self.extra_body, dict):
+            raise ValueError(f"`extra_body` has to be a JSON object, got {self.extra_body!r}.")
+        if self.concurrency < 1:
+            raise ValueError(f"`concurrency` is {self.concurrency}; at least one request has to be under way.")
+
+
+# Statuses by which a server finds fault with this very request: too long, or with a field that it does not know
+_BAD_REQUEST = (400, 413, 422)
+
+
+class ServerError(RuntimeError):
+    """The server cannot be used as it was asked to be."""
+
+
+def open_client(config: ServerConfig):
+    """
+    An asynchronous client of the server. It belongs to the event loop that it is first used in.
+
+    Raises:
+        [`ServerError`]: If there is no address, or the package `openai` is missing.
+    """
+    if config.base_url is None:
+        raise ServerError("Name the server with `--base_url`, such as http://localhost:8000/v1.")
+    try:
+        import openai
+    except ImportError:
+        raise ServerError("A server needs the package `openai`: pip install 'rlmec-trl[server]'") from None
+    return openai.AsyncOpenAI(
+        base_url=config.base_url,
+        # Never the variable that the SDK would read: that key is for another server. It refuses an empty one.
+        api_key=os.environ.get(config.api_key_env) or "none",
+        timeout=config.timeout,
+        max_retries=config.max_retries,
+    )
+
+
+async def find_served_model(client, config: ServerConfig) -> str:
+    """
+    The name under which the server has the model.
+
+    Raises:
+        [`ServerError`]: If none was named and the server does not list exactly one.
+    """
+    import openai
+
+    if config.served_model is not None:
+        return config.served_model
+    try:
+        names = [model.id async for model in client.models.list()]
+    except openai.APIError as error:
+        raise ServerError(
+            f"The server at {config.base_url} does not list its models ({describe_error(error)}). If the address is "
+            "right, name the model with `--served_model`."
+        ) from None
+    if len(names) != 1:
+        has = f"has {', '.join(names)}" if names else "lists no model"
+        raise ServerError(f"The server at {config.base_url} {has}: name one with `--served_model`.")
+    return names[0]
+
+
+def describe_error(error: Exception) -> str:
+    """What went wrong with a request, on one line. The key is not in it, even if the server sent it back."""
+    status = getattr(error, "status_code", None)
+    text = " ".join(str(error).split())
+    request = getattr(error, "request", None)
+    for header in ("x-api-key", "authorization") if request is not None else ():
+        secret = request.headers.get(header, "").removeprefix("Bearer ")
+        text = text.replace(secret, "***") if secret else text
+    return f"status {status}: {text[:300]}" if status is not None else f"{type(error).__name__}: {text[:300]}"
+
+
+class TokenServer:
+    """
+    Continues token ids with a model behind a server.
+
+    A prompt is sent as ids, and the ids of its completion come back, where the server knows both (vLLM, SGLang).
+    Otherwise the prompt is sent as text, if that has the very same ids, and the ids are recovered from the text that
+    comes back, if they are as many as the server has counted and have that text. What cannot be had exactly is left
+    out and counted: a token that was not sampled must not be rewarded.
+
+    Each completion is a request of its own with a seed of its own. Not every server knows `n`, and one that keeps
+    prompts in its cache reads them only once.
+
+    Args:
+        config ([`ServerConfig`]):
+            How to reach the server.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            The model's tokenizer.
+        ends (`set[int]`):
+            Ids that end a completion.
+    """
+
+    def __init__(self, config: ServerConfig, processing_class: PreTrainedTokenizerBase, ends: set[int]):
+        self.config = config
+        self.processing_class = processing_class
+        self.ends = ends
+        self.left_out: Counter[str] = Counter()
+
+    def generate_ids(
+        self,
+        prompt_ids: Sequence[list[int]],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        desc: str | None = None,
+    ) -> list[list[int]]:
+        """
+        Continue each prompt.
+
+        Args:
+            prompt_ids (`Sequence[list[int]]`):
+                Token ids of the prompts.
+            max_new_tokens (`int`):
+                Greatest number of tokens to generate for each.
+            temperature (`float`, *optional*, defaults to `0.0`):
+                Sampling temperature; `0.0` decodes greedily.
+            top_p (`float`, *optional*, defaults to `1.0`):
+                Probability mass to sample from.
+            seed (`int`, *optional*, defaults to `0`):
+                Seed. Whether the same seed gives the same text is up to the server.
+            desc (`str`, *optional*):
+                Title of a progress bar; none where `None`.
+
+        Returns:
+            `list[list[int]]`: The new ids of each prompt, up to and with EOS. Without EOS at the end, `max_new_tokens`
+            cut them off. Empty where they could not be had; `left_out` counts these by reason.
+
+        Raises:
+            [`ServerError`]: If the server cannot be reached, or does not answer as it should.
+        """
+        if not prompt_ids:
+            return []
+        return run_async(self._generate_all(prompt_ids, max_new_tokens, temperature, top_p, seed, desc))
+
+    async def _generate_all(self, prompt_ids, max_new_tokens, temperature, top_p, seed, desc) -> list[list[int]]:
+        completions: list[list[int]] = [[] for _ in prompt_ids]
+        async with open_client(self.config) as client:
+            model = await find_served_model(client, self.config)
+            sends_ids = await self._knows_token_ids(client, model, min(prompt_ids, key=len))
+
+            async def generate(index: int) -> None:
+                prompt = prompt_ids[index] if sends_ids else self._as_text(prompt_ids[index])
+                if prompt is None:
+                    self.left_out["prompt has no text with the same ids"] += 1
+                    return
+                response = await self._complete(
+                    client,
+                    model,
+                    prompt,
+                    sends_ids,
+                    max_tokens=max_new_tokens,
+                    temperature=temperature,
+                    top_p=top_p,
+                    seed=_seed_of(seed, index),
+                )
+                if response is None:
+                    self.left_out["refused by the server"] += 1
+                    return
+                ids = self._read_ids(response)
+                if ids is None:
+                    self.left_out["ids cannot be recovered exactly"] += 1
+                else:
+                    completions[index] = ids
+
+            await ask_all(generate, range(len(prompt_ids)), self.config.concurrency, len(prompt_ids), desc)
+        return completions
+
+    async def _knows_token_ids(self, client, model: str, prompt_ids: list[int]) -> bool:
+        """Whether the server takes token ids, and the wish to get some back. One token is generated to find out."""
+        settings = {"max_tokens": 1, "temperature": 0.0}
+        if await self._complete(client, model, prompt_ids, True, **settings) is not None:
+            return True
+        if await self._complete(client, model, self._as_text(prompt_ids) or "", False, **settings) is not None:
+            return False
+        raise ServerError(
+            f"The server at {self.config.base_url} takes prompts neither as token ids nor as text on /completions "
+            f"(it said: {self._refusal})."
+        )
+
+    async def _complete(self, client, model: str, prompt: list[int] | str, with_ids: bool, **settings):
+        """A response, or `None` where the server takes the request for a bad one."""
+        import openai
+
+        extra = {"return_token_ids": True} if with_ids else {}
+        # A body that is no JSON is not sent again by the SDK
+        for _ in range(self.config.max_retries + 1):
+            try:
+                return await client.completions.create(
+                    model=model, prompt=prompt, extra_body={**extra, **(self.config.extra_body or {})}, **settings
+                )
+            except openai.APIError as error:
+                if getattr(error, "status_code", None) in _BAD_REQUEST:
+                    self._refusal = describe_error(error)
+                    return None
+                raise ServerError(
+                    f"The server at {self.config.base_url} does not answer ({describe_error(error)}). Finished shards "
+                    "are saved: the same command goes on from there."
+                ) from None
+            except ValueError as error:
+                broken = error
+        raise ServerError(f"The server at {self.config.base_url} answers with something that is no JSON ({broken}).")
+
+    def _as_text(self, prompt_ids: list[int]) -> str | None:
+        """A text that the server's tokenizer, the same as ours, turns into these ids."""
+        text = self.processing_class.decode(prompt_ids)
+        bos = self.processing_class.bos_token
+        # A tokenizer that adds BOS by itself would do so twice
+        for candidate in (text, text.removeprefix(bos) if bos else text):
+            if list(self.processing_class(candidate)["input_ids"]) == list(prompt_ids):
+                return candidate
+        return None
+
+    def _read_ids(self, response) -> list[int] | None:
+        choice = response.choices[0]
+        counted = None if response.usage is None else response.usage.completion_tokens
+        eos = [self.processing_class.eos_token_id] if choice.finish_reason == "stop" else []
+        ids = (choice.model_extra or {}).get("token_ids")
+        if ids is not None:
+            left_out_eos = eos and ids[-1:] and ids[-1] not in self.ends and counted == len(ids) + 1
+            return [*ids, *eos] if left_out_eos else list(ids)
+        ids = [*self.processing_class(choice.text, add_special_tokens=False)["input_ids"], *eos]
+        # Where it was cut off they are not needed: such a completion is not used
+        exact = not eos or (counted == len(ids) and self._decode(ids) == choice.text)
+        return ids if exact else None
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.processing_class.decode(ids, skip_special_tokens=True)
+
+
+def _seed_of(seed: int, index: int) -> int:
+    # Neighbouring seeds of a run must not give neighbouring completions of another
+    return int.from_bytes(hashlib.sha256(f"{seed} {index}".encode()).digest()[:4], "big") >> 1
