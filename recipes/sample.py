@@ -6,20 +6,31 @@ accelerate launch --config_file recipes/accelerate_configs/ddp.yaml recipes/samp
     --config recipes/ecqa/sample.yaml --model_name_or_path Qwen/Qwen2.5-7B-Instruct
 ```
 
+The policy runs in this process, or, with `--base_url`, behind a server (`vllm serve Qwen/Qwen2.5-7B-Instruct`):
+
+```bash
+python recipes/sample.py --config recipes/ecqa/sample.yaml \
+    --model_name_or_path Qwen/Qwen2.5-7B-Instruct --base_url http://localhost:8000/v1
+```
+
 Each shard is saved as soon as it is done: a run that was cut off goes on, and several processes share the prompts.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
 from trl import ModelConfig, TrlParser
 
 from rlmec_trl.data.loading import ProblemConfig, load_problems
 from rlmec_trl.data.shards import map_shards
 from rlmec_trl.data.tasks import load_task
-from rlmec_trl.generation.loading import load_model, model_fingerprint
-from rlmec_trl.generation.sampling import sample_completions, to_sample_rows
+from rlmec_trl.generation.inference import eos_token_ids
+from rlmec_trl.generation.loading import load_model, load_tokenizer, model_fingerprint
+from rlmec_trl.generation.sampling import sample_completions, sample_from_server, to_sample_rows
+from rlmec_trl.generation.server import ServerConfig, TokenServer
 
 
 @dataclass
@@ -32,48 +43,65 @@ class SampleArguments:
     temperature: float = field(default=0.7, metadata={"help": "Sampling temperature."})
     top_p: float = field(default=0.95, metadata={"help": "Probability mass to sample from."})
     max_new_tokens: int = field(default=512, metadata={"help": "Greatest length of a completion, in tokens."})
-    batch_size: int = field(default=16, metadata={"help": "Completions generated at a time."})
+    batch_size: int = field(default=16, metadata={"help": "Completions generated at a time, in this process."})
     shard_size: int = field(default=500, metadata={"help": "Prompts between two saves."})
     seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Whether to run code that the model ships."})
 
 
 def make_parser() -> TrlParser:
-    return TrlParser((ProblemConfig, SampleArguments, ModelConfig))
+    return TrlParser((ProblemConfig, SampleArguments, ServerConfig, ModelConfig))
 
 
-def main(problem_config: ProblemConfig, args: SampleArguments, model_args: ModelConfig) -> None:
+def main(
+    problem_config: ProblemConfig, args: SampleArguments, server_config: ServerConfig, model_args: ModelConfig
+) -> None:
     task = load_task(args.task)
-    model, tokenizer = load_model(model_args, trust_remote_code=args.trust_remote_code)
+    server = None
+    if server_config.base_url is None:
+        model, tokenizer = load_model(model_args, trust_remote_code=args.trust_remote_code)
+        ends = eos_token_ids(model.generation_config, tokenizer)
+    else:
+        tokenizer, ends = load_tokenizer(model_args, args.trust_remote_code)
+        server = TokenServer(server_config, tokenizer, ends)
     problems = load_problems(problem_config, task.wording, tokenizer)
 
     def sample(shard: Dataset, index: int) -> Dataset:
-        completions = sample_completions(
-            model,
-            tokenizer,
-            shard["prompt"],
-            args.num_samples,
-            args.temperature,
-            args.top_p,
-            args.max_new_tokens,
-            args.batch_size,
-            seed=args.seed + index,
-            desc=f"Sampling, shard {index + 1}",
-        )
-        return to_sample_rows(shard, completions, model, tokenizer, task)
+        settings = {
+            "num_samples": args.num_samples,
+            "temperature": args.temperature,
+            "top_p": args.top_p,
+            "max_new_tokens": args.max_new_tokens,
+            "seed": args.seed + index,
+            "desc": f"Sampling, shard {index + 1}",
+        }
+        if server is not None:
+            completions = sample_from_server(server, shard["prompt"], **settings)
+        else:
+            completions = sample_completions(model, tokenizer, shard["prompt"], batch_size=args.batch_size, **settings)
+        return to_sample_rows(shard, completions, ends, tokenizer, task)
 
     settings = {**vars(problem_config), **vars(args), "model": model_fingerprint(model_args.model_name_or_path)}
+    if server is not None:
+        settings["server"] = [server_config.served_model, server_config.extra_body]
     samples = map_shards(problems, sample, args.output_dir, settings, args.shard_size)
+    # By reason, in this run: what a server's answer did not give exactly
+    left_out = sum((Counter(counts) for counts in gather_object([dict(server.left_out if server else {})])), Counter())
     if len(samples) == 0:
         raise ValueError(
-            f"No completion came to its end: all were cut off at {args.max_new_tokens} tokens, or empty. Allow more "
-            "with `--max_new_tokens`, and check that the policy ends its answers with EOS."
+            f"No completion came to its end: all were cut off at {args.max_new_tokens} tokens, or empty"
+            f"{_listed(left_out)}. Allow more with `--max_new_tokens`, and check that the policy ends its answers "
+            "with EOS."
         )
     asked = len(problems) * args.num_samples
     PartialState().print(
         f"{len(samples)} samples, {sum(samples['correct'])} with the right answer; {asked - len(samples)} left out "
-        f"(cut off at {args.max_new_tokens} tokens, or empty). Saved to {args.output_dir}"
+        f"(cut off at {args.max_new_tokens} tokens, or empty{_listed(left_out)}). Saved to {args.output_dir}"
     )
+
+
+def _listed(left_out: Counter) -> str:
+    return "".join(f"; {reason}: {count}" for reason, count in left_out.most_common())
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ accelerate launch --config_file recipes/accelerate_configs/ddp.yaml recipes/scor
     --config recipes/ecqa/score.yaml --model_name_or_path Qwen/Qwen2.5-7B-Instruct --grm runs/ecqa/grm
 ```
 
+With `--base_url`, a server that has the reward model (such as `vllm serve runs/ecqa/grm`) writes the rewrites.
+
 `--model_name_or_path` is the policy that sampled the completions; its log-probabilities are stored beside.
 """
 
@@ -15,6 +17,7 @@ from accelerate import PartialState
 from trl import ModelConfig, TrlParser
 
 from rlmec_trl.data.loading import load_rows
+from rlmec_trl.generation.server import ServerConfig
 from rlmec_trl.reward.scoring import ScoreConfig, score_to_disk
 
 
@@ -29,12 +32,16 @@ class ScoreArguments:
 
 
 def make_parser() -> TrlParser:
-    return TrlParser((ScoreArguments, ScoreConfig, ModelConfig))
+    return TrlParser((ScoreArguments, ScoreConfig, ServerConfig, ModelConfig))
 
 
-def main(args: ScoreArguments, score_config: ScoreConfig, model_args: ModelConfig) -> None:
+def main(
+    args: ScoreArguments, score_config: ScoreConfig, server_config: ServerConfig, model_args: ModelConfig
+) -> None:
     samples = load_rows(args.dataset_name, args.dataset_split, args.max_rows)
-    scored = score_to_disk(samples, args.output_dir, score_config, model_args)
+    scored = score_to_disk(
+        samples, args.output_dir, score_config, model_args, server_config if server_config.base_url else None
+    )
     verified = len(scored) - scored["rewrite"].count(None)
     PartialState().print(f"{verified} of {len(scored)} samples have a verified rewrite. Saved to {args.output_dir}")
 

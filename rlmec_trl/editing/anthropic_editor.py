@@ -215,7 +215,7 @@ class AnthropicEditor(JournaledEditor):
         return None
 
     async def _wait_for(self, client: Any, batch: str) -> bool:
-        """Wait for a batch to end. Whether its results can be fetched: they are kept for some weeks, if not deleted."""
+        """Wait for a batch to end. Whether its results can be fetched: they are kept for some weeks."""
         import anthropic
 
         with self._translated_errors():

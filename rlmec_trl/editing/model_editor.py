@@ -68,7 +68,7 @@ class ModelEditor:
         tokenizer = self.processing_class
         prompt_ids = [encode_prompt(tokenizer, as_prompt(tokenizer, question)) for question in questions]
         answers = generate_ids(self.model, tokenizer, prompt_ids, max_new_tokens, self.batch_size, desc)
-        ends = eos_token_ids(self.model, tokenizer)
+        ends = eos_token_ids(self.model.generation_config, tokenizer)
         return [
             tokenizer.decode(ids, skip_special_tokens=True).strip() if ids[-1] in ends else None for ids in answers
         ]

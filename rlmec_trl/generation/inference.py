@@ -5,15 +5,15 @@ from contextlib import contextmanager
 
 import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import pad
 
 from ..data.processes import process_state
 
 
-def eos_token_ids(model: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> set[int]:
+def eos_token_ids(generation_config: GenerationConfig, processing_class: PreTrainedTokenizerBase) -> set[int]:
     """Every id that ends a completion: the tokenizer's EOS and those of the model's generation config."""
-    configured = model.generation_config.eos_token_id
+    configured = generation_config.eos_token_id
     configured = configured if isinstance(configured, list) else [configured]
     return {processing_class.eos_token_id, *configured} - {None}
 
@@ -89,7 +89,7 @@ def generate_ids(
         `list[list[int]]`: The new ids of each prompt, up to and with EOS. Without EOS at the end, `max_new_tokens` cut
         them off.
     """
-    ends = eos_token_ids(model, processing_class)
+    ends = eos_token_ids(model.generation_config, processing_class)
     pad_token_id = padding_id(processing_class)
     if not generation_kwargs:
         generation_kwargs = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}

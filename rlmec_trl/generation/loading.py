@@ -2,10 +2,18 @@
 
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from trl import ModelConfig, get_quantization_config
 
 from ..data.processes import process_state
+from .inference import eos_token_ids
 
 
 def model_fingerprint(name_or_path: str) -> str:
@@ -44,3 +52,26 @@ def load_model(
     if quantization_config is None:
         model = model.to(process_state().device)
     return model.eval(), AutoTokenizer.from_pretrained(name_or_path, **kwargs)
+
+
+def load_tokenizer(
+    model_args: ModelConfig, trust_remote_code: bool = False
+) -> tuple[PreTrainedTokenizerBase, set[int]]:
+    """
+    The tokenizer of a model that runs elsewhere, and the ids that end its completions.
+
+    Args:
+        model_args ([`~trl.ModelConfig`]):
+            The model and its revision.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run Python code that the model's repository ships.
+    """
+    name_or_path, revision = model_args.model_name_or_path, model_args.model_revision
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    try:
+        generation_config = GenerationConfig.from_pretrained(name_or_path, revision=revision)
+    except OSError:
+        # There is none: the model would make it of its own configuration
+        config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+        generation_config = GenerationConfig.from_model_config(config)
+    return tokenizer, eos_token_ids(generation_config, tokenizer)

@@ -1,4 +1,4 @@
-"""Sampling completions from a policy in this process."""
+"""Sampling completions from a policy, in this process or behind a server."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.messages import is_conversational
 from ..data.tasks import Task
 from ..data.tokens import encode_prompt
-from .inference import eos_token_ids, generate_ids
+from .inference import generate_ids
+from .server import TokenServer
 
 
 def sample_completions(
@@ -68,10 +69,38 @@ def sample_completions(
     return [completions[start : start + num_samples] for start in range(0, len(completions), num_samples)]
 
 
+def sample_from_server(
+    server: TokenServer,
+    prompts: Sequence[str | list[dict]],
+    num_samples: int = 5,
+    temperature: float = 0.7,
+    top_p: float = 0.95,
+    max_new_tokens: int = 512,
+    seed: int = 0,
+    desc: str | None = "Sampling",
+) -> list[list[list[int]]]:
+    """
+    [`sample_completions`] from a policy behind a server, with the same arguments and defaults.
+
+    Args:
+        server ([`~rlmec_trl.generation.server.TokenServer`]):
+            The server, and the policy's tokenizer.
+        prompts, num_samples, temperature, top_p, max_new_tokens, seed, desc:
+            As in [`sample_completions`].
+
+    Returns:
+        `list[list[list[int]]]`: For each prompt, the ids of its completions, up to and with EOS. A completion without
+        EOS at its end was cut off by `max_new_tokens`; one whose ids cannot be had exactly is empty.
+    """
+    prompt_ids = [encode_prompt(server.processing_class, prompt) for prompt in prompts for _ in range(num_samples)]
+    completions = server.generate_ids(prompt_ids, max_new_tokens, temperature, top_p, seed, desc)
+    return [completions[start : start + num_samples] for start in range(0, len(completions), num_samples)]
+
+
 def to_sample_rows(
     dataset: Dataset,
     completions: Sequence[Sequence[list[int]]],
-    model: PreTrainedModel,
+    ends: set[int],
     processing_class: PreTrainedTokenizerBase,
     task: Task,
 ) -> Dataset:
@@ -84,20 +113,19 @@ def to_sample_rows(
         dataset ([`~datasets.Dataset`]):
             The problems.
         completions (`Sequence[Sequence[list[int]]]`):
-            What [`sample_completions`] gave for them.
-        model ([`~transformers.PreTrainedModel`]):
-            The policy, which knows what ends a completion.
+            What [`sample_completions`] or [`sample_from_server`] gave for them.
+        ends (`set[int]`):
+            Ids that end a completion.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
+            The policy's tokenizer.
         task ([`~rlmec_trl.data.tasks.Task`]):
             How answers are checked.
     """
-    ends = eos_token_ids(model, processing_class)
     columns = {name: [] for name in [*dataset.column_names, "completion", "completion_ids", "correct"]}
     for row, samples in zip(dataset, completions, strict=True):
         for ids in samples:
             text = processing_class.decode(ids, skip_special_tokens=True)
-            if ids[-1] not in ends or not text.strip():
+            if not ids or ids[-1] not in ends or not text.strip():
                 continue
             conversational = is_conversational(row["prompt"])
             row["completion"] = [{"role": "assistant", "content": text}] if conversational else text

@@ -15,6 +15,7 @@ from ..data.processes import process_state
 from ..data.prompts import WORDING, Wording, parse_locate, split_steps
 from ..data.tokens import step_prefix_ids
 from ..generation.inference import completion_logps, evaluation_mode, generate_ids, length_batches, padding_id
+from ..generation.server import TokenServer
 from .grm_prompts import encode_locate_prompt, encode_rewrite_prompt, load_wording
 
 
@@ -44,6 +45,10 @@ class GenerativeRewardModel:
             Further arguments of `model.generate` for rewriting. Decoding is greedy unless they say otherwise.
         show_progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar (on the main process).
+        server ([`~rlmec_trl.generation.server.TokenServer`], *optional*):
+            A server that has the same model. It locates errors and rewrites, greedily and without
+            `generation_kwargs`; an attempt that it does not answer for counts as right, or has an empty rest of a
+            rewrite. Probabilities are always computed by `model`.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class GenerativeRewardModel:
         max_new_tokens: int = 512,
         generation_kwargs: dict[str, Any] | None = None,
         show_progress: bool = True,
+        server: TokenServer | None = None,
     ):
         self.model = model
         self.processing_class = processing_class
@@ -63,6 +69,7 @@ class GenerativeRewardModel:
         self.max_new_tokens = max_new_tokens
         self.generation_kwargs = generation_kwargs or {}
         self.show_progress = show_progress
+        self.server = server
         # In float32 whatever the model's dtype: a token's probability is the whole result.
         add_fused_lm_head(model, cast_lm_head_to_fp32=True)
 
@@ -100,9 +107,7 @@ class GenerativeRewardModel:
             encode_locate_prompt(self.processing_class, self.wording, *row)
             for row in zip(prompts, references, completions, strict=True)
         ]
-        answers = generate_ids(
-            self.model, self.processing_class, prompt_ids, 8, self.batch_size, self._desc("Locating errors")
-        )
+        answers = self._generate(prompt_ids, 8, "Locating errors")
         located = []
         for answer_ids, completion in zip(answers, completions, strict=True):
             step = parse_locate(self.wording, self.processing_class.decode(answer_ids, skip_special_tokens=True))
@@ -198,13 +203,10 @@ class GenerativeRewardModel:
         contexts = self._rewrite_contexts(
             [prompts[i] for i in wrong], [references[i] for i in wrong], [completions[i] for i in wrong]
         )
-        generated = generate_ids(
-            self.model,
-            self.processing_class,
+        generated = self._generate(
             [context + prefix for context, prefix in zip(contexts, kept, strict=True)],
             self.max_new_tokens,
-            self.batch_size,
-            self._desc("Rewriting"),
+            "Rewriting",
             **self.generation_kwargs,
         )
         for index, prefix, ids in zip(wrong, kept, generated, strict=True):
@@ -276,6 +278,14 @@ class GenerativeRewardModel:
                     top = logits[row, -len(rewrite_ids[index]) - 1 : -1].float().log_softmax(dim=-1).topk(k)
                     all_ids[index], all_logps[index] = top.indices.tolist(), top.values.tolist()
         return all_ids, all_logps
+
+    def _generate(self, prompt_ids: list[list[int]], max_new_tokens: int, title: str, **kwargs) -> list[list[int]]:
+        desc = self._desc(title)
+        if self.server is not None:
+            return self.server.generate_ids(prompt_ids, max_new_tokens, desc=desc)
+        return generate_ids(
+            self.model, self.processing_class, prompt_ids, max_new_tokens, self.batch_size, desc, **kwargs
+        )
 
     def _rewrite_contexts(self, prompts, references, completions) -> list[list[int]]:
         return [

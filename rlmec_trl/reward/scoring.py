@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from accelerate.logging import get_logger
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -18,8 +19,12 @@ from ..data.tasks import Task, load_task
 from ..data.tokens import encode_prompt
 from ..generation.inference import completion_logps, eos_token_ids
 from ..generation.loading import load_model, model_fingerprint
+from ..generation.server import ServerConfig, TokenServer
 from .generative_reward_model import GenerativeRewardModel, TokenizerMismatchError
 from .grm_prompts import load_wording
+
+
+logger = get_logger(__name__)
 
 
 @dataclass
@@ -152,9 +157,9 @@ def score_dataset(
     rewrite_ids = grm.rewrite_ids(*inputs, error_steps=error_steps)
 
     texts = grm.processing_class.batch_decode(rewrite_ids, skip_special_tokens=True)
-    ends = eos_token_ids(grm.model, grm.processing_class)
+    ends = eos_token_ids(grm.model.generation_config, grm.processing_class)
     verified = [
-        ids[-1] in ends and task.check_answer(text, answer)
+        bool(ids) and ids[-1] in ends and task.check_answer(text, answer)
         for ids, text, answer in zip(rewrite_ids, texts, dataset["answer"], strict=True)
     ]
     if is_conversational(columns["completion"][0]):
@@ -183,7 +188,11 @@ def score_dataset(
 
 
 def score_to_disk(
-    dataset: Dataset, output_dir: str | os.PathLike, config: ScoreConfig, model_args: ModelConfig
+    dataset: Dataset,
+    output_dir: str | os.PathLike,
+    config: ScoreConfig,
+    model_args: ModelConfig,
+    server_config: ServerConfig | None = None,
 ) -> Dataset:
     """
     Score a data set shard by shard, on as many processes as there are; a run that was cut off goes on.
@@ -197,6 +206,9 @@ def score_to_disk(
             How to score.
         model_args ([`~trl.ModelConfig`]):
             The policy that sampled the completions, and how models are loaded.
+        server_config ([`~rlmec_trl.generation.server.ServerConfig`], *optional*):
+            A server that has the reward model too, and writes its rewrites. Probabilities are computed here all the
+            same.
 
     Raises:
         `ValueError`: If no reward model is named, or under ZeRO-3, whose sharded models cannot generate here.
@@ -215,7 +227,7 @@ def score_to_disk(
     @cache  # loaded for the first shard, so not at all where everything is scored already
     def load_models() -> tuple[GenerativeRewardModel, PreTrainedModel]:
         policy, policy_tokenizer = load_model(model_args)
-        check_dataset(dataset, "samples", eos_token_ids(policy, policy_tokenizer))
+        check_dataset(dataset, "samples", eos_token_ids(policy.generation_config, policy_tokenizer))
         reward_model, tokenizer = load_model(model_args, config.grm)
         check_shared_tokenizer(policy_tokenizer, tokenizer)
         add_fused_lm_head(policy, cast_lm_head_to_fp32=True)
@@ -225,12 +237,15 @@ def score_to_disk(
             wording=load_wording(config.grm),
             batch_size=config.score_batch_size,
             max_new_tokens=config.rewrite_max_new_tokens,
+            server=None
+            if server_config is None
+            else TokenServer(server_config, tokenizer, eos_token_ids(reward_model.generation_config, tokenizer)),
         )
         return grm, policy
 
     def score(shard: Dataset, index: int) -> Dataset:
         grm, policy = load_models()
-        return score_dataset(
+        scored = score_dataset(
             shard,
             grm,
             load_task(config.task),
@@ -239,9 +254,14 @@ def score_to_disk(
             config.rewrite_correct,
             config.rewrite_topk,
         )
+        if grm.server is not None and grm.server.left_out:
+            logger.warning(f"The server gave no usable answer, so far in this run: {dict(grm.server.left_out)}")
+        return scored
 
     models = {"policy": model_fingerprint(model_args.model_name_or_path), "grm": model_fingerprint(config.grm)}
     settings = {**vars(config), **models}
+    if server_config is not None:
+        settings["server"] = [server_config.served_model, server_config.extra_body]
     return map_shards(dataset, score, output_dir, settings, config.shard_size)
 
 

@@ -83,7 +83,7 @@ def test_a_completion_ends_with_its_first_eos_and_without_one_where_it_was_cut(m
 def test_eos_ids_are_those_of_tokenizer_and_generation_config(configured, expected, model, tokenizer):
     assert tokenizer.eos_token_id == 1
     model.generation_config.eos_token_id = configured
-    assert eos_token_ids(model, tokenizer) == expected
+    assert eos_token_ids(model.generation_config, tokenizer) == expected
 
 
 def test_without_arguments_it_is_greedy_whatever_the_generation_config_says(model, tokenizer):
