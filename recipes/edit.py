@@ -119,7 +119,8 @@ def edit_by_api(
         teacher = teacher_class(
             args.teacher, journal, teacher_config, server_config, task.wording, 1 / state.num_processes
         )
-        asked = samples if args.check_correct_samples else samples.filter(lambda row: not row["correct"])
+        wrong = [index for index, correct in enumerate(samples["correct"]) if not correct]
+        asked = samples if args.check_correct_samples else samples.select(wrong)
         estimate = teacher.estimate(*editor_inputs(asked, task))
         state.print(describe_estimate(estimate, teacher_config))
         if args.dry_run:
@@ -141,6 +142,8 @@ def main(
 ) -> None:
     task = load_task(args.task)
     samples = load_samples(args)
+    if args.provider == "local" and server_config.base_url is not None:
+        raise ValueError("`--base_url` needs `--provider server`, or `--provider anthropic`.")
     if args.provider == "local":
         edited, outcomes = edit_here(samples, task, args, model_args)
     else:

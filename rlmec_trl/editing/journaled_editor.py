@@ -227,7 +227,8 @@ class JournaledEditor(ABC):
         if self._failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:
             raise TeacherError(
                 f"{self._failures_in_a_row} questions in a row got no answer, the last one because of: {reason}. All "
-                f"answers so far are in {str(self.journal.directory)!r}; the same command goes on from there."
+                f"answers so far are in {str(self.journal.directory)!r}; the same command goes on from there. Where "
+                "the rate is the limit, lower `--concurrency` or raise `--max_retries`."
             )
 
     def _read(self, question: Question, answer: Answer) -> Edit:

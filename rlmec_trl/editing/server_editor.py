@@ -34,6 +34,9 @@ class ServerEditor(JournaledEditor):
             Wording of the task.
         budget_share (`float`, *optional*, defaults to `1.0`):
             Part of what is left of `config.max_cost` that this process may spend.
+
+    Raises:
+        `ValueError`: If `config` asks for what only Anthropic's API has.
     """
 
     def __init__(
@@ -45,6 +48,8 @@ class ServerEditor(JournaledEditor):
         wording: Wording = WORDING,
         budget_share: float = 1.0,
     ):
+        if config.use_batches or config.effort is not None:
+            raise ValueError("`use_batches` and `effort` are for the Anthropic API alone: unset them for a server.")
         super().__init__(f"server {model}", journal, config, server_config.concurrency, wording, budget_share)
         self.model = model
         self.server_config = server_config
