@@ -4,7 +4,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -197,22 +197,28 @@ class AnthropicEditor(JournaledEditor):
     async def _find_batch(self, client: Any, submission: Submission) -> str | None:
         """The id of a batch that was perhaps created, and whose id has not come back."""
         known = self.journal.batches()
-        with self._translated_errors():
-            async for batch in client.messages.batches.list(limit=100):
-                if batch.id == submission.after:
-                    break
-                counts = batch.request_counts
-                total = counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired
-                if batch.id in known or total != len(submission.keys):
-                    continue
-                # Whose it is can be seen by its results alone
-                if not await self._wait_for(client, batch.id):
-                    continue
-                async for result in await client.messages.batches.results(batch.id):
-                    if result.custom_id in submission.keys:
-                        return batch.id
-                    break
+        # What was handed in just now may take a moment to be listed
+        for look in range(2):
+            if look > 0:
+                await asyncio.sleep(self.config.poll_seconds)
+            with self._translated_errors():
+                async for batch in client.messages.batches.list(limit=100):
+                    if batch.id == submission.after:
+                        break
+                    counts = batch.request_counts
+                    total = counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired
+                    if batch.id not in known and total == len(submission.keys):
+                        if await self._answers_one_of(client, batch.id, set(submission.keys)):
+                            return batch.id
         return None
+
+    async def _answers_one_of(self, client: Any, batch: str, keys: set[str]) -> bool:
+        """Whose batch it is can be seen by its results alone."""
+        if not await self._wait_for(client, batch):
+            return False
+        async for result in await client.messages.batches.results(batch):
+            return result.custom_id in keys
+        return False
 
     async def _wait_for(self, client: Any, batch: str) -> bool:
         """Wait for a batch to end. Whether its results can be fetched: they are kept for some weeks."""
@@ -229,29 +235,42 @@ class AnthropicEditor(JournaledEditor):
                 await asyncio.sleep(self.config.poll_seconds)
 
     async def _collect(self, client: Any, submission: Submission) -> None:
-        """Wait for a batch, and record its answers."""
-        import httpx2
+        """
+        Wait for a batch, and record its answers.
 
+        Raises:
+            [`TeacherError`]: If they cannot be fetched now, or if somebody has cancelled the batch.
+        """
         missing = set(submission.keys)
         show = process_state().is_local_main_process
         with tqdm(total=len(missing), desc=f"Waiting for batch {submission.batch}", disable=not show) as progress:
-            has_results = await self._wait_for(client, submission.batch)
-            for _ in range(self.server_config.max_retries + 1 if has_results else 0):
-                try:
-                    with self._translated_errors():
-                        async for result in await client.messages.batches.results(submission.batch):
-                            if result.custom_id in missing:
-                                self._record_result(submission.batch, result)
-                                missing.remove(result.custom_id)
-                                progress.update()
-                except (RequestFailedError, httpx2.HTTPError):
-                    # Cut off on the way: results can be fetched as often as one likes
-                    await asyncio.sleep(min(1.0, self.config.poll_seconds))
-                if not missing:
+            whole = not await self._wait_for(client, submission.batch)
+            for attempt in range(self.server_config.max_retries + 1):
+                if whole:
                     break
+                if attempt > 0:
+                    await asyncio.sleep(min(2.0**attempt, self.config.poll_seconds))
+                # Cut off on the way, results can be fetched again as often as one likes
+                with suppress(RequestFailedError), self._translated_errors():
+                    async for result in await client.messages.batches.results(submission.batch):
+                        if result.custom_id in missing:
+                            self._record_result(submission.batch, result)
+                            missing.remove(result.custom_id)
+                            progress.update()
+                    whole = True
+        if not whole:
+            raise TeacherError(
+                f"The results of batch {submission.batch} cannot be fetched. They are kept for some weeks: the same "
+                "command fetches them."
+            )
         for key in missing:
             self._failures[key] = "no result in its batch"
         self.journal.close_submission(submission.name)
+        if "canceled" in self._failures.values():
+            raise TeacherError(
+                f"Batch {submission.batch} was cancelled. Its answers are in the journal; the same command hands in its "
+                "other questions again."
+            )
 
     def _record_result(self, batch: str, result: Any) -> None:
         if result.result.type == "succeeded":
@@ -268,10 +287,11 @@ class AnthropicEditor(JournaledEditor):
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
         import anthropic
+        import httpx2
 
         try:
             yield
-        except anthropic.AnthropicError as error:
+        except (anthropic.AnthropicError, httpx2.HTTPError) as error:
             if getattr(error, "status_code", None) in _HOPELESS:
                 raise self._hopeless(error) from None
             raise RequestFailedError(describe_error(error)) from None

@@ -123,13 +123,14 @@ async def find_served_model(client, config: ServerConfig) -> str:
 
 def describe_error(error: Exception) -> str:
     """What went wrong with a request, on one line. The key is not in it, even if the server sent it back."""
-    status = getattr(error, "status_code", None)
     text = " ".join(str(error).split())
-    request = getattr(error, "request", None)
-    for header in ("x-api-key", "authorization") if request is not None else ():
-        secret = request.headers.get(header, "").removeprefix("Bearer ")
+    status = getattr(error, "status_code", None)
+    if status is None:
+        return f"{type(error).__name__}: {text[:300]}"
+    for header in ("x-api-key", "authorization"):
+        secret = error.request.headers.get(header, "").removeprefix("Bearer ")
         text = text.replace(secret, "***") if secret else text
-    return f"status {status}: {text[:300]}" if status is not None else f"{type(error).__name__}: {text[:300]}"
+    return f"status {status}: {text[:300]}"
 
 
 class TokenServer:

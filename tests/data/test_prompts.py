@@ -10,6 +10,7 @@ from rlmec_trl.data.prompts import (
     Wording,
     locate_answer,
     locate_prompt,
+    number_steps,
     parse_locate,
     policy_prompt,
     rewrite_prompt,
@@ -56,6 +57,22 @@ def test_blank_steps_do_not_shift_the_indices(text, separator, steps):
 def test_numbered_steps_stand_one_a_line_without_their_separators():
     wording = Wording(locate="{attempt}", rewrite="", policy="", step_separator=" ; ", numbered=True)
     assert locate_prompt(wording, "", "", "a = 1 ; b\n= 2 ;  ; c") == "0: a = 1\n1: b = 2\n2: c"
+
+
+@given(TEXTS | st.text(max_size=30), st.sampled_from(SEPARATORS))
+def test_every_step_has_a_line_with_its_index_whatever_is_in_it(text, separator):
+    wording = Wording(locate="", rewrite="", policy="", step_separator=separator)
+    steps = split_steps(text, separator)
+    lines = number_steps(wording, text).splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [str(index) for index in range(len(steps))]
+    # Nothing but white space and separators is left out
+    for line, step in zip(lines, steps, strict=True):
+        assert "".join(line.partition(": ")[2].split()) == "".join(step.replace(separator, " ").split())
+
+
+def test_steps_are_numbered_also_where_the_locate_prompt_does_not_show_it():
+    assert number_steps(PLAIN, "a\nb") == "0: a\n1: b"
+    assert number_steps(PLAIN, "") == ""
 
 
 def test_an_unnumbered_attempt_is_shown_as_it_is():

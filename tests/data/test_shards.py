@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, load_from_disk
 
-from rlmec_trl.data.shards import map_shards
+from rlmec_trl.data.shards import map_shards, save_whole
 
 
 ROOT = Path(__file__).parents[2]
@@ -195,6 +195,59 @@ def test_a_data_set_can_replace_itself(tmp_path):
     DATASET.save_to_disk(tmp_path / "out")
     result = map_shards(load_from_disk(tmp_path / "out"), doubling([]), tmp_path / "out", {}, shard_size=3)
     assert result.to_list() == expected_rows()
+
+
+# --- A data set that is saved as a whole -----------------------------------------------------------------------------
+
+
+def test_a_data_set_is_saved_in_the_place_of_an_earlier_one(tmp_path):
+    for number, dataset in enumerate([DATASET, DATASET.select([3, 1]), DATASET.remove_columns("text")]):
+        save_whole(dataset, tmp_path / "deep" / "out")
+        assert load_from_disk(tmp_path / "deep" / "out").to_list() == dataset.to_list(), number
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
+
+
+def test_a_data_set_without_rows_can_be_saved_and_loaded(tmp_path):
+    save_whole(DATASET.select([]), tmp_path / "out")
+    assert load_from_disk(tmp_path / "out").column_names == DATASET.column_names
+
+
+def test_a_data_set_can_be_saved_where_it_was_loaded_from(tmp_path):
+    save_whole(DATASET, f"{tmp_path / 'out'}/")
+    loaded = load_from_disk(tmp_path / "out")
+    save_whole(loaded.select(range(5, 0, -1)), tmp_path / "out")
+    assert load_from_disk(tmp_path / "out")["number"][:] == [5, 4, 3, 2, 1]
+
+
+def test_the_earlier_one_stays_where_saving_is_cut_off(tmp_path, monkeypatch):
+    save_whole(DATASET, tmp_path / "out")
+    save_to_disk = Dataset.save_to_disk
+
+    def save_half(dataset, path, **kwargs):
+        save_to_disk(dataset, path, **kwargs)
+        next(Path(path).glob("*.arrow")).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Dataset, "save_to_disk", save_half)
+    with pytest.raises(KeyboardInterrupt):
+        save_whole(DATASET.select([1]), tmp_path / "out")
+    monkeypatch.undo()
+    assert load_from_disk(tmp_path / "out").to_list() == DATASET.to_list()
+    save_whole(DATASET.select([2]), tmp_path / "out")
+    assert load_from_disk(tmp_path / "out").to_list() == DATASET.select([2]).to_list()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_another_result_in_the_same_folder_is_not_taken_for_finished_work(tmp_path):
+    map_shards(DATASET, doubling([]), tmp_path / "out", {}, shard_size=3)
+    save_whole(DATASET, tmp_path / "out")
+    calls = []
+    result = map_shards(DATASET, doubling(calls), tmp_path / "out", {}, shard_size=3)
+    assert calls == [0, 1, 2, 3]
+    assert result.to_list() == expected_rows()
+
+
+# --- Several processes -----------------------------------------------------------------------------------------------
 
 
 def test_two_processes_give_the_rows_of_one_in_the_same_order(tmp_path):

@@ -1,24 +1,21 @@
 """Whatever an editor says, only what passes verification is kept, and everything else is counted by its reason."""
 
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
-import torch
 from datasets import Dataset
 
-from rlmec_trl.data.arithmetic import WORDING
-from rlmec_trl.data.prompts import WORDING as DEFAULT_WORDING
-from rlmec_trl.data.prompts import locate_prompt, rewrite_prompt
+from rlmec_trl.data.prompts import policy_prompt
 from rlmec_trl.data.schema import check_dataset
 from rlmec_trl.data.tasks import load_task
 from rlmec_trl.editing.editors import (
     ArithmeticEditor,
-    ModelEditor,
+    NoEdit,
     edit_dataset,
+    editor_inputs,
     first_changed_step,
     judge_edit,
-    load_editor,
+    mean_edit_distance,
     verify_rewrite,
 )
 
@@ -49,8 +46,9 @@ def judge(completion, edit, task=TASK):
         (WRONG, (-1, WRONG), "left wrong"),
         (WRONG, (1, WRONG), "left wrong"),
         (WRONG, (-1, FLAWED), "wrong step"),
-        (WRONG, None, "no answer"),
-        (RIGHT, None, "no answer"),
+        (WRONG, NoEdit("refusal"), "refusal"),
+        # Nor is a right attempt taken to be right in every step because nothing was said about it
+        (RIGHT, NoEdit("truncated"), "truncated"),
         (FLAWED, (1, WRONG), "wrong answer"),
         (FLAWED, (1, ""), "empty"),
     ],
@@ -127,7 +125,7 @@ def sampled(*completions, **columns):
 
 
 def scripted_editor(edits, calls=None):
-    def editor(problems, references, completions):
+    def editor(problems, references, completions, usable):
         if calls is not None:
             calls.append((problems, references, completions))
         return [edits[completion] for completion in completions]
@@ -137,17 +135,16 @@ def scripted_editor(edits, calls=None):
 
 def test_every_row_gets_its_edit_and_every_outcome_is_counted():
     attempts = [WRONG, RIGHT, FLAWED, *(WRONG.replace("59", str(number)) for number in range(50, 55))]
-    answers = [(1, RIGHT), (-1, RIGHT), (1, RIGHT), (1, ""), (1, FLAWED), (1, "The answer is 1"), None, None]
-    answers[-1] = (-1, attempts[-1])
+    answers = [(1, RIGHT), (-1, RIGHT), (1, RIGHT), (1, ""), (1, FLAWED), (1, "The answer is 1"), NoEdit("refusal")]
+    answers.append((-1, attempts[-1]))
     dataset = sampled(*attempts)
     edited, outcomes = edit_dataset(dataset, scripted_editor(dict(zip(attempts, answers, strict=True))), TASK)
     assert edited["rewrite"][:] == [RIGHT, RIGHT, RIGHT, None, None, None, None, None]
     assert edited["error_step"][:] == [1, -1, 1, -1, -1, -1, -1, -1]
-    assert edited.remove_columns(["rewrite", "error_step"]).to_list() == dataset.to_list()
-    assert outcomes == Counter(
-        {"rewritten": 2, "unchanged": 1, "empty": 1, "wrong step": 1, "wrong answer": 1, "no answer": 1}
-        | {"left wrong": 1}
-    )
+    assert edited.remove_columns(["rewrite", "error_step", "edit_outcome"]).to_list() == dataset.to_list()
+    by_row = ["rewritten", "unchanged", "rewritten", "empty", "wrong step", "wrong answer", "refusal", "left wrong"]
+    assert edited["edit_outcome"][:] == by_row
+    assert outcomes == Counter(by_row)
 
 
 def test_right_answers_can_be_left_alone():
@@ -158,6 +155,7 @@ def test_right_answers_can_be_left_alone():
     assert calls == [([PROBLEM], [REFERENCE], [WRONG])]
     assert edited["rewrite"][:] == [FLAWED, RIGHT, RIGHT]
     assert edited["error_step"][:] == [-1, 1, -1]
+    assert edited["edit_outcome"][:] == ["unchanged", "rewritten", "unchanged"]
     assert outcomes == {"unchanged": 2, "rewritten": 1}
 
 
@@ -173,7 +171,7 @@ def test_messages_stay_messages_and_the_editor_sees_texts():
             "correct": [False, True, False],
         }
     )
-    editor = scripted_editor({WRONG: (1, RIGHT), RIGHT: (-1, RIGHT), "oh": None}, calls)
+    editor = scripted_editor({WRONG: (1, RIGHT), RIGHT: (-1, RIGHT), "oh": NoEdit("refusal")}, calls)
     edited, _ = edit_dataset(dataset, editor, TASK)
     assert calls == [([PROBLEM] * 3, [REFERENCE] * 3, [WRONG, RIGHT, "oh"])]
     assert edited["rewrite"][:] == [messages[1], messages[1], None]
@@ -184,15 +182,15 @@ def test_the_editor_sees_the_problem_without_what_the_policy_is_told():
     calls = []
     task = load_task("math")
     dataset = sampled(WRONG, prompt=task.wording.policy.replace("{problem}", PROBLEM))
-    edit_dataset(dataset, scripted_editor({WRONG: None}, calls), task)
+    edit_dataset(dataset, scripted_editor({WRONG: NoEdit("refusal")}, calls), task)
     assert calls == [([PROBLEM], [REFERENCE], [WRONG])]
 
 
 def test_editing_again_replaces_the_columns():
-    dataset = sampled(WRONG, rewrite="old", error_step=7)
+    dataset = sampled(WRONG, rewrite="old", error_step=7, edit_outcome="refusal")
     edited, _ = edit_dataset(dataset, ArithmeticEditor(), TASK)
-    assert edited.column_names[-2:] == ["rewrite", "error_step"]
-    assert (edited[0]["rewrite"], edited[0]["error_step"]) == (RIGHT, 1)
+    assert edited.column_names[-3:] == ["rewrite", "error_step", "edit_outcome"]
+    assert [edited[0][name] for name in edited.column_names[-3:]] == [RIGHT, 1, "rewritten"]
 
 
 def test_the_programmatic_editor_mends_everything(make_rows):
@@ -205,133 +203,115 @@ def test_the_programmatic_editor_mends_everything(make_rows):
     assert len(hidden) == 20 and all(row["rewrite"] != row["completion"] for row in hidden)
 
 
-# --- A model as the editor -------------------------------------------------------------------------------------------
+# --- What an editor is told ------------------------------------------------------------------------------------------
 
 
-class ScriptedModel:
-    """Answers questions with given token ids, as `generate` would: after the prompt, padded, cut at the limit."""
-
-    device = torch.device("cpu")
-    training = False
-
-    def __init__(self, tokenizer, answers, eos_token_id=None):
-        self.tokenizer, self.answers = tokenizer, answers
-        self.generation_config = SimpleNamespace(eos_token_id=eos_token_id)
-        self.limits = {}
-
-    def eval(self):
-        return self
-
-    def train(self, mode):
-        return self
-
-    def generate(self, input_ids, attention_mask, max_new_tokens, pad_token_id, **kwargs):
-        rows = []
-        for ids, mask in zip(input_ids, attention_mask, strict=True):
-            question = self.tokenizer.decode(ids[mask.bool()])
-            self.limits[question] = max_new_tokens
-            rows.append(self.answers[question][:max_new_tokens])
-        width = max(map(len, rows))
-        padded = torch.tensor([row + [pad_token_id] * (width - len(row)) for row in rows])
-        return torch.cat([input_ids, padded], dim=1)
+EDITS = [
+    (1, RIGHT),
+    (-1, RIGHT),
+    (-1, WRONG),
+    (1, WRONG),
+    (1, FLAWED),
+    (0, ""),
+    (3, "The answer is 86"),
+    NoEdit("refusal"),
+    NoEdit("malformed"),
+]
 
 
-@pytest.fixture
-def ask(tokenizer):
-    """Have a model edit attempts, of which it is said what it answers (text, to which EOS is added, or token ids)."""
+@pytest.mark.parametrize("check_correct_samples", [True, False])
+def test_an_editor_is_told_usable_of_exactly_what_is_kept(check_correct_samples):
+    attempts = [RIGHT, WRONG, FLAWED, "59 - 16 is 43"]
+    dataset = sampled(*attempts)
+    for edit in EDITS:
+        told = {}
 
-    def ask(attempts, rewrites, located, processing_class=tokenizer, end="", **kwargs):
-        def to_ids(answer):
-            if not isinstance(answer, str):
-                return answer
-            return [*tokenizer(answer)["input_ids"], tokenizer.eos_token_id]
+        def editor(problems, references, completions, usable, edit=edit, told=told):
+            told.update({completion: usable(index, edit) for index, completion in enumerate(completions)})
+            return [edit] * len(completions)
 
-        answers = {}
-        for attempt, rewrite, step in zip(attempts, rewrites, located, strict=True):
-            answers[rewrite_prompt(WORDING, PROBLEM, REFERENCE, attempt) + end] = to_ids(rewrite)
-            answers[locate_prompt(WORDING, PROBLEM, REFERENCE, attempt) + end] = to_ids(step)
-        model = ScriptedModel(tokenizer, answers)
-        editor = ModelEditor(model, processing_class, WORDING, batch_size=2, **kwargs)
-        return editor([PROBLEM] * len(attempts), [REFERENCE] * len(attempts), attempts), model
-
-    return ask
+        edited, _ = edit_dataset(dataset, editor, TASK, check_correct_samples)
+        # Judged by the rows that the editor was given, whose indices are not those of the data set
+        assert list(told) == (attempts if check_correct_samples else [WRONG, attempts[3]])
+        kept = {row["completion"]: row["rewrite"] is not None for row in edited if row["completion"] in told}
+        assert told == kept, edit
 
 
-def test_a_model_is_asked_both_questions_and_answers_in_order(ask):
-    attempts = ["The answer is 5", WRONG, FLAWED, RIGHT]
-    edits, model = ask(attempts, [RIGHT, RIGHT, " " + RIGHT, RIGHT], ["0", "1", "2", "none"])
-    assert edits == [(0, RIGHT), (1, RIGHT), (2, RIGHT), (-1, RIGHT)]
-    assert set(model.limits.values()) == {512, 16}
+def test_what_is_usable_depends_on_the_row():
+    dataset = sampled(RIGHT, WRONG)
+    seen = []
+
+    def editor(problems, references, completions, usable):
+        seen.extend(usable(index, (-1, completion)) for index, completion in enumerate(completions))
+        return [(-1, completion) for completion in completions]
+
+    edit_dataset(dataset, editor, TASK)
+    assert seen == [True, False]
 
 
-@pytest.mark.parametrize("answer", ["", "Tom has", "4", "7", " + "])
-def test_where_locating_gives_nothing_usable_the_rewrite_tells(ask, answer):
-    edits, _ = ask([WRONG], [RIGHT], [answer])
-    assert edits == [(1, RIGHT)]
+def test_an_editor_that_tries_again_is_believed_the_second_time():
+    tries = {RIGHT: [(-1, RIGHT)], WRONG: [NoEdit("malformed"), (1, FLAWED), (1, RIGHT)], FLAWED: [(2, WRONG)] * 2}
+
+    def editor(problems, references, completions, usable):
+        edits = []
+        for index, completion in enumerate(completions):
+            edits.append(next((edit for edit in tries[completion] if usable(index, edit)), tries[completion][-1]))
+        return edits
+
+    edited, outcomes = edit_dataset(sampled(WRONG, FLAWED, RIGHT), editor, TASK)
+    assert edited["rewrite"][:] == [RIGHT, None, RIGHT]
+    assert edited["edit_outcome"][:] == ["rewritten", "wrong answer", "unchanged"]
 
 
-def test_a_locate_answer_that_was_cut_off_is_not_believed(ask, tokenizer):
-    step_zero = tokenizer("0")["input_ids"]
-    edits, _ = ask([WRONG], [RIGHT], [step_zero * 20])
-    assert edits == [(1, RIGHT)]
+def test_an_editor_that_leaves_out_a_row_is_an_error():
+    with pytest.raises(ValueError, match="shorter"):
+        edit_dataset(sampled(WRONG, RIGHT), lambda *_: [(1, RIGHT)], TASK)
 
 
-def test_a_rewrite_that_was_cut_off_is_no_answer(ask, tokenizer):
-    ids = [*tokenizer(RIGHT)["input_ids"], tokenizer.eos_token_id]
-    for limit, expected in ((len(ids) - 1, None), (len(ids), (1, RIGHT)), (len(ids) + 1, (1, RIGHT))):
-        edits, _ = ask([WRONG], [RIGHT], ["1"], max_new_tokens=limit)
-        assert edits == [expected], limit
-    assert ask([WRONG], [RIGHT], ["1"], max_new_tokens=3)[0] == [None]
-
-
-def test_an_end_of_the_generation_config_counts_as_one(tokenizer):
-    end = tokenizer("none")["input_ids"][0]
-    answers = {
-        rewrite_prompt(WORDING, PROBLEM, REFERENCE, WRONG): [*tokenizer(RIGHT)["input_ids"], end],
-        locate_prompt(WORDING, PROBLEM, REFERENCE, WRONG): [*tokenizer("1")["input_ids"], tokenizer.eos_token_id],
-    }
-    editor = ModelEditor(ScriptedModel(tokenizer, answers, eos_token_id=[end]), tokenizer, WORDING)
-    ((step, rewrite),) = editor([PROBLEM], [REFERENCE], [WRONG])
-    assert (step, rewrite.removesuffix("none").strip()) == (1, RIGHT)
-
-
-def test_a_chat_model_gets_its_questions_as_messages(ask, chat_tokenizer):
-    edits, model = ask([WRONG], [RIGHT], ["1"], processing_class=chat_tokenizer, end=" attempt")
-    assert edits == [(1, RIGHT)]
-    assert all(question.endswith(": attempt") for question in model.limits)
-
-
-def test_a_model_that_leaves_things_wrong_teaches_nothing(ask):
-    attempts = [WRONG, FLAWED, RIGHT]
-
-    def editor(problems, references, completions):
-        assert completions == attempts
-        return ask(attempts, attempts, ["none", "none", "none"])[0]
-
-    edited, outcomes = edit_dataset(sampled(*attempts), editor, TASK)
-    assert outcomes == {"left wrong": 1, "unchanged": 2}
-    assert edited["rewrite"][:] == [None, FLAWED, RIGHT]
-
-
-def test_an_untrained_model_is_an_editor_that_is_never_believed(policy, tokenizer, make_rows):
-    dataset = Dataset.from_list(make_rows(6)).remove_columns(["rewrite", "error_step"])
-    editor = ModelEditor(policy, tokenizer, WORDING, batch_size=4, max_new_tokens=8)
-    edited, outcomes = edit_dataset(dataset, editor, TASK)
-    assert sum(outcomes.values()) == 6 and "rewritten" not in outcomes
-    assert not any(
-        rewrite for rewrite, correct in zip(edited["rewrite"], edited["correct"], strict=True) if not correct
+def test_an_editor_is_given_plain_problems_references_and_attempts():
+    task = load_task("math")
+    prompt = policy_prompt(task.wording, "What is {1 + 1}?")
+    plain = Dataset.from_dict(
+        {"prompt": [prompt, "other"], "reference": ["2", "3"], "completion": ["The answer is 2", "no"]}
     )
+    messages = Dataset.from_dict(
+        {
+            "prompt": [[{"role": "user", "content": text}] for text in plain["prompt"]],
+            "reference": ["2", "3"],
+            "completion": [[{"role": "assistant", "content": text}] for text in plain["completion"]],
+        }
+    )
+    expected = (["What is {1 + 1}?", "other"], ["2", "3"], ["The answer is 2", "no"])
+    assert editor_inputs(plain, task) == editor_inputs(messages, task) == expected
+    assert [type(column) for column in editor_inputs(plain, task)] == [list] * 3
 
 
-# --- By name ---------------------------------------------------------------------------------------------------------
+# --- How much a rewrite changes --------------------------------------------------------------------------------------
 
 
-def test_only_a_model_is_loaded(tokenizer):
-    def load_model(name):
-        assert name == "some/model"
-        return "model", tokenizer
+def edited_rows(*rows):
+    names = ("completion", "rewrite", "edit_outcome")
+    return Dataset.from_list([dict(zip(names, row, strict=True)) for row in rows])
 
-    editor = load_editor("some/model", load_model, batch_size=3)
-    assert (editor.model, editor.processing_class, editor.batch_size) == ("model", tokenizer, 3)
-    assert editor.wording == DEFAULT_WORDING
-    assert isinstance(load_editor("arithmetic", load_model, batch_size=3), ArithmeticEditor)
+
+def test_the_distance_counts_changed_words_of_rewritten_attempts_alone():
+    edited = edited_rows(
+        # One word replaced, one added, one removed
+        ("a b c d", "a x c d e", "rewritten"),
+        ("a b c d", "b c d", "rewritten"),
+        ("a b", "a b", "unchanged"),
+        ("a b c", None, "wrong answer"),
+    )
+    assert mean_edit_distance(edited) == 1.5
+
+
+def test_the_distance_is_the_same_for_messages():
+    def message(text):
+        return [{"role": "assistant", "content": text}]
+
+    edited = edited_rows((message("a b c"), message("a\n c d"), "rewritten"), (message("a"), None, "refusal"))
+    assert mean_edit_distance(edited) == 2
+
+
+def test_there_is_no_distance_where_nothing_was_rewritten():
+    assert mean_edit_distance(edited_rows(("a", "a", "unchanged"), ("b", None, "refusal"))) is None

@@ -1,11 +1,14 @@
 """Models for inference, by path."""
 
+import json
 import os
 
+import pytest
 import torch
 from trl import ModelConfig
 
-from rlmec_trl.generation.loading import load_model, model_fingerprint
+from rlmec_trl.generation.inference import eos_token_ids
+from rlmec_trl.generation.loading import load_model, load_tokenizer, model_fingerprint
 
 
 def save(policy, tokenizer, folder):
@@ -41,3 +44,33 @@ def test_another_model_can_be_named_beside_the_policy(make_policy, tokenizer, tm
     other = save(make_policy(num_hidden_layers=2), tokenizer, tmp_path / "other")
     model, _ = load_model(ModelConfig(policy), other)
     assert model.config.num_hidden_layers == 2
+
+
+# --- The tokenizer alone ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize(
+    ("configured", "expected"), [(1, {1}), (5, {1, 5}), ([7, 5], {1, 5, 7}), (None, {1})], ids=str
+)
+def test_the_ends_of_a_model_that_is_not_loaded_are_those_it_would_have(
+    file, configured, expected, make_policy, tokenizer, tmp_path
+):
+    """Old models have no generation config: theirs is made of their configuration."""
+    assert tokenizer.eos_token_id == 1
+    path = save(make_policy(), tokenizer, tmp_path)
+    if file == "config.json":
+        (tmp_path / "generation_config.json").unlink()
+    settings = json.loads((tmp_path / file).read_text(encoding="utf-8"))
+    (tmp_path / file).write_text(json.dumps(settings | {"eos_token_id": configured}), encoding="utf-8")
+    model, _ = load_model(ModelConfig(path, dtype="float32"))
+    # The weights are behind a server
+    (tmp_path / "model.safetensors").unlink()
+    loaded, ends = load_tokenizer(ModelConfig(path))
+    assert ends == expected == eos_token_ids(model.generation_config, tokenizer)
+    assert loaded.get_vocab() == tokenizer.get_vocab()
+
+
+def test_a_tokenizer_that_is_nowhere_is_no_model_without_generation_config(tmp_path):
+    with pytest.raises(OSError):
+        load_tokenizer(ModelConfig(str(tmp_path / "nowhere")))

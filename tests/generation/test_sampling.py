@@ -1,15 +1,28 @@
-"""Sampling completions from a policy."""
+"""Sampling completions from a policy, in this process or behind a server."""
 
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
+from datasets import load_from_disk
 
-from rlmec_trl.data.tokens import encode_prompt
+from rlmec_trl.data import arithmetic
+from rlmec_trl.data.schema import check_dataset
+from rlmec_trl.data.tokens import encode_completion, encode_prompt
 from rlmec_trl.generation.inference import generate_ids
-from rlmec_trl.generation.sampling import sample_completions
+from rlmec_trl.generation.sampling import sample_completions, sample_from_server
+from rlmec_trl.generation.server import ServerConfig, TokenServer
+from tests.fake_openai import FakeServer, speak_as
 
 
+ROOT = Path(__file__).parents[2]
 PROMPTS = ["Tom has 5 9 nuts.", "Ann has 1 0 figs, finds 1 1.", "Eva"]
 
 
@@ -86,3 +99,202 @@ def test_a_model_in_training_comes_back_in_training(model, tokenizer):
     model.train()
     sample(model, tokenizer, ["Eva"], temperature=1.0)
     assert model.training
+
+
+# --- From a server ---------------------------------------------------------------------------------------------------
+
+
+def connect(server):
+    return TokenServer(ServerConfig(server.url), server.tokenizer, {server.tokenizer.eos_token_id})
+
+
+def test_a_server_decodes_greedily_what_the_policy_does_here(model, tokenizer):
+    with FakeServer(tokenizer, speak_as(model, tokenizer)) as server:
+        found = sample_from_server(
+            connect(server), PROMPTS, num_samples=2, temperature=0.0, max_new_tokens=6, desc=None
+        )
+    assert found == sample(model, tokenizer, num_samples=2, temperature=0.0)
+
+
+def test_a_server_samples_each_prompt_as_often_as_it_should_and_the_seed_decides(model, tokenizer):
+    settings = {"num_samples": 4, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 6, "desc": None}
+    with FakeServer(tokenizer, speak_as(model, tokenizer)) as server:
+        first, again, other = [
+            sample_from_server(connect(server), PROMPTS, seed=seed, **settings) for seed in (1, 1, 2)
+        ]
+        said = server.said()
+    assert first == again != other
+    for prompt, samples, others in zip(PROMPTS, first, other, strict=True):
+        ids = tuple(encode_prompt(tokenizer, prompt))
+        assert sorted(samples + others) == sorted(found for (asked, _), found in said.items() if asked == ids)
+        assert len({tuple(ids) for ids in samples}) > 1
+
+
+def test_a_server_gets_messages_through_the_chat_template(model, chat_tokenizer):
+    with FakeServer(chat_tokenizer, speak_as(model, chat_tokenizer)) as server:
+        prompts = [[{"role": "user", "content": PROMPTS[0]}]]
+        found = sample_from_server(connect(server), prompts, temperature=0.0, max_new_tokens=6, desc=None)
+    assert found == sample(model, chat_tokenizer, [f"{PROMPTS[0]} attempt"], temperature=0.0)
+
+
+# --- The recipe, with a server ---------------------------------------------------------------------------------------
+
+NUM_PROBLEMS, NUM_SAMPLES, SHARD_SIZE = 11, 3, 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer):
+    """Problems, and all of the policy but its weights, which are behind the server."""
+    folder = tmp_path_factory.mktemp("sampling")
+    arithmetic.make_policy(tokenizer, hidden_size=16, num_hidden_layers=1).save_pretrained(folder / "policy")
+    (folder / "policy" / "model.safetensors").unlink()
+    tokenizer.save_pretrained(folder / "policy")
+    rows = arithmetic.make_arithmetic(warmup=0, train=NUM_PROBLEMS, validation=0, test=0)["train"]
+    rows.save_to_disk(folder / "problems")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answer(folder, tokenizer):
+    """`complete` of a policy that is often wrong, sometimes does not end, and sometimes says what no text tells."""
+
+    def complete(prompt_ids, body):
+        rng = random.Random(body.get("seed"))
+        numbers = arithmetic.read_problem(tokenizer.decode(prompt_ids))
+        solution = arithmetic.write_solution(numbers, [rng.choice(arithmetic.CONNECTIVES) for _ in numbers[1:]])
+        kind = rng.choice(["right", "right", "wrong", "endless", "odd"])
+        ids = encode_completion(tokenizer, solution)
+        if kind == "wrong":
+            ids = encode_completion(tokenizer, solution.rsplit(" ", 1)[0] + f" {rng.randint(1, 9)}")
+        if kind == "odd":
+            ids.insert(5, tokenizer.pad_token_id)
+        return ids[:-1] * 3 if kind == "endless" else ids
+
+    return complete
+
+
+@pytest.fixture(scope="module")
+def refused(folder):
+    """Two prompts that the server will not take: one of the first shard, one of the second."""
+    prompts = load_from_disk(folder / "problems")["prompt"]
+    return [prompts[1], prompts[SHARD_SIZE]]
+
+
+@pytest.fixture(scope="module")
+def serve(tokenizer, answer, refused):
+    def refuse(body):
+        prompt = body["prompt"]
+        return "seed" in body and (prompt if isinstance(prompt, str) else tokenizer.decode(prompt)) in refused
+
+    def serve(complete=answer):
+        return FakeServer(tokenizer, complete, kind="old", refuse=refuse)
+
+    return serve
+
+
+def start(folder, server, output_dir, *launcher, **environment):
+    settings = {
+        "config": ROOT / "recipes" / "arithmetic" / "sample.yaml",
+        "model_name_or_path": folder / "policy",
+        "dataset_name": folder / "problems",
+        "output_dir": folder / output_dir,
+        "num_samples": NUM_SAMPLES,
+        "shard_size": SHARD_SIZE,
+        "base_url": server.url,
+        "concurrency": 4,
+    }
+    words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(ROOT / "recipes" / "sample.py"), *words],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-1000:] + errors[-3000:]
+    return output.strip().splitlines()[-1]
+
+
+def prompts_of(exchanges):
+    return Counter(tuple(exchange.body["prompt"]) for exchange in exchanges)
+
+
+@pytest.fixture(scope="module")
+def on_two_processes(folder, serve):
+    """What two processes sampled, the line they ended with, and what was said to them."""
+    launcher = ["-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    launcher += ["--config_file", str(ROOT / "recipes" / "accelerate_configs" / "cpu2.yaml")]
+    with serve() as server:
+        last_line = finish(start(folder, server, "two", *launcher, ACCELERATE_USE_CPU="true"))
+        return load_from_disk(folder / "two"), last_line, server
+
+
+def test_samples_from_a_server_are_those_that_it_can_tell_the_ids_of(on_two_processes, folder, refused, tokenizer):
+    samples, last_line, server = on_two_processes
+    check_dataset(samples, "samples", tokenizer.eos_token_id)
+    problems = load_from_disk(folder / "problems")
+    exact = {
+        key: ids
+        for key, ids in server.said().items()
+        if ids[-1] == tokenizer.eos_token_id and tokenizer.pad_token_id not in ids
+    }
+    by_problem = {
+        prompt: sorted(ids for (asked, _), ids in exact.items() if asked == tuple(encode_prompt(tokenizer, prompt)))
+        for prompt in problems["prompt"]
+    }
+    found = {prompt: [] for prompt in problems["prompt"]}
+    for row in samples:
+        found[row["prompt"]].append(row["completion_ids"])
+        assert row["completion"] == tokenizer.decode(row["completion_ids"], skip_special_tokens=True)
+        assert row["correct"] == arithmetic.check_answer(row["completion"], row["answer"])
+    assert {prompt: sorted(rows) for prompt, rows in found.items()} == by_problem
+    assert list(dict.fromkeys(samples["prompt"])) == [prompt for prompt in problems["prompt"] if by_problem[prompt]]
+    assert not any(by_problem[prompt] for prompt in refused)
+    assert 0 < sum(samples["correct"]) < len(samples)
+
+
+def test_the_last_line_counts_what_was_left_out_on_all_processes(on_two_processes, tokenizer):
+    samples, last_line, server = on_two_processes
+    said = server.said().values()
+    odd = sum(ids[-1] == tokenizer.eos_token_id and tokenizer.pad_token_id in ids for ids in said)
+    total = NUM_PROBLEMS * NUM_SAMPLES
+    assert odd > 0
+    assert last_line.startswith(
+        f"{len(samples)} samples, {sum(samples['correct'])} with the right answer; {total - len(samples)} left out"
+    )
+    counts = dict(re.findall(r"; ([a-z ]+): (\d+)", last_line))
+    assert counts == {"refused by the server": str(2 * NUM_SAMPLES), "ids cannot be recovered exactly": str(odd)}
+
+
+def test_two_processes_ask_for_every_completion_once(on_two_processes, folder, tokenizer):
+    _, _, server = on_two_processes
+    prompts = [tuple(encode_prompt(tokenizer, prompt)) for prompt in load_from_disk(folder / "problems")["prompt"]]
+    assert prompts_of(server.asked()) == dict.fromkeys(prompts, NUM_SAMPLES)
+
+
+def test_a_run_that_was_killed_asks_for_no_finished_shard_again(folder, serve, answer, on_two_processes, tokenizer):
+    prompts = [tuple(encode_prompt(tokenizer, prompt)) for prompt in load_from_disk(folder / "problems")["prompt"]]
+    processes = []
+
+    def kill_in_the_third_shard(prompt_ids, body):
+        if tuple(prompt_ids) == prompts[2 * SHARD_SIZE + 1] and "seed" in body:
+            processes[0].send_signal(signal.SIGKILL)
+            processes[0].wait()
+        return answer(prompt_ids, body)
+
+    with serve(kill_in_the_third_shard) as server:
+        processes.append(start(folder, server, "killed"))
+        processes[0].communicate(timeout=300)
+        assert processes[0].returncode == -signal.SIGKILL
+        assert prompts_of(server.asked()).keys() >= set(prompts[: 2 * SHARD_SIZE])
+        assert not (folder / "killed").exists()
+    with serve() as server:
+        finish(start(folder, server, "killed"))
+        assert prompts_of(server.asked()) == dict.fromkeys(prompts[2 * SHARD_SIZE :], NUM_SAMPLES)
+    # The same samples as of two processes that nobody killed
+    assert load_from_disk(folder / "killed").to_list() == on_two_processes[0].to_list()
