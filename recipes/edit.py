@@ -115,6 +115,8 @@ def edit_by_api(
     state = process_state()
     journal_dir = args.journal_dir or f"{args.output_dir.rstrip('/')}-journal"
     with Journal(journal_dir, state.process_index, state.num_processes) as journal:
+        # Whoever finds another run's lock stops before anybody pays
+        state.wait_for_everyone()
         teacher_class = AnthropicEditor if args.provider == "anthropic" else ServerEditor
         teacher = teacher_class(
             args.teacher, journal, teacher_config, server_config, task.wording, 1 / state.num_processes

@@ -268,8 +268,8 @@ class AnthropicEditor(JournaledEditor):
         self.journal.close_submission(submission.name)
         if "canceled" in self._failures.values():
             raise TeacherError(
-                f"Batch {submission.batch} was cancelled. Its answers are in the journal; the same command hands in its "
-                "other questions again."
+                f"Batch {submission.batch} was cancelled. Its answers are in the journal; the same command hands in "
+                "its other questions again."
             )
 
     def _record_result(self, batch: str, result: Any) -> None:

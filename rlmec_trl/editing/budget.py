@@ -49,9 +49,14 @@ class Budget:
         self.spent = sum(costs)
         self.under_way = 0
         # Of an answer, until there is one
-        self.expected_cost = 0.0
+        self.expected_cost: float | None = None
         self._num_answers = len(costs)
         self._limit = None if limit is None else self.spent + (limit - self.spent) * share
+
+    @property
+    def needs_estimate(self) -> bool:
+        """Whether there is a limit, and nothing yet to tell how many answers stay within it."""
+        return self._limit is not None and self._num_answers == 0 and self.expected_cost is None
 
     def add(self, cost: float | None) -> None:
         """Count an answer."""
@@ -70,7 +75,7 @@ class Budget:
         if self.spent >= self._limit:
             return 0
         mean = self.spent / self._num_answers if self._num_answers else self.expected_cost
-        return math.inf if mean == 0 else max(0, (self._limit - self.spent) // mean - self.under_way)
+        return math.inf if not mean else max(0, (self._limit - self.spent) // mean - self.under_way)
 
 
 def describe_estimate(estimate: Estimate, config: TeacherConfig) -> str:

@@ -96,8 +96,13 @@ class Journal:
                 "journal with `--journal_dir`: two runs that do not see each other's answers would pay twice."
             ) from None
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        self._cut_half_written_line()
-        self.reload()
+        try:
+            self._cut_half_written_line()
+            self.reload()
+        except BaseException:
+            # For the next try, when the file is mended
+            self.close()
+            raise
 
     def reload(self) -> None:
         """Read what all processes have written."""
@@ -109,8 +114,15 @@ class Journal:
         # A batch may be fetched by two processes: each of its answers counts once
         self._from_batches: set[tuple[str, str]] = set()
         for path in sorted(self.directory.glob("answers-*.jsonl")):
-            for record in _read_lines(path):
-                self._apply(record)
+            for number, line in _read_lines(path):
+                try:
+                    record = json.loads(line)
+                    self._apply(record)
+                except (ValueError, TypeError, KeyError) as error:
+                    raise ValueError(
+                        f"Line {number} of {str(path)!r} is damaged ({error}). Every line is an answer that was paid "
+                        "for: mend it, or delete it to have its question asked again."
+                    ) from None
                 if record["type"] == "submission":
                     self._writers[record["name"]] = int(path.stem.removeprefix("answers-"))
 
@@ -170,13 +182,19 @@ class Journal:
 
     def _write(self, record: dict) -> None:
         line = json.dumps(record).encode() + b"\n"
-        while line:
-            line = line[os.write(self._file, line) :]
+        start = os.lseek(self._file, 0, os.SEEK_END)
+        try:
+            while line:
+                line = line[os.write(self._file, line) :]
+        except BaseException:
+            # A full disk: half a line would spoil the next one
+            os.ftruncate(self._file, start)
+            raise
         os.fsync(self._file)
         self._apply(record)
 
     def _apply(self, record: dict) -> None:
-        fields = {name: value for name, value in record.items() if name not in ("type", "key")}
+        fields = {name: value for name, value in dict(record).items() if name not in ("type", "key")}
         if record["type"] == "answer":
             key, answer = record["key"], Answer(**fields)
             if answer.batch is None:
@@ -185,7 +203,10 @@ class Journal:
                 self._answers[key].append(answer)
                 self._from_batches.add((key, answer.batch))
         elif record["type"] == "submission":
-            self._submissions[record["name"]] = Submission(**fields)
+            known = self._submissions.get(record["name"])
+            # Its id may stand in the file of another process, read before this one
+            if known is None or known.batch is None:
+                self._submissions[record["name"]] = Submission(**fields)
         else:
             self._closed.add(record["name"])
 
@@ -199,13 +220,6 @@ class Journal:
         os.ftruncate(self._file, end + tail.rfind(b"\n") + 1)
 
 
-def _read_lines(path: Path) -> Iterator[dict]:
+def _read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     content = path.read_bytes()
-    for number, line in enumerate(content[: content.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
-        try:
-            yield json.loads(line)
-        except ValueError as error:
-            raise ValueError(
-                f"Line {number} of {str(path)!r} is damaged ({error}). Every line is an answer that was paid for: "
-                "mend it, or delete it to have its question asked again."
-            ) from None
+    return enumerate(content[: content.rfind(b"\n") + 1].split(b"\n")[:-1], start=1)

@@ -128,6 +128,9 @@ class JournaledEditor(ABC):
         usable = usable or (lambda index, edit: not isinstance(edit, NoEdit))
         self._failures.clear()
         edits: list[Edit] = [NoEdit("not asked")] * len(questions)
+        self.budget.under_way = 0
+        if self.may_ask and self.budget.needs_estimate:
+            self.estimate(problems, references, completions)
         if self.may_ask and self.journal.own_submissions():
             run_async(self._with_client(self._resume))
         # Other processes will see to what these have asked

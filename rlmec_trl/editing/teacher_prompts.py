@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 
-from ..data.prompts import Wording, number_steps, parse_locate, split_steps
+from ..data.prompts import Wording, number_steps, split_steps
 from .editors import NoEdit, first_changed_step
 
 
@@ -111,42 +112,50 @@ def read_answer(wording: Wording, structured: bool, attempt: str, text: str) -> 
         with the white space around the attempt; or why there is none: `"malformed"`, or `"inconsistent"` where the
         rewrite repeats the step that the teacher calls wrong.
     """
-    found = _read_json(text) if structured else _read_plain(wording, text)
-    if found is None:
+    found = _read_json(text) if structured else _read_plain(text)
+    num_steps = len(split_steps(attempt, wording.step_separator))
+    if found is None or not -1 <= found[0] <= num_steps:
         return NoEdit("malformed")
     error_step, rewrite = found
-    rewrite = _with_outer_space_of(attempt, rewrite)
+    rewrite = _as_written(attempt, rewrite)
     first_changed = first_changed_step(attempt, rewrite, wording.step_separator)
-    if error_step >= len(split_steps(attempt, wording.step_separator)):
-        # A step that is missing: the rewrite shows where
-        error_step = first_changed
-    if error_step >= 0 and (first_changed == -1 or error_step < first_changed):
+    if error_step >= 0 and first_changed == -1:
         return NoEdit("inconsistent")
-    return error_step, rewrite
+    if error_step == num_steps:
+        # A step that is missing at the end: the rewrite shows where
+        error_step = first_changed
+    return NoEdit("inconsistent") if 0 <= error_step < first_changed else (error_step, rewrite)
 
 
 def _read_json(text: str) -> tuple[int, str] | None:
     try:
         answer = json.loads(text)
-    except ValueError:
+        # Half a surrogate pair is valid JSON, but no text that could be stored
+        json.dumps(answer, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
         return None
     if not isinstance(answer, dict):
         return None
     error_step, rewrite = answer.get("error_step"), answer.get("rewrite")
-    if type(error_step) is not int or error_step < -1 or not isinstance(rewrite, str):
+    if type(error_step) is not int or not isinstance(rewrite, str):
         return None
     return error_step, rewrite
 
 
-def _read_plain(wording: Wording, text: str) -> tuple[int, str] | None:
+def _read_plain(text: str) -> tuple[int, str] | None:
     # Some models think aloud first
     first_line, _, rewrite = text.rpartition("</think>")[2].strip().partition("\n")
-    error_step = parse_locate(wording, first_line)
-    return None if error_step is None else (error_step, rewrite)
+    # Nothing but the number: an answer may begin with the rewrite, and that with a sum
+    found = re.fullmatch(r"\W*?(?:step\s*)?(-?[0-9]{1,9}|none)\W*", first_line, re.IGNORECASE)
+    if found is None:
+        return None
+    return (-1 if found[1].lower() == "none" else int(found[1])), rewrite
 
 
-def _with_outer_space_of(attempt: str, rewrite: str) -> str:
-    # It says nothing and is easily lost on the way; kept, it is no edit
+def _as_written(attempt: str, rewrite: str) -> str:
+    """A rewrite with the line ends and the outer space of its attempt: they say nothing, and changes are no edits."""
+    if "\r" not in attempt:
+        rewrite = rewrite.replace("\r\n", "\n")
     start = attempt[: len(attempt) - len(attempt.lstrip())]
     end = attempt[len(attempt.rstrip()) :]
     return start + rewrite.strip() + end if rewrite.strip() else ""

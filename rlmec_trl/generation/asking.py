@@ -1,8 +1,9 @@
 """Many questions to a server at once, so that it is never idle and never asked for more than it can bear."""
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
@@ -55,18 +56,22 @@ async def ask_all(
                 errors.append(task.exception())
 
         try:
-            for question in questions:
-                await room.acquire()
-                if errors:
-                    break
-                task = asyncio.ensure_future(ask(question))
-                under_way.add(task)
-                task.add_done_callback(finish)
+            try:
+                for question in questions:
+                    await room.acquire()
+                    if errors:
+                        break
+                    task = asyncio.ensure_future(ask(question))
+                    under_way.add(task)
+                    task.add_done_callback(finish)
+            except Exception as error:
+                errors.append(error)
             if under_way:
                 await asyncio.wait(under_way)
         except asyncio.CancelledError:
             if under_way:
-                progress.write(f"Stopping: {len(under_way)} answers under way are waited for (Ctrl-C drops them).")
+                message = f"Stopping: {len(under_way)} answers under way are waited for (Ctrl-C drops them)."
+                progress.write(message, file=sys.stderr)
                 await asyncio.wait(under_way)
             raise
     if errors:
@@ -83,5 +88,18 @@ def run_async(main: Coroutine[Any, Any, T]) -> T:
         inside_a_loop = True
     if not inside_a_loop:
         return asyncio.run(main)
+    started = Future()
+
+    async def in_thread() -> T:
+        started.set_result((asyncio.get_running_loop(), asyncio.current_task()))
+        return await main
+
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, main).result()
+        result = thread.submit(asyncio.run, in_thread())
+        try:
+            return result.result()
+        except KeyboardInterrupt:
+            # It reached this thread and not the one that asks
+            loop, task = started.result()
+            loop.call_soon_threadsafe(task.cancel)
+            raise

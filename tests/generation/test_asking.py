@@ -1,0 +1,276 @@
+"""Questions under way are never too many, and never dropped: each of them is paid for."""
+
+import asyncio
+import os
+import random
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlmec_trl.generation.asking import ask_all, run_async
+
+
+ROOT = Path(__file__).parents[2]
+
+
+class Server:
+    """Takes questions, and answers each after some turns of the event loop, or fails."""
+
+    def __init__(self, turns, failing=()):
+        self.turns, self.failing = turns, failing
+        self.taken, self.asked, self.answered = [], [], []
+        self.most_under_way = 0
+
+    def questions(self, number):
+        for question in range(number):
+            self.taken.append(question)
+            yield question
+
+    async def ask(self, question):
+        self.asked.append(question)
+        self.most_under_way = max(self.most_under_way, len(self.asked) - len(self.answered))
+        for _ in range(self.turns(question)):
+            await asyncio.sleep(0)
+        self.answered.append(question)
+        if question in self.failing:
+            raise RuntimeError(f"question {question}")
+
+    def run(self, number, concurrency):
+        asyncio.run(ask_all(self.ask, self.questions(number), concurrency, number))
+
+
+# --- All of them -----------------------------------------------------------------------------------------------------
+
+
+@given(number=st.integers(0, 30), concurrency=st.integers(1, 8), seed=st.integers(0, 99))
+def test_all_are_asked_once_and_never_too_many_at_a_time(number, concurrency, seed):
+    rng = random.Random(seed)
+    server = Server(lambda question: rng.randrange(6))
+    server.run(number, concurrency)
+    assert server.asked == list(range(number)) == sorted(server.answered)
+    assert server.most_under_way <= concurrency
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 50])
+def test_as_many_are_under_way_as_there_is_room_for(concurrency):
+    server = Server(lambda question: 100)
+    server.run(20, concurrency)
+    assert server.most_under_way == min(concurrency, 20)
+
+
+def test_a_slow_answer_does_not_hold_up_the_others():
+    server = Server(lambda question: 1000 if question == 0 else 1)
+    server.run(20, 2)
+    assert server.answered == [*range(1, 20), 0]
+
+
+def test_questions_are_taken_when_there_is_room_for_them():
+    server = Server(lambda question: 5)
+
+    def questions():
+        for question in server.questions(30):
+            # The one that is taken waits for room, so that an iterator decides as late as it can
+            assert len(server.taken) - len(server.answered) <= 4 + 1
+            yield question
+
+    asyncio.run(ask_all(server.ask, questions(), 4, 30))
+    assert len(server.answered) == 30
+
+
+def test_an_iterator_may_end_early_by_what_was_answered():
+    """As the budget does."""
+    server = Server(lambda question: 3)
+
+    def questions():
+        for question in server.questions(1000):
+            if len(server.answered) >= 10:
+                return
+            yield question
+
+    asyncio.run(ask_all(server.ask, questions(), 4, 1000))
+    assert 10 <= len(server.answered) == len(server.asked) <= 10 + 4
+
+
+def test_the_bar_counts_answers_and_is_shown_only_with_a_title(capsys):
+    server = Server(lambda question: 1)
+    asyncio.run(ask_all(server.ask, server.questions(7), 2, 7))
+    assert capsys.readouterr().err == ""
+    asyncio.run(ask_all(server.ask, server.questions(7), 2, 7, "Asking"))
+    assert "Asking: 100%" in (shown := capsys.readouterr().err) and "7/7" in shown
+
+
+# --- Errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 5])
+def test_after_an_error_no_further_one_is_asked_and_those_under_way_end(concurrency):
+    server = Server(lambda question: 5 if question <= 7 else 50, failing={7})
+    with pytest.raises(RuntimeError, match="question 7"):
+        server.run(100, concurrency)
+    assert sorted(server.answered) == server.asked
+    assert 8 <= len(server.asked) <= 7 + concurrency
+
+
+def test_the_first_of_several_errors_is_raised():
+    server = Server(lambda question: 100 - question, failing=set(range(10)))
+    with pytest.raises(RuntimeError, match="question 4"):
+        server.run(100, 5)
+    assert sorted(server.answered) == [0, 1, 2, 3, 4]
+
+
+def test_an_error_of_the_last_question_is_raised_too():
+    server = Server(lambda question: 3, failing={9})
+    with pytest.raises(RuntimeError, match="question 9"):
+        server.run(10, 4)
+    assert len(server.answered) == 10
+
+
+def test_no_question_is_asked_after_an_error_at_once():
+    async def ask(question):
+        raise RuntimeError(f"question {question}")
+
+    with pytest.raises(RuntimeError, match="question 0"):
+        asyncio.run(ask_all(ask, iter(range(10)), 1, 10))
+
+
+def test_an_iterator_that_fails_loses_no_answer_under_way():
+    server = Server(lambda question: 20)
+
+    def questions():
+        yield from server.questions(3)
+        raise KeyError("broken")
+
+    with pytest.raises(KeyError, match="broken"):
+        asyncio.run(ask_all(server.ask, questions(), 10, 10))
+    assert sorted(server.answered) == server.asked
+
+
+# --- The event loop --------------------------------------------------------------------------------------------------
+
+
+async def answer(value):
+    await asyncio.sleep(0)
+    if isinstance(value, Exception):
+        raise value
+    return value, threading.current_thread() is threading.main_thread()
+
+
+def test_what_a_coroutine_gives_or_raises_comes_back():
+    assert run_async(answer(5)) == (5, True)
+    with pytest.raises(RuntimeError, match="broken"):
+        run_async(answer(RuntimeError("broken")))
+
+
+def test_it_runs_inside_a_running_loop_as_in_a_notebook():
+    async def cell():
+        first = run_async(answer(5))
+        with pytest.raises(RuntimeError, match="broken"):
+            run_async(answer(RuntimeError("broken")))
+        # The notebook's own loop is as it was, and it works again
+        await asyncio.sleep(0)
+        return first, run_async(answer(6))
+
+    assert asyncio.run(cell()) == ((5, False), (6, False))
+
+
+def test_a_notebook_asks_all_of_them_as_well():
+    server = Server(lambda question: 3)
+
+    async def cell():
+        run_async(ask_all(server.ask, server.questions(20), 4, 20))
+
+    asyncio.run(cell())
+    assert sorted(server.answered) == list(range(20)) and server.most_under_way == 4
+
+
+# --- Ctrl-C ----------------------------------------------------------------------------------------------------------
+
+WORKER = """
+import asyncio, sys
+from rlmec_trl.generation.asking import ask_all, run_async
+
+async def ask(question):
+    print("asked", question)
+    if question >= 5:
+        # Until a line comes from outside
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+    print("answered", question)
+
+def main():
+    run_async(ask_all(ask, iter(range(50)), 3, 50, "Asking"))
+"""
+SCRIPT = "main()"
+# The loop of a notebook does not see Ctrl-C: the cell that it runs is interrupted
+NOTEBOOK = """
+async def cell():
+    main()
+
+asyncio.new_event_loop().run_until_complete(cell())
+"""
+
+
+class Worker:
+    """A process that asks, until three answers, 5 to 7, are under way."""
+
+    def __init__(self, end):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        self.process = subprocess.Popen([sys.executable, "-u", "-c", WORKER + end], cwd=ROOT, **pipes)
+        self.output = ""
+        self.wait_for("asked 7\n")
+
+    def wait_for(self, text):
+        while text not in self.output:
+            ready, _, _ = select.select([self.process.stdout], [], [], 20)
+            more = os.read(self.process.stdout.fileno(), 65536).decode() if ready else ""
+            assert more, f"{text!r} is not in {self.output!r}"
+            self.output += more
+
+    def interrupt(self):
+        self.process.send_signal(signal.SIGINT)
+
+    def end(self, lines):
+        output, _ = self.process.communicate(b"\n" * lines, timeout=60)
+        self.output += output.decode()
+        return self.process.returncode
+
+    def numbers(self, word):
+        return sorted(map(int, re.findall(rf"\b{word} (\d+)", self.output)))
+
+
+@pytest.fixture
+def start():
+    workers = []
+
+    def start(end):
+        workers.append(Worker(end))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.process.kill()
+        worker.process.communicate()
+
+
+@pytest.mark.parametrize("end", [SCRIPT, NOTEBOOK], ids=["script", "notebook"])
+def test_after_ctrl_c_no_further_one_is_asked_and_those_under_way_end(start, end):
+    worker = start(end)
+    worker.interrupt()
+    worker.wait_for("3 answers under way are waited for")
+    # More lines than are waited for: a further question would be answered, too
+    assert worker.end(lines=50) != 0
+    assert worker.numbers("asked") == worker.numbers("answered") == list(range(8))
+    assert "KeyboardInterrupt" in worker.output
+
+
+def test_without_ctrl_c_the_worker_asks_them_all(start):
+    worker = start(SCRIPT)
+    assert worker.end(lines=50) == 0
+    assert worker.numbers("asked") == worker.numbers("answered") == list(range(50))
