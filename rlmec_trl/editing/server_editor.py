@@ -84,7 +84,8 @@ class ServerEditor(JournaledEditor):
             raise RequestFailedError(describe_error(error)) from None
         except ValueError as error:
             raise RequestFailedError(f"broken response: {error}") from None
-        if not response.choices:
+        # The SDK hands on a web page as a text
+        if isinstance(response, str) or not response.choices:
             raise RequestFailedError("a response without choices")
         choice, usage = response.choices[0], response.usage
         return Answer(

@@ -65,10 +65,15 @@ class ServerConfig:
             raise ValueError(f"`extra_body` has to be a JSON object, got {self.extra_body!r}.")
         if self.concurrency < 1:
             raise ValueError(f"`concurrency` is {self.concurrency}; at least one request has to be under way.")
+        if self.max_retries < 0:
+            raise ValueError(f"`max_retries` is {self.max_retries}; it cannot be negative.")
 
 
 # Statuses by which a server finds fault with this very request: too long, or with a field that it does not know
 _BAD_REQUEST = (400, 413, 422)
+
+
+_NO_KEY = "no-key"
 
 
 class ServerError(RuntimeError):
@@ -91,7 +96,7 @@ def open_client(config: ServerConfig):
     return openai.AsyncOpenAI(
         base_url=config.base_url,
         # Never the variable that the SDK would read: that key is for another server. It refuses an empty one.
-        api_key=os.environ.get(config.api_key_env) or "none",
+        api_key=os.environ.get(config.api_key_env) or _NO_KEY,
         timeout=config.timeout,
         max_retries=config.max_retries,
     )
@@ -110,7 +115,8 @@ async def find_served_model(client, config: ServerConfig) -> str:
         return config.served_model
     try:
         names = [model.id async for model in client.models.list()]
-    except openai.APIError as error:
+    except (openai.APIError, AttributeError, ValueError) as error:
+        # A web page, which the SDK trips over, or no JSON
         raise ServerError(
             f"The server at {config.base_url} does not list its models ({describe_error(error)}). If the address is "
             "right, name the model with `--served_model`."
@@ -129,7 +135,7 @@ def describe_error(error: Exception) -> str:
         return f"{type(error).__name__}: {text[:300]}"
     for header in ("x-api-key", "authorization"):
         secret = error.request.headers.get(header, "").removeprefix("Bearer ")
-        text = text.replace(secret, "***") if secret else text
+        text = text.replace(secret, "***") if secret not in ("", _NO_KEY) else text
     return f"status {status}: {text[:300]}"
 
 
@@ -139,8 +145,9 @@ class TokenServer:
 
     A prompt is sent as ids, and the ids of its completion come back, where the server knows both (vLLM, SGLang).
     Otherwise the prompt is sent as text, if that has the very same ids, and the ids are recovered from the text that
-    comes back, if they are as many as the server has counted and have that text. What cannot be had exactly is left
-    out and counted: a token that was not sampled must not be rewarded.
+    comes back, if they are as many as the server has counted and have that text, and it is known which id ended them.
+    What fails these checks is left out and counted: a token that was not sampled must not be rewarded. Two ways to
+    split a text into as many tokens cannot be told apart by them; only ids from the server are certain.
 
     Each completion is a request of its own with a seed of its own. Not every server knows `n`, and one that keeps
     prompts in its cache reads them only once.
@@ -201,7 +208,7 @@ class TokenServer:
         completions: list[list[int]] = [[] for _ in prompt_ids]
         async with open_client(self.config) as client:
             model = await find_served_model(client, self.config)
-            sends_ids = await self._knows_token_ids(client, model, min(prompt_ids, key=len))
+            sends_ids = await self._knows_token_ids(client, model, prompt_ids)
 
             async def generate(index: int) -> None:
                 prompt = prompt_ids[index] if sends_ids else self._as_text(prompt_ids[index])
@@ -230,12 +237,15 @@ class TokenServer:
             await ask_all(generate, range(len(prompt_ids)), self.config.concurrency, len(prompt_ids), desc)
         return completions
 
-    async def _knows_token_ids(self, client, model: str, prompt_ids: list[int]) -> bool:
+    async def _knows_token_ids(self, client, model: str, prompt_ids: Sequence[list[int]]) -> bool:
         """Whether the server takes token ids, and the wish to get some back. One token is generated to find out."""
         settings = {"max_tokens": 1, "temperature": 0.0}
-        if await self._complete(client, model, prompt_ids, True, **settings) is not None:
+        shortest_first = sorted(prompt_ids, key=len)
+        if await self._complete(client, model, shortest_first[0], True, **settings) is not None:
             return True
-        if await self._complete(client, model, self._as_text(prompt_ids) or "", False, **settings) is not None:
+        # Some servers fail on an empty text
+        text = next(filter(None, map(self._as_text, shortest_first)), None)
+        if text is None or await self._complete(client, model, text, False, **settings) is not None:
             return False
         raise ServerError(
             f"The server at {self.config.base_url} takes prompts neither as token ids nor as text on /completions "
@@ -247,12 +257,16 @@ class TokenServer:
         import openai
 
         extra = {"return_token_ids": True} if with_ids else {}
-        # A body that is no JSON is not sent again by the SDK
+        # After a body that is no completion the SDK does not ask again
         for _ in range(self.config.max_retries + 1):
             try:
-                return await client.completions.create(
+                response = await client.completions.create(
                     model=model, prompt=prompt, extra_body={**extra, **(self.config.extra_body or {})}, **settings
                 )
+                # The SDK hands on a web page as a text
+                if not isinstance(response, str) and response.choices:
+                    return response
+                broken = "no completion in it"
             except openai.APIError as error:
                 if getattr(error, "status_code", None) in _BAD_REQUEST:
                     self._refusal = describe_error(error)
@@ -263,7 +277,9 @@ class TokenServer:
                 ) from None
             except ValueError as error:
                 broken = error
-        raise ServerError(f"The server at {self.config.base_url} answers with something that is no JSON ({broken}).")
+        raise ServerError(
+            f"The server at {self.config.base_url} answers with something else than a completion ({broken})."
+        )
 
     def _as_text(self, prompt_ids: list[int]) -> str | None:
         """A text that the server's tokenizer, the same as ours, turns into these ids."""
@@ -278,15 +294,29 @@ class TokenServer:
     def _read_ids(self, response) -> list[int] | None:
         choice = response.choices[0]
         counted = None if response.usage is None else response.usage.completion_tokens
-        eos = [self.processing_class.eos_token_id] if choice.finish_reason == "stop" else []
         ids = (choice.model_extra or {}).get("token_ids")
         if ids is not None:
-            left_out_eos = eos and ids[-1:] and ids[-1] not in self.ends and counted == len(ids) + 1
-            return [*ids, *eos] if left_out_eos else list(ids)
-        ids = [*self.processing_class(choice.text, add_special_tokens=False)["input_ids"], *eos]
-        # Where it was cut off they are not needed: such a completion is not used
-        exact = not eos or (counted == len(ids) and self._decode(ids) == choice.text)
+            eos_is_missing = (
+                choice.finish_reason == "stop" and counted == len(ids) + 1 and ids[-1:] and ids[-1] not in self.ends
+            )
+            if not eos_is_missing:
+                return list(ids)
+            return None if (end := self._end(choice)) is None else [*ids, end]
+        ids = list(self.processing_class(choice.text, add_special_tokens=False)["input_ids"])
+        if choice.finish_reason == "stop":
+            ids.append(self._end(choice))
+        exact = None not in ids and counted == len(ids) and self._decode(ids) == choice.text
         return ids if exact else None
+
+    def _end(self, choice) -> int | None:
+        """The id that ended a completion, `None` where it cannot be told, or was none of the model's ends."""
+        extra = choice.model_extra or {}
+        # SGLang's name, and vLLM's, which is null where it was the tokenizer's own EOS
+        end = extra.get("matched_stop", extra.get("stop_reason"))
+        stops_at_text = "stop" in (self.config.extra_body or {})
+        if end is None and not stops_at_text and (len(self.ends) == 1 or "stop_reason" in extra):
+            end = self.processing_class.eos_token_id
+        return end if end in self.ends else None
 
     def _decode(self, ids: list[int]) -> str:
         return self.processing_class.decode(ids, skip_special_tokens=True)

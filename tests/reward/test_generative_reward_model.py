@@ -1,5 +1,7 @@
 """The reward model at work: its probabilities against a naive full softmax, and what a rewrite may change."""
 
+import copy
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models
@@ -8,10 +10,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from rlmec_trl import GenerativeRewardModel
 from rlmec_trl.data.arithmetic import WORDING
 from rlmec_trl.data.prompts import WORDING as DEFAULT_WORDING
-from rlmec_trl.data.prompts import locate_prompt, rewrite_prompt
+from rlmec_trl.data.prompts import locate_answer, locate_prompt, rewrite_prompt
 from rlmec_trl.data.tokens import step_prefix_ids
+from rlmec_trl.generation.server import ServerConfig, TokenServer
 from rlmec_trl.reward import generative_reward_model
 from rlmec_trl.reward.generative_reward_model import TokenizerMismatchError
+from tests.fake_openai import KINDS, FakeServer, memorize, speak_as
 
 
 @pytest.fixture
@@ -281,6 +285,86 @@ def test_topk_with_the_whole_vocabulary_sums_to_one_and_holds_the_score(make_rew
         for position, token in enumerate(row["completion_ids"]):
             place = ids[index][position].index(token)
             assert probs[position, place].item() == pytest.approx(scores[index][position], rel=1e-4, abs=1e-7)
+
+
+# --- With a server that has the same model ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tokenizer, make_rows):
+    """A reward model that has learned a few rows by heart, and a copy for the server."""
+    from rlmec_trl.data.arithmetic import make_policy
+
+    questions = []
+    for row in make_rows(9):
+        parts = row["prompt"], row["reference"], row["completion"]
+        questions.append((locate_prompt(WORDING, *parts), locate_answer(WORDING, row["error_step"])))
+        questions.append((rewrite_prompt(WORDING, *parts), row["rewrite"]))
+    model = memorize(make_policy(tokenizer, hidden_size=32, num_hidden_layers=2), tokenizer, questions)
+    return model, copy.deepcopy(model)
+
+
+@pytest.fixture
+def here_and_there(trained, tokenizer):
+    """The reward model alone, and with a server."""
+
+    def make(server, **kwargs):
+        settings = {"wording": WORDING, "show_progress": False, "max_new_tokens": 40, **kwargs}
+        token_server = TokenServer(ServerConfig(server.url), tokenizer, {tokenizer.eos_token_id})
+        return (
+            GenerativeRewardModel(trained[0], tokenizer, **settings),
+            GenerativeRewardModel(trained[0], tokenizer, **settings, server=token_server),
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_server_locates_and_rewrites_like_the_model_here(kind, here_and_there, trained, make_rows, tokenizer):
+    rows = make_rows(9)
+    texts = columns(rows, "prompt", "reference", "completion")
+    with FakeServer(tokenizer, speak_as(trained[1], tokenizer), kind=kind) as server:
+        here, there = here_and_there(server)
+        located = there.locate(*texts)
+        assert located == here.locate(*texts)
+        rewrites = there.rewrite_ids(*columns(rows))
+        assert rewrites == here.rewrite_ids(*columns(rows))
+        # Another place to begin at than the one that was learned
+        steps = [2, 0, -1, 1, 3, 2, 1, 0, -1]
+        assert there.rewrite(*columns(rows), error_steps=steps) == here.rewrite(*columns(rows), error_steps=steps)
+        assert all(exchange.body["temperature"] == 0 for exchange in server.exchanges)
+    assert not there.server.left_out
+    assert len(set(located)) > 2
+    assert sum(rewrite != row["completion_ids"] for rewrite, row in zip(rewrites, rows, strict=True)) > 2
+
+
+def test_probabilities_are_computed_here_all_the_same(here_and_there, trained, make_rows, tokenizer):
+    rows = make_rows(3)
+    with FakeServer(tokenizer, speak_as(trained[1], tokenizer)) as server:
+        here, there = here_and_there(server)
+        assert there.score(*columns(rows)) == here.score(*columns(rows))
+        inputs = columns(rows, "prompt", "reference", "completion", "completion_ids")
+        assert there.rewrite_topk(*inputs, k=3) == here.rewrite_topk(*inputs, k=3)
+        assert not server.exchanges
+
+
+def test_what_the_server_refuses_counts_as_right_or_has_no_rest(here_and_there, trained, make_rows, tokenizer):
+    rows = make_rows(9)
+    index = next(index for index, row in enumerate(rows) if row["error_step"] >= 0)
+    parts = [rows[index][name] for name in ("prompt", "reference", "completion")]
+    refused = [tokenizer(locate_prompt(WORDING, *parts))["input_ids"]]
+    with FakeServer(tokenizer, speak_as(trained[1], tokenizer)) as server:
+        server.refuse = lambda body: any(body["prompt"][: len(ids)] == ids for ids in refused) and "seed" in body
+        here, there = here_and_there(server)
+        expected = here.locate(*columns(rows, "prompt", "reference", "completion"))
+        located = there.locate(*columns(rows, "prompt", "reference", "completion"))
+        assert expected[index] >= 0
+        assert located == [*expected[:index], -1, *expected[index + 1 :]]
+        refused[0] = tokenizer(rewrite_prompt(WORDING, *parts))["input_ids"]
+        (rewrite,) = there.rewrite_ids(*columns([rows[index]]), error_steps=[1])
+    steps = [f"{step} ; " for step in rows[index]["completion"].split(" ; ")]
+    assert rewrite == step_prefix_ids(tokenizer, rows[index]["completion_ids"], steps, 1)
+    assert there.server.left_out == {"refused by the server": 2}
 
 
 # --- The model is left as it was -------------------------------------------------------------------------------------

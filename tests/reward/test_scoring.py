@@ -9,14 +9,16 @@ from trl.trainer.utils import add_fused_lm_head
 
 from rlmec_trl import GenerativeRewardModel
 from rlmec_trl.data.arithmetic import WORDING, make_tokenizer
-from rlmec_trl.data.prompts import rewrite_prompt
+from rlmec_trl.data.prompts import locate_answer, locate_prompt, rewrite_prompt
 from rlmec_trl.data.schema import DatasetError, check_dataset
 from rlmec_trl.data.tasks import load_task
 from rlmec_trl.data.tokens import encode_completion
+from rlmec_trl.generation.server import ServerConfig, TokenServer
 from rlmec_trl.reward import generative_reward_model
 from rlmec_trl.reward.generative_reward_model import TokenizerMismatchError
 from rlmec_trl.reward.grm_prompts import save_wording
 from rlmec_trl.reward.scoring import ScoreConfig, check_shared_tokenizer, score_dataset, score_to_disk
+from tests.fake_openai import KINDS, FakeServer
 
 
 TASK = load_task("arithmetic")
@@ -249,6 +251,88 @@ def test_an_unknown_way_to_locate_is_refused(grm, rows):
         score_dataset(samples(rows), grm, TASK, locate_by="guess")
 
 
+# --- Rewrites from a server ------------------------------------------------------------------------------------------
+
+
+def locating(row):
+    return locate_prompt(WORDING, row["prompt"], row["reference"], row["completion"])
+
+
+def rewriting(row):
+    return rewrite_prompt(WORDING, row["prompt"], row["reference"], row["completion"])
+
+
+@pytest.fixture
+def judge(rows, tokenizer):
+    """`complete` of a reward model that is never wrong. It keeps what it was asked: which row, and for a rewrite?"""
+    questions = {}
+    for index, row in enumerate(rows):
+        questions[locating(row)] = index, locate_answer(WORDING, row["error_step"])
+        questions[rewriting(row)] = index, row["rewrite"]
+
+    def complete(prompt_ids, body):
+        text = tokenizer.decode(prompt_ids)
+        question = next(question for question in questions if text.startswith(question))
+        index, said = questions[question]
+        rest = encode_completion(tokenizer, said)[len(prompt_ids) - len(tokenizer(question)["input_ids"]) :]
+        complete.asked.append((index, question.endswith("rewrite :")))
+        return rest
+
+    complete.asked = []
+    return complete
+
+
+@pytest.fixture
+def connect(grm):
+    def connect(server):
+        ends = {grm.processing_class.eos_token_id}
+        grm.server = TokenServer(ServerConfig(server.url), grm.processing_class, ends)
+        return grm
+
+    return connect
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("locate_by", ["question", "probability"])
+def test_rewrites_from_a_server_are_kept_where_they_are_verified(kind, locate_by, rows, judge, connect, tokenizer):
+    with FakeServer(tokenizer, judge, kind=kind) as server:
+        scored = score_dataset(samples(rows), connect(server), TASK, locate_by=locate_by, rewrite_topk=2)
+    check_dataset(scored.add_column("old_logps", scored["token_probs"][:]), "scores", tokenizer.eos_token_id)
+    assert all(is_rewrite for _, is_rewrite in judge.asked) == (locate_by == "probability")
+    if locate_by == "question":
+        assert scored["rewrite"][:] == [row["rewrite"] for row in rows]
+        assert scored["rewrite_ids"][:] == [encode_completion(tokenizer, row["rewrite"]) for row in rows]
+
+
+def test_a_row_that_the_server_refuses_has_no_rewrite_and_costs_no_other(rows, judge, connect, tokenizer):
+    first, second = [row for row in rows if not row["correct"]][:2]
+    # The first is to be rewritten from the start, so that nothing at all is left of it
+    refused = [tokenizer(question(row))["input_ids"] for row, question in ((first, rewriting), (second, locating))]
+
+    def refuse(body):
+        return "seed" in body and any(body["prompt"][: len(ids)] == ids for ids in refused)
+
+    def complete(prompt_ids, body):
+        if prompt_ids == tokenizer(locating(first))["input_ids"]:
+            return encode_completion(tokenizer, "0")
+        return judge(prompt_ids, body)
+
+    with FakeServer(tokenizer, complete, refuse=refuse) as server:
+        grm = connect(server)
+        scored = score_dataset(samples(rows), grm, TASK, rewrite_topk=2)
+    expected = [None if row is first or row is second else row["rewrite"] for row in rows]
+    assert scored["rewrite"][:] == expected
+    assert [ids is None for ids in scored["rewrite_ids"]] == [rewrite is None for rewrite in expected]
+    assert all(len(row["token_probs"]) == len(row["completion_ids"]) for row in scored), "judged all the same"
+    assert grm.server.left_out == {"refused by the server": 2}
+
+
+def test_a_server_that_refuses_every_row_leaves_the_right_samples(rows, judge, connect, tokenizer):
+    with FakeServer(tokenizer, judge, refuse=lambda body: "seed" in body) as server:
+        scored = score_dataset(samples(rows), connect(server), TASK, rewrite_topk=2)
+    assert scored["rewrite"][:] == [row["completion"] if row["correct"] else None for row in rows]
+
+
 # --- Shared tokenizers -----------------------------------------------------------------------------------------------
 
 
@@ -320,3 +404,23 @@ def test_samples_that_were_cut_off_are_refused(folder, rows):
     rows[3]["completion_ids"] = rows[3]["completion_ids"][:-1]
     with pytest.raises(DatasetError, match="Row 3, column 'completion_ids': .* not with EOS"):
         score_to_disk(samples(rows), folder / "scored", *settings(folder))
+
+
+def test_a_server_with_the_reward_model_writes_the_rewrites_of_the_score_stage(folder, rows, judge, tokenizer):
+    config, model_args = settings(folder, shard_size=4, rewrite_max_new_tokens=40)
+    wrong = next(row for row in rows if not row["correct"])
+    refused = tokenizer(rewriting(wrong))["input_ids"]
+    with FakeServer(tokenizer, judge) as server:
+        server.refuse = lambda body: body["prompt"][: len(refused)] == refused
+        scored = score_to_disk(samples(rows), folder / "scored", config, model_args, ServerConfig(server.url))
+        num_asked = len(server.exchanges)
+        assert num_asked
+        again = score_to_disk(samples(rows), folder / "scored", config, model_args, ServerConfig(server.url))
+        assert len(server.exchanges) == num_asked, "what is finished is loaded"
+    assert again.to_list() == scored.to_list()
+    check_dataset(scored, "scores", tokenizer.eos_token_id)
+    assert scored["rewrite"][:] == [None if row is wrong else row["rewrite"] for row in rows]
+    # Without a server the same model says something else: probabilities are its own, rewrites are not
+    alone = score_to_disk(samples(rows), folder / "alone", config, model_args)
+    assert alone["token_probs"][:] == scored["token_probs"][:]
+    assert alone["rewrite"][:] != scored["rewrite"][:]

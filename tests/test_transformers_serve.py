@@ -1,0 +1,185 @@
+"""
+The server that comes with transformers, for real: no token ids, neither to it nor from it, so that all of them have to
+be recovered from text.
+"""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, load_from_disk
+
+from rlmec_trl.data import arithmetic
+from rlmec_trl.data.schema import check_dataset
+from rlmec_trl.data.tasks import load_task
+from rlmec_trl.data.tokens import encode_prompt
+from rlmec_trl.editing.journal import Journal
+from rlmec_trl.editing.journaled_editor import edit_through_journal
+from rlmec_trl.editing.server_editor import ServerEditor
+from rlmec_trl.editing.teacher_config import TeacherConfig
+from rlmec_trl.generation.inference import generate_ids
+from rlmec_trl.generation.server import ServerConfig, ServerError, TokenServer
+from tests.fake_openai import memorize
+
+
+ROOT = Path(__file__).parents[1]
+NUM_PROBLEMS = 8
+# Greater than the longest solution
+MAX_NEW_TOKENS = 60
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("serve")
+
+
+@pytest.fixture(scope="module")
+def problems(folder):
+    rows = arithmetic.make_arithmetic(warmup=0, train=NUM_PROBLEMS, validation=0, test=0)["train"]
+    rows.save_to_disk(folder / "problems")
+    return rows
+
+
+@pytest.fixture(scope="module")
+def policy(folder, problems, tokenizer):
+    """A policy that has learned half of the problems by heart, and says odd things about the others."""
+    solutions = []
+    for problem in problems["prompt"][: NUM_PROBLEMS // 2]:
+        numbers = arithmetic.read_problem(problem)
+        solutions.append((problem, arithmetic.write_solution(numbers, ["=", "is", "makes"])))
+    policy = memorize(arithmetic.make_policy(tokenizer, hidden_size=32, num_hidden_layers=2), tokenizer, solutions)
+    # This server samples if the model's own configuration says so
+    policy.generation_config.do_sample = True
+    policy.save_pretrained(folder / "policy")
+    chat_tokenizer = arithmetic.make_tokenizer()
+    chat_tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    chat_tokenizer.save_pretrained(folder / "policy")
+    return policy
+
+
+@pytest.fixture(scope="module")
+def server(folder, policy):
+    """How to reach the server. Tests are skipped where it cannot be started at all."""
+    log = folder / "serve.log"
+    # Somebody else may take a free port before it does
+    for _ in range(3):
+        process, port = start(folder / "policy", log)
+        try:
+            if becomes_ready(process, port):
+                # It does not list its model
+                yield ServerConfig(f"http://127.0.0.1:{port}/v1", served_model=str(folder / "policy"), concurrency=4)
+                return
+        finally:
+            process.kill()
+            process.wait()
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    pytest.skip("transformers serve does not start: " + " | ".join(lines[-10:]))
+
+
+def start(model, log):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).with_name("transformers"), "serve", model, "--device", "cpu"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    with log.open("wb") as output:
+        try:
+            return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT), port
+        except OSError as error:
+            pytest.skip(f"transformers serve cannot be started: {error}")
+
+
+def becomes_ready(process, port):
+    for _ in range(480):
+        if process.poll() is not None:
+            return False
+        if answers(f"http://127.0.0.1:{port}/health"):
+            # Not somebody else's
+            return process.poll() is None
+        time.sleep(0.25)
+    return False
+
+
+def answers(url):
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return response.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def test_greedy_ids_are_those_of_the_model_here(server, policy, problems, tokenizer):
+    prompts = [encode_prompt(tokenizer, prompt) for prompt in problems["prompt"]]
+    token_server = TokenServer(server, tokenizer, {tokenizer.eos_token_id})
+    found = token_server.generate_ids(prompts, MAX_NEW_TOKENS)
+    expected = generate_ids(policy, tokenizer, prompts, MAX_NEW_TOKENS)
+    ended = [(ids, truth) for ids, truth in zip(found, expected, strict=True) if truth[-1] == tokenizer.eos_token_id]
+    known = NUM_PROBLEMS // 2
+    assert found[:known] == expected[:known]
+    assert [ids[-1] for ids in expected[:known]] == [tokenizer.eos_token_id] * known
+    assert all(ids in (truth, []) for ids, truth in ended)
+    assert token_server.left_out.total() == found.count([])
+
+
+def test_a_completion_that_is_cut_off_has_no_end(server, problems, tokenizer):
+    prompts = [encode_prompt(tokenizer, prompt) for prompt in problems["prompt"][:2]]
+    found = TokenServer(server, tokenizer, {tokenizer.eos_token_id}).generate_ids(prompts, 5)
+    assert all(tokenizer.eos_token_id not in ids for ids in found)
+
+
+def test_its_model_has_to_be_named(server, tokenizer):
+    config = ServerConfig(server.base_url, max_retries=0)
+    token_server = TokenServer(config, tokenizer, {tokenizer.eos_token_id})
+    with pytest.raises(ServerError, match="`--served_model`"):
+        token_server.generate_ids([[5]], 4)
+
+
+def test_a_shortest_prompt_that_no_text_gives_does_not_keep_the_others_from_being_asked(server, problems, tokenizer):
+    # Side by side they are one word, and an unknown one
+    prompts = [tokenizer.convert_tokens_to_ids(["Tom", "Tom"]), encode_prompt(tokenizer, problems["prompt"][0])]
+    config = ServerConfig(server.base_url, server.served_model, max_retries=0)
+    token_server = TokenServer(config, tokenizer, {tokenizer.eos_token_id})
+    nothing, something = token_server.generate_ids(prompts, MAX_NEW_TOKENS)
+    assert nothing == [] and something[-1] == tokenizer.eos_token_id
+
+
+def test_the_recipe_samples_from_it(server, folder, problems, policy, tokenizer):
+    command = [sys.executable, str(ROOT / "recipes" / "sample.py")]
+    command += ["--config", str(ROOT / "recipes" / "arithmetic" / "sample.yaml")]
+    command += ["--model_name_or_path", "policy", "--dataset_name", "problems", "--output_dir", "samples"]
+    command += ["--base_url", server.base_url, "--served_model", server.served_model, "--num_samples", "3"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-3000:]
+    samples = load_from_disk(folder / "samples")
+    check_dataset(samples, "samples", tokenizer.eos_token_id)
+    sampled = Counter(samples["prompt"])
+    assert set(problems["prompt"][: NUM_PROBLEMS // 2]) <= sampled.keys()
+    assert sum(samples["correct"]) > 0
+    left_out = 3 * NUM_PROBLEMS - len(samples)
+    assert re.search(rf"{len(samples)} samples, {sum(samples['correct'])} .* {left_out} left out", result.stdout)
+
+
+def test_what_a_small_model_says_as_a_teacher_is_counted_and_not_trained_on(server, make_rows, tmp_path):
+    rows = make_rows(6)
+    names = ["prompt", "reference", "answer", "completion", "completion_ids", "correct"]
+    dataset = Dataset.from_list(rows).select_columns(names)
+    config = TeacherConfig(structured_output=False, max_attempts=2, max_tokens=20)
+    with Journal(tmp_path / "journal") as journal:
+        teacher = ServerEditor("policy", journal, config, server, arithmetic.WORDING)
+        edited, outcomes = edit_through_journal(dataset, teacher, load_task("arithmetic"))
+        questions = teacher.questions(*[[row[name] for row in rows] for name in ("prompt", "reference", "completion")])
+        num_answers = [len(journal.answers(question.key)) for question in questions]
+    assert num_answers == [2] * 6
+    assert edited["rewrite"][:] == [None] * 6
+    assert outcomes.keys() <= {"malformed", "truncated", "inconsistent", "empty", "wrong answer", "left wrong"}
+    assert edited["edit_outcome"][:].count(None) == 0
