@@ -134,6 +134,8 @@ def edit_by_api(
     if state.is_main_process:
         save_whole(edited, args.output_dir)
     state.wait_for_everyone()
+    if not teacher.budget.affords(1):
+        state.print("`max_cost` was reached. With a higher one, the same command asks for the others.")
     if teacher_config.input_price is not None:
         state.print(f"Spent {spent - before:.2f} dollars, {spent:.2f} with earlier runs of {journal_dir}.")
     return load_from_disk(args.output_dir), outcomes
@@ -154,7 +156,10 @@ def main(
             return
         edited, outcomes = result
     usable = len(edited) - edited["rewrite"].count(None)
-    counts = ", ".join(f"{name}: {count}" for name, count in outcomes.most_common())
+    kinds = Counter()
+    for outcome, count in outcomes.items():
+        kinds[outcome.partition(":")[0]] += count  # without what an API has said beside it
+    counts = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common())
     distance = mean_edit_distance(edited)
     PartialState().print(
         f"{usable} of {len(edited)} samples have a verified rewrite (edited now: {counts or 'none'})."

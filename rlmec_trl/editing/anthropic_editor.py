@@ -24,8 +24,8 @@ _MAX_BATCH_BYTES = 200_000_000
 
 # No other row would fare better: the key, the account, the model's name
 _HOPELESS = (401, 402, 403, 404)
-# The API has not taken the request: it can be sent again without being paid twice
-_NOT_TAKEN = (408, 429, 503, 529)
+# The API has certainly not taken the request: it can be sent again without being paid twice
+_NOT_TAKEN = (429, 529)
 
 
 class AnthropicEditor(JournaledEditor):
@@ -264,9 +264,9 @@ class AnthropicEditor(JournaledEditor):
                 "command fetches them."
             )
         for key in missing:
-            self._failures[key] = "no result in its batch"
+            self.failures[key] = "no result in its batch"
         self.journal.close_submission(submission.name)
-        if "canceled" in self._failures.values():
+        if "canceled" in self.failures.values():
             raise TeacherError(
                 f"Batch {submission.batch} was cancelled. Its answers are in the journal; the same command hands in "
                 "its other questions again."
@@ -278,11 +278,11 @@ class AnthropicEditor(JournaledEditor):
                 try:
                     self._record(result.custom_id, replace(_to_answer(result.result.message), batch=batch))
                 except RequestFailedError as error:
-                    self._failures[result.custom_id] = str(error)
+                    self.failures[result.custom_id] = str(error)
         elif result.result.type == "errored":
-            self._failures[result.custom_id] = f"errored: {result.result.error.error.type}"
+            self.failures[result.custom_id] = f"errored: {result.result.error.error.type}"
         else:
-            self._failures[result.custom_id] = result.result.type
+            self.failures[result.custom_id] = result.result.type
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
@@ -306,10 +306,10 @@ class AnthropicEditor(JournaledEditor):
 
 
 def _to_answer(message: Any) -> Answer:
-    usage = message.usage
-    # The SDK takes what comes
-    if usage is None or message.content is None:
+    # The SDK takes what comes, and hands on a web page as a text
+    if isinstance(message, str) or message.usage is None or message.content is None:
         raise RequestFailedError("broken response: no content or no usage")
+    usage = message.usage
     return Answer(
         text="".join(block.text for block in message.content if block.type == "text"),
         stop_reason=message.stop_reason or "",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from accelerate.utils import gather_object
 from datasets import Dataset
 
 from ..data.processes import process_state
@@ -72,8 +73,9 @@ class JournaledEditor(ABC):
         self.budget = Budget(config.max_cost, journal.costs(), budget_share)
         # Otherwise it answers from the journal alone
         self.may_ask = True
-        self._failures: dict[str, str] = {}
-        self._failures_in_a_row = 0
+        # Why questions of this run got no answer, by their keys
+        self.failures: dict[str, str] = {}
+        self._num_failures_in_a_row = 0
 
     @abstractmethod
     def _client(self) -> Any:
@@ -126,7 +128,8 @@ class JournaledEditor(ABC):
     ) -> list[Edit]:
         questions = self.questions(problems, references, completions)
         usable = usable or (lambda index, edit: not isinstance(edit, NoEdit))
-        self._failures.clear()
+        if self.may_ask:
+            self.failures.clear()
         edits: list[Edit] = [NoEdit("not asked")] * len(questions)
         self.budget.under_way = 0
         if self.may_ask and self.budget.needs_estimate:
@@ -154,7 +157,7 @@ class JournaledEditor(ABC):
                 break
             run_async(self._with_client(self._send, list(pending.values())))
         return [
-            NoEdit(self._failures.get(question.key, "not asked")) if count == 0 else edit
+            NoEdit(self.failures.get(question.key, "not asked")) if count == 0 else edit
             for question, edit, count in zip(questions, edits, num_read, strict=True)
         ]
 
@@ -222,16 +225,16 @@ class JournaledEditor(ABC):
         answer = replace(answer, cost=answer_cost(self.config, answer))
         self.journal.record_answer(key, answer)
         self.budget.add(answer.cost)
-        self._failures_in_a_row = 0
+        self._num_failures_in_a_row = 0
 
     def _fail(self, key: str, reason: str) -> None:
-        self._failures[key] = reason
-        self._failures_in_a_row += 1
-        if self._failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:
+        self.failures[key] = reason
+        self._num_failures_in_a_row += 1
+        if self._num_failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:
             raise TeacherError(
-                f"{self._failures_in_a_row} questions in a row got no answer, the last one because of: {reason}. All "
-                f"answers so far are in {str(self.journal.directory)!r}; the same command goes on from there. Where "
-                "the rate is the limit, lower `--concurrency` or raise `--max_retries`."
+                f"{self._num_failures_in_a_row} questions in a row got no answer, the last one because of: {reason}. "
+                f"All answers so far are in {str(self.journal.directory)!r}; the same command goes on from there. "
+                "Where the rate is the limit, lower `--concurrency` or raise `--max_retries`."
             )
 
     def _read(self, question: Question, answer: Answer) -> Edit:
@@ -259,7 +262,8 @@ def edit_through_journal(
         own = [index for index, share in enumerate(shares) if share == state.process_index]
         if own:
             edit_dataset(dataset.select(own), editor, task, check_correct_samples)
-        state.wait_for_everyone()
+        for failures in gather_object([editor.failures]):
+            editor.failures.update(failures)
         editor.journal.reload()
         editor.may_ask = False
     return edit_dataset(dataset, editor, task, check_correct_samples)

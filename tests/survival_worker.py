@@ -1,0 +1,56 @@
+"""
+Edit the samples in a folder with a teacher at Anthropic, over and over, in processes that a test kills.
+
+Each line on the standard input starts a run: a JSON list of the folder, the server's address, and whether to use
+batches. It is answered by the run's process id, and when it has ended by its exit code. Runs are forks of a process
+that has imported everything, so that a kill meets the work, and not the seconds that imports take.
+
+python tests/survival_worker.py
+"""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import anthropic  # noqa: F401  (the editor would import it in each run)
+from datasets import load_from_disk
+
+from rlmec_trl.data.tasks import load_task
+from rlmec_trl.editing.anthropic_editor import AnthropicEditor
+from rlmec_trl.editing.journal import Journal
+from rlmec_trl.editing.journaled_editor import edit_through_journal
+from rlmec_trl.editing.teacher_config import TeacherConfig
+from rlmec_trl.generation.server import ServerConfig
+
+
+CONCURRENCY = 4
+
+
+def edit(folder, base_url, use_batches):
+    """One run, from the samples to the edited samples."""
+    task = load_task("arithmetic")
+    config = TeacherConfig(use_batches=use_batches, questions_per_batch=10, poll_seconds=0.01)
+    server_config = ServerConfig(base_url=base_url, concurrency=CONCURRENCY)
+    with Journal(Path(folder) / "journal") as journal:
+        editor = AnthropicEditor("claude-test", journal, config, server_config, task.wording)
+        edited, _ = edit_through_journal(load_from_disk(f"{folder}/samples"), editor, task)
+    edited.save_to_disk(f"{folder}/edited")
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        process = os.fork()
+        if process == 0:
+            exit_code = 1
+            try:
+                edit(*json.loads(line))
+                exit_code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                # Nothing of the parent's is to be finished here
+                os._exit(exit_code)
+        print(process, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
