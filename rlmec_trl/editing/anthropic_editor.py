@@ -1,7 +1,7 @@
 """The Anthropic API as the teacher, by single messages or, at half the price, by batches."""
 
-import asyncio
 import json
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -78,7 +78,7 @@ class AnthropicEditor(JournaledEditor):
         import anthropic
 
         settings = self.server_config
-        client = anthropic.AsyncAnthropic(
+        client = anthropic.Anthropic(
             base_url=settings.base_url, timeout=settings.timeout, max_retries=settings.max_retries
         )
         if client.api_key is None and client.auth_token is None and client.credentials is None:
@@ -98,38 +98,38 @@ class AnthropicEditor(JournaledEditor):
             **({"output_config": output_config} if output_config else {}),
         }
 
-    async def _count_tokens(self, client: Any, questions: list[Question]) -> list[int]:
+    def _count_tokens(self, client: Any, questions: list[Question]) -> list[int]:
         with self._translated_errors():
-            counts = [await client.messages.count_tokens(**self._params(question)) for question in questions]
+            counts = [client.messages.count_tokens(**self._params(question)) for question in questions]
         return [count.input_tokens for count in counts]
 
-    async def _ask(self, client: Any, question: Question) -> Answer:
+    def _ask(self, client: Any, question: Question) -> Answer:
         with self._translated_errors():
-            message = await client.messages.create(max_tokens=self.config.max_tokens, **self._params(question))
+            message = client.messages.create(max_tokens=self.config.max_tokens, **self._params(question))
         return _to_answer(message)
 
-    async def _send(self, client: Any, questions: list[Question]) -> None:
+    def _send(self, client: Any, questions: list[Question]) -> None:
         if not self.config.use_batches:
-            await super()._send(client, questions)
+            super()._send(client, questions)
             return
         handed_in = []
         for chunk in self._chunks(questions):
-            handed_in.append(await self._hand_in(client, chunk))
+            handed_in.append(self._hand_in(client, chunk))
             self.budget.under_way += len(chunk)
         for submission in handed_in:
-            await self._collect(client, submission)
+            self._collect(client, submission)
             self.budget.under_way -= len(submission.keys)
 
-    async def _resume(self, client: Any) -> None:
+    def _resume(self, client: Any) -> None:
         for submission in self.journal.own_submissions():
             if submission.batch is None:
-                batch = await self._find_batch(client, submission)
+                batch = self._find_batch(client, submission)
                 if batch is None:
                     self.journal.close_submission(submission.name)
                     continue
                 submission = replace(submission, batch=batch)
                 self.journal.record_submission(submission)
-            await self._collect(client, submission)
+            self._collect(client, submission)
 
     def _chunks(self, questions: list[Question]) -> Iterator[list[Question]]:
         """Questions in batches of a size that the API takes, as far as the budget goes."""
@@ -153,31 +153,31 @@ class AnthropicEditor(JournaledEditor):
             "params": {"max_tokens": self.config.max_tokens, **self._params(question)},
         }
 
-    async def _hand_in(self, client: Any, questions: list[Question]) -> Submission:
+    def _hand_in(self, client: Any, questions: list[Question]) -> Submission:
         """
         Hand in a batch. It is in the journal before, without its id, and after, with it: one whose id was lost on the
         way is looked for, and found by its questions.
         """
         with self._translated_errors():
-            newest = (await client.messages.batches.list(limit=1)).data
+            newest = (client.messages.batches.list(limit=1)).data
         keys = [question.key for question in questions]
         submission = Submission(uuid.uuid4().hex, keys, after=newest[0].id if newest else None)
         self.journal.record_submission(submission)
-        batch = await self._create_batch(client, submission, [self._request(question) for question in questions])
+        batch = self._create_batch(client, submission, [self._request(question) for question in questions])
         submission = replace(submission, batch=batch)
         self.journal.record_submission(submission)
         return submission
 
-    async def _create_batch(self, client: Any, submission: Submission, requests: list[dict]) -> str:
+    def _create_batch(self, client: Any, submission: Submission, requests: list[dict]) -> str:
         """Create a batch and return its id. The SDK's own retries might create and pay it twice."""
         import anthropic
 
         careful_client = client.with_options(max_retries=0)
         for attempt in range(self.server_config.max_retries + 1):
             if attempt > 0:
-                await asyncio.sleep(min(2.0**attempt, self.config.poll_seconds))
+                time.sleep(min(2.0**attempt, self.config.poll_seconds))
             try:
-                return (await careful_client.messages.batches.create(requests=requests)).id
+                return (careful_client.messages.batches.create(requests=requests)).id
             except (anthropic.APIError, ValueError) as caught:
                 error = caught
             status = getattr(error, "status_code", None)
@@ -186,7 +186,7 @@ class AnthropicEditor(JournaledEditor):
             if status is not None and status < 500:
                 self.journal.close_submission(submission.name)
                 raise self._hopeless(error)
-            batch = await self._find_batch(client, submission)
+            batch = self._find_batch(client, submission)
             if batch is not None:
                 return batch
         raise TeacherError(
@@ -194,47 +194,47 @@ class AnthropicEditor(JournaledEditor):
             "batch has arrived all the same, it is found."
         )
 
-    async def _find_batch(self, client: Any, submission: Submission) -> str | None:
+    def _find_batch(self, client: Any, submission: Submission) -> str | None:
         """The id of a batch that was perhaps created, and whose id has not come back."""
         known = self.journal.batches()
         # What was handed in just now may take a moment to be listed
         for look in range(2):
             if look > 0:
-                await asyncio.sleep(self.config.poll_seconds)
+                time.sleep(self.config.poll_seconds)
             with self._translated_errors():
-                async for batch in client.messages.batches.list(limit=100):
+                for batch in client.messages.batches.list(limit=100):
                     if batch.id == submission.after:
                         break
                     counts = batch.request_counts
                     total = counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired
                     if batch.id not in known and total == len(submission.keys):
-                        if await self._answers_one_of(client, batch.id, set(submission.keys)):
+                        if self._answers_one_of(client, batch.id, set(submission.keys)):
                             return batch.id
         return None
 
-    async def _answers_one_of(self, client: Any, batch: str, keys: set[str]) -> bool:
+    def _answers_one_of(self, client: Any, batch: str, keys: set[str]) -> bool:
         """Whose batch it is can be seen by its results alone."""
-        if not await self._wait_for(client, batch):
+        if not self._wait_for(client, batch):
             return False
-        async for result in await client.messages.batches.results(batch):
+        for result in client.messages.batches.results(batch):
             return result.custom_id in keys
         return False
 
-    async def _wait_for(self, client: Any, batch: str) -> bool:
+    def _wait_for(self, client: Any, batch: str) -> bool:
         """Wait for a batch to end. Whether its results can be fetched: they are kept for some weeks."""
         import anthropic
 
         with self._translated_errors():
             while True:
                 try:
-                    state = await client.messages.batches.retrieve(batch)
+                    state = client.messages.batches.retrieve(batch)
                 except anthropic.NotFoundError:
                     return False
                 if state.processing_status == "ended":
                     return state.results_url is not None
-                await asyncio.sleep(self.config.poll_seconds)
+                time.sleep(self.config.poll_seconds)
 
-    async def _collect(self, client: Any, submission: Submission) -> None:
+    def _collect(self, client: Any, submission: Submission) -> None:
         """
         Wait for a batch, and record its answers.
 
@@ -244,15 +244,15 @@ class AnthropicEditor(JournaledEditor):
         missing = set(submission.keys)
         show = process_state().is_local_main_process
         with tqdm(total=len(missing), desc=f"Waiting for batch {submission.batch}", disable=not show) as progress:
-            whole = not await self._wait_for(client, submission.batch)
+            whole = not self._wait_for(client, submission.batch)
             for attempt in range(self.server_config.max_retries + 1):
                 if whole:
                     break
                 if attempt > 0:
-                    await asyncio.sleep(min(2.0**attempt, self.config.poll_seconds))
+                    time.sleep(min(2.0**attempt, self.config.poll_seconds))
                 # Cut off on the way, results can be fetched again as often as one likes
                 with suppress(RequestFailedError), self._translated_errors():
-                    async for result in await client.messages.batches.results(submission.batch):
+                    for result in client.messages.batches.results(submission.batch):
                         if result.custom_id in missing:
                             self._record_result(submission.batch, result)
                             missing.remove(result.custom_id)

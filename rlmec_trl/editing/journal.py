@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -87,6 +88,7 @@ class Journal:
         self._process_index, self._num_processes = process_index, num_processes
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / f"answers-{process_index}.jsonl"
+        self._thread_lock = threading.Lock()
         self._lock = FileLock(path.with_suffix(".lock"))
         try:
             self._lock.acquire(timeout=0)
@@ -182,16 +184,17 @@ class Journal:
 
     def _write(self, record: dict) -> None:
         line = json.dumps(record).encode() + b"\n"
-        start = os.lseek(self._file, 0, os.SEEK_END)
-        try:
-            while line:
-                line = line[os.write(self._file, line) :]
-        except BaseException:
-            # A full disk: half a line would spoil the next one
-            os.ftruncate(self._file, start)
-            raise
-        os.fsync(self._file)
-        self._apply(record)
+        with self._thread_lock:
+            start = os.lseek(self._file, 0, os.SEEK_END)
+            try:
+                while line:
+                    line = line[os.write(self._file, line) :]
+            except BaseException:
+                # A full disk: half a line would spoil the next one
+                os.ftruncate(self._file, start)
+                raise
+            os.fsync(self._file)
+            self._apply(record)
 
     def _apply(self, record: dict) -> None:
         fields = {name: value for name, value in dict(record).items() if name not in ("type", "key")}

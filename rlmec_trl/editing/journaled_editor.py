@@ -1,5 +1,6 @@
 """What every teacher behind an API has in common: its answers go through the journal, its costs have a limit."""
 
+import threading
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from datasets import Dataset
 from ..data.processes import process_state
 from ..data.prompts import WORDING, Wording
 from ..data.tasks import Task
-from ..generation.asking import ask_all, run_async
+from ..generation.asking import ask_all
 from .budget import Budget, Estimate
 from .editors import Edit, NoEdit, Usable, edit_dataset, editor_inputs
 from .journal import Answer, Journal
@@ -71,6 +72,8 @@ class JournaledEditor(ABC):
         self.concurrency = concurrency
         self.wording = wording
         self.budget = Budget(config.max_cost, journal.costs(), budget_share)
+        # Of what the threads that ask change: the budget and the failures
+        self._lock = threading.Lock()
         # Otherwise it answers from the journal alone
         self.may_ask = True
         # Why questions of this run got no answer, by their keys
@@ -79,10 +82,10 @@ class JournaledEditor(ABC):
 
     @abstractmethod
     def _client(self) -> Any:
-        """A new client of the API, as an asynchronous context: a client lives in one event loop."""
+        """A new client of the API, closed after use. Several threads share it."""
 
     @abstractmethod
-    async def _ask(self, client: Any, question: Question) -> Answer:
+    def _ask(self, client: Any, question: Question) -> Answer:
         """
         Ask one question.
 
@@ -91,33 +94,35 @@ class JournaledEditor(ABC):
             [`TeacherError`]: If no question would.
         """
 
-    async def _count_tokens(self, client: Any, questions: list[Question]) -> list[int] | None:
+    def _count_tokens(self, client: Any, questions: list[Question]) -> list[int] | None:
         """Input tokens of questions, `None` where the API cannot count them."""
         return None
 
-    async def _resume(self, client: Any) -> None:
+    def _resume(self, client: Any) -> None:
         """Fetch what an earlier run has asked for and not fetched. There is nothing where answers come at once."""
         return None
 
-    async def _send(self, client: Any, questions: list[Question]) -> None:
+    def _send(self, client: Any, questions: list[Question]) -> None:
         """Ask questions, as far as the budget goes, and record what comes back."""
 
-        async def ask(question: Question) -> None:
+        def ask(question: Question) -> None:
             try:
-                self._record(question.key, await self._ask(client, question))
+                self._record(question.key, self._ask(client, question))
             except RequestFailedError as error:
                 self._fail(question.key, str(error))
             finally:
-                self.budget.under_way -= 1
+                with self._lock:
+                    self.budget.under_way -= 1
 
         def affordable() -> Iterator[Question]:
             for question in questions:
                 if not self.budget.affords(1):
                     return
-                self.budget.under_way += 1
+                with self._lock:
+                    self.budget.under_way += 1
                 yield question
 
-        await ask_all(ask, affordable(), self.concurrency, len(questions), "Asking the teacher")
+        ask_all(ask, affordable(), self.concurrency, len(questions), "Asking the teacher")
 
     def __call__(
         self,
@@ -135,7 +140,7 @@ class JournaledEditor(ABC):
         if self.may_ask and self.budget.needs_estimate:
             self.estimate(problems, references, completions)
         if self.may_ask and self.journal.own_submissions():
-            run_async(self._with_client(self._resume))
+            self._with_client(self._resume)
         # Other processes will see to what these have asked
         waiting = {key for submission in self.journal.submissions() for key in submission.keys}
         done = [False] * len(questions)
@@ -155,7 +160,7 @@ class JournaledEditor(ABC):
             exhausted = attempt == self.config.max_attempts or not self.budget.affords(1)
             if exhausted or not pending or not self.may_ask:
                 break
-            run_async(self._with_client(self._send, list(pending.values())))
+            self._with_client(self._send, list(pending.values()))
         return [
             NoEdit(self.failures.get(question.key, "not asked")) if count == 0 else edit
             for question, edit, count in zip(questions, edits, num_read, strict=True)
@@ -188,7 +193,7 @@ class JournaledEditor(ABC):
             return Estimate(0)
         sample = new[:: max(1, len(new) // sample_size)][:sample_size]
 
-        counts = run_async(self._with_client(self._count_tokens, sample))
+        counts = self._with_client(self._count_tokens, sample)
         if counts is None:
             return Estimate(len(new))
 
@@ -211,10 +216,10 @@ class JournaledEditor(ABC):
             self.budget.expected_cost = cost / len(new)
         return Estimate(len(new), answer.input_tokens, answer.output_tokens, cost, highest_cost)
 
-    async def _with_client(self, function: Callable, *args) -> Any:
-        async with self._client() as client:
+    def _with_client(self, function: Callable, *args) -> Any:
+        with self._client() as client:
             try:
-                return await function(client, *args)
+                return function(client, *args)
             except RequestFailedError as error:
                 raise TeacherError(
                     f"The teacher does not answer ({error}). All answers so far are in "
@@ -224,12 +229,14 @@ class JournaledEditor(ABC):
     def _record(self, key: str, answer: Answer) -> None:
         answer = replace(answer, cost=answer_cost(self.config, answer))
         self.journal.record_answer(key, answer)
-        self.budget.add(answer.cost)
-        self._num_failures_in_a_row = 0
+        with self._lock:
+            self.budget.add(answer.cost)
+            self._num_failures_in_a_row = 0
 
     def _fail(self, key: str, reason: str) -> None:
-        self.failures[key] = reason
-        self._num_failures_in_a_row += 1
+        with self._lock:
+            self.failures[key] = reason
+            self._num_failures_in_a_row += 1
         if self._num_failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:
             raise TeacherError(
                 f"{self._num_failures_in_a_row} questions in a row got no answer, the last one because of: {reason}. "

@@ -57,7 +57,7 @@ class ServerEditor(JournaledEditor):
     def _client(self) -> Any:
         return open_client(self.server_config)
 
-    async def _ask(self, client: Any, question: Question) -> Answer:
+    def _ask(self, client: Any, question: Question) -> Answer:
         import openai
 
         num_answers = len(self.journal.answers(question.key))
@@ -65,7 +65,7 @@ class ServerEditor(JournaledEditor):
         extra = {"response_format": {"type": "json_schema", "json_schema": schema}}
         messages = [{"role": "system", "content": question.system}, {"role": "user", "content": question.user}]
         try:
-            response = await client.chat.completions.create(
+            response = client.chat.completions.create(
                 model=self.server_config.served_model or self.model,
                 messages=messages,
                 max_tokens=self.config.max_tokens,

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from .asking import ask_all, run_async
+from .asking import ask_all
 
 
 @dataclass
@@ -23,7 +23,7 @@ class ServerConfig:
             Address of the server, such as `http://localhost:8000/v1`.
         served_model (`str`, *optional*):
             Name under which the server has the model. If unset, the one model that it has.
-        concurrency (`int`, *optional*, defaults to `64`):
+        concurrency (`int`, *optional*, defaults to `32`):
             Greatest number of requests under way at a time.
         timeout (`float`, *optional*, defaults to `600.0`):
             Seconds to wait for an answer.
@@ -42,7 +42,7 @@ class ServerConfig:
         default=None,
         metadata={"help": "Name under which the server has the model. If unset, the one model that it has."},
     )
-    concurrency: int = field(default=64, metadata={"help": "Greatest number of requests under way at a time."})
+    concurrency: int = field(default=32, metadata={"help": "Greatest number of requests under way at a time."})
     timeout: float = field(default=600.0, metadata={"help": "Seconds to wait for an answer."})
     max_retries: int = field(
         default=5, metadata={"help": "How often a request that failed is sent again, with growing pauses."}
@@ -82,7 +82,7 @@ class ServerError(RuntimeError):
 
 def open_client(config: ServerConfig):
     """
-    An asynchronous client of the server. It belongs to the event loop that it is first used in.
+    A client of the server, to be closed after use.
 
     Raises:
         [`ServerError`]: If there is no address, or the package `openai` is missing.
@@ -93,7 +93,7 @@ def open_client(config: ServerConfig):
         import openai
     except ImportError:
         raise ServerError("A server needs the package `openai`: pip install 'rlmec-trl[server]'") from None
-    return openai.AsyncOpenAI(
+    return openai.OpenAI(
         base_url=config.base_url,
         # Never the variable that the SDK would read: that key is for another server. It refuses an empty one.
         api_key=os.environ.get(config.api_key_env) or _NO_KEY,
@@ -102,7 +102,7 @@ def open_client(config: ServerConfig):
     )
 
 
-async def find_served_model(client, config: ServerConfig) -> str:
+def find_served_model(client, config: ServerConfig) -> str:
     """
     The name under which the server has the model.
 
@@ -114,7 +114,7 @@ async def find_served_model(client, config: ServerConfig) -> str:
     if config.served_model is not None:
         return config.served_model
     try:
-        names = [model.id async for model in client.models.list()]
+        names = [model.id for model in client.models.list()]
     except (openai.APIError, AttributeError, ValueError) as error:
         # A web page, which the SDK trips over, or no JSON
         raise ServerError(
@@ -202,57 +202,57 @@ class TokenServer:
         """
         if not prompt_ids:
             return []
-        return run_async(self._generate_all(prompt_ids, max_new_tokens, temperature, top_p, seed, desc))
+        with open_client(self.config) as client:
+            model = find_served_model(client, self.config)
+            sends_ids = self._knows_token_ids(client, model, prompt_ids)
+            prompts = prompt_ids if sends_ids else [self._as_text(ids) for ids in prompt_ids]
+            sendable = [index for index, prompt in enumerate(prompts) if prompt is not None]
+            responses = {}
 
-    async def _generate_all(self, prompt_ids, max_new_tokens, temperature, top_p, seed, desc) -> list[list[int]]:
-        completions: list[list[int]] = [[] for _ in prompt_ids]
-        async with open_client(self.config) as client:
-            model = await find_served_model(client, self.config)
-            sends_ids = await self._knows_token_ids(client, model, prompt_ids)
-
-            async def generate(index: int) -> None:
-                prompt = prompt_ids[index] if sends_ids else self._as_text(prompt_ids[index])
-                if prompt is None:
-                    self.left_out["prompt has no text with the same ids"] += 1
-                    return
-                response = await self._complete(
+            def generate(index: int) -> None:
+                responses[index] = self._complete(
                     client,
                     model,
-                    prompt,
+                    prompts[index],
                     sends_ids,
                     max_tokens=max_new_tokens,
                     temperature=temperature,
                     top_p=top_p,
                     seed=_seed_of(seed, index),
                 )
-                if response is None:
-                    self.left_out["refused by the server"] += 1
-                    return
-                ids = self._read_ids(response)
-                if ids is None:
-                    self.left_out["ids cannot be recovered exactly"] += 1
-                else:
-                    completions[index] = ids
 
-            await ask_all(generate, range(len(prompt_ids)), self.config.concurrency, len(prompt_ids), desc)
-        return completions
+            ask_all(generate, sendable, self.config.concurrency, len(sendable), desc)
+        # In this thread alone: tokenizers are not made for several
+        return [self._read(prompt, responses.get(index)) for index, prompt in enumerate(prompts)]
 
-    async def _knows_token_ids(self, client, model: str, prompt_ids: Sequence[list[int]]) -> bool:
+    def _read(self, prompt: list[int] | str | None, response) -> list[int]:
+        if prompt is None:
+            reason = "prompt has no text with the same ids"
+        elif response is None:
+            reason = "refused by the server"
+        elif (ids := self._read_ids(response)) is None:
+            reason = "ids cannot be recovered exactly"
+        else:
+            return ids
+        self.left_out[reason] += 1
+        return []
+
+    def _knows_token_ids(self, client, model: str, prompt_ids: Sequence[list[int]]) -> bool:
         """Whether the server takes token ids, and the wish to get some back. One token is generated to find out."""
         settings = {"max_tokens": 1, "temperature": 0.0}
         shortest_first = sorted(prompt_ids, key=len)
-        if await self._complete(client, model, shortest_first[0], True, **settings) is not None:
+        if self._complete(client, model, shortest_first[0], True, **settings) is not None:
             return True
         # Some servers fail on an empty text
         text = next(filter(None, map(self._as_text, shortest_first)), None)
-        if text is None or await self._complete(client, model, text, False, **settings) is not None:
+        if text is None or self._complete(client, model, text, False, **settings) is not None:
             return False
         raise ServerError(
             f"The server at {self.config.base_url} takes prompts neither as token ids nor as text on /completions "
             f"(it said: {self._refusal})."
         )
 
-    async def _complete(self, client, model: str, prompt: list[int] | str, with_ids: bool, **settings):
+    def _complete(self, client, model: str, prompt: list[int] | str, with_ids: bool, **settings):
         """A response, or `None` where the server takes the request for a bad one."""
         import openai
 
@@ -260,7 +260,7 @@ class TokenServer:
         # After a body that is no completion the SDK does not ask again
         for _ in range(self.config.max_retries + 1):
             try:
-                response = await client.completions.create(
+                response = client.completions.create(
                     model=model, prompt=prompt, extra_body={**extra, **(self.config.extra_body or {})}, **settings
                 )
                 # The SDK hands on a web page as a text
@@ -296,12 +296,9 @@ class TokenServer:
         counted = None if response.usage is None else response.usage.completion_tokens
         ids = (choice.model_extra or {}).get("token_ids")
         if ids is not None:
-            eos_is_missing = (
-                choice.finish_reason == "stop" and counted == len(ids) + 1 and ids[-1:] and ids[-1] not in self.ends
-            )
-            if not eos_is_missing:
-                return list(ids)
-            return None if (end := self._end(choice)) is None else [*ids, end]
+            has_end = choice.finish_reason != "stop" or counted != len(ids) + 1 or not ids or ids[-1] in self.ends
+            ids = list(ids) if has_end else [*ids, self._end(choice)]
+            return None if None in ids else ids
         ids = list(self.processing_class(choice.text, add_special_tokens=False)["input_ids"])
         if choice.finish_reason == "stop":
             ids.append(self._end(choice))

@@ -9,23 +9,25 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlmec_trl.generation.asking import ask_all, run_async
+from rlmec_trl.generation.asking import ask_all
 
 
 ROOT = Path(__file__).parents[2]
 
 
 class Server:
-    """Takes questions, and answers each after some turns of the event loop, or fails."""
+    """Takes questions, and answers each after a pause, or fails."""
 
-    def __init__(self, turns, failing=()):
-        self.turns, self.failing = turns, failing
+    def __init__(self, seconds, failing=()):
+        self.seconds, self.failing = seconds, failing
+        self.lock = threading.Lock()
         self.taken, self.asked, self.answered = [], [], []
         self.most_under_way = 0
 
@@ -34,17 +36,18 @@ class Server:
             self.taken.append(question)
             yield question
 
-    async def ask(self, question):
-        self.asked.append(question)
-        self.most_under_way = max(self.most_under_way, len(self.asked) - len(self.answered))
-        for _ in range(self.turns(question)):
-            await asyncio.sleep(0)
-        self.answered.append(question)
+    def ask(self, question):
+        with self.lock:
+            self.asked.append(question)
+            self.most_under_way = max(self.most_under_way, len(self.asked) - len(self.answered))
+        time.sleep(self.seconds(question))
+        with self.lock:
+            self.answered.append(question)
         if question in self.failing:
             raise RuntimeError(f"question {question}")
 
     def run(self, number, concurrency):
-        asyncio.run(ask_all(self.ask, self.questions(number), concurrency, number))
+        ask_all(self.ask, self.questions(number), concurrency, number)
 
 
 # --- All of them -----------------------------------------------------------------------------------------------------
@@ -53,41 +56,42 @@ class Server:
 @given(number=st.integers(0, 30), concurrency=st.integers(1, 8), seed=st.integers(0, 99))
 def test_all_are_asked_once_and_never_too_many_at_a_time(number, concurrency, seed):
     rng = random.Random(seed)
-    server = Server(lambda question: rng.randrange(6))
+    server = Server(lambda question: rng.random() / 1000)
     server.run(number, concurrency)
-    assert server.asked == list(range(number)) == sorted(server.answered)
+    assert sorted(server.asked) == list(range(number)) == server.taken == sorted(server.answered)
     assert server.most_under_way <= concurrency
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 50])
 def test_as_many_are_under_way_as_there_is_room_for(concurrency):
-    server = Server(lambda question: 100)
-    server.run(20, concurrency)
-    assert server.most_under_way == min(concurrency, 20)
+    server = Server(lambda question: 0.2)
+    server.run(min(3 * concurrency, 50), concurrency)
+    assert server.most_under_way == min(concurrency, 50)
 
 
 def test_a_slow_answer_does_not_hold_up_the_others():
-    server = Server(lambda question: 1000 if question == 0 else 1)
+    server = Server(lambda question: 2 if question == 0 else 0.001)
     server.run(20, 2)
     assert server.answered == [*range(1, 20), 0]
 
 
 def test_questions_are_taken_when_there_is_room_for_them():
-    server = Server(lambda question: 5)
+    server = Server(lambda question: 0.01)
+    too_early = []
 
     def questions():
         for question in server.questions(30):
-            # The one that is taken waits for room, so that an iterator decides as late as it can
-            assert len(server.taken) - len(server.answered) <= 4 + 1
+            # So that an iterator decides as late as it can
+            too_early.append(len(server.taken) - len(server.answered) > 4)
             yield question
 
-    asyncio.run(ask_all(server.ask, questions(), 4, 30))
-    assert len(server.answered) == 30
+    ask_all(server.ask, questions(), 4, 30)
+    assert len(server.answered) == 30 and not any(too_early)
 
 
 def test_an_iterator_may_end_early_by_what_was_answered():
     """As the budget does."""
-    server = Server(lambda question: 3)
+    server = Server(lambda question: 0.003)
 
     def questions():
         for question in server.questions(1000):
@@ -95,15 +99,15 @@ def test_an_iterator_may_end_early_by_what_was_answered():
                 return
             yield question
 
-    asyncio.run(ask_all(server.ask, questions(), 4, 1000))
+    ask_all(server.ask, questions(), 4, 1000)
     assert 10 <= len(server.answered) == len(server.asked) <= 10 + 4
 
 
 def test_the_bar_counts_answers_and_is_shown_only_with_a_title(capsys):
-    server = Server(lambda question: 1)
-    asyncio.run(ask_all(server.ask, server.questions(7), 2, 7))
+    server = Server(lambda question: 0)
+    ask_all(server.ask, server.questions(7), 2, 7)
     assert capsys.readouterr().err == ""
-    asyncio.run(ask_all(server.ask, server.questions(7), 2, 7, "Asking"))
+    ask_all(server.ask, server.questions(7), 2, 7, "Asking")
     assert "Asking: 100%" in (shown := capsys.readouterr().err) and "7/7" in shown
 
 
@@ -112,103 +116,78 @@ def test_the_bar_counts_answers_and_is_shown_only_with_a_title(capsys):
 
 @pytest.mark.parametrize("concurrency", [1, 2, 5])
 def test_after_an_error_no_further_one_is_asked_and_those_under_way_end(concurrency):
-    server = Server(lambda question: 5 if question <= 7 else 50, failing={7})
+    server = Server(lambda question: 0.01 if question <= 7 else 0.5, failing={7})
     with pytest.raises(RuntimeError, match="question 7"):
         server.run(100, concurrency)
-    assert sorted(server.answered) == server.asked
+    assert sorted(server.answered) == sorted(server.asked)
     assert 8 <= len(server.asked) <= 7 + concurrency
 
 
 def test_the_first_of_several_errors_is_raised():
-    server = Server(lambda question: 100 - question, failing=set(range(10)))
+    server = Server(lambda question: 0.5 - question / 10, failing=set(range(10)))
     with pytest.raises(RuntimeError, match="question 4"):
         server.run(100, 5)
     assert sorted(server.answered) == [0, 1, 2, 3, 4]
 
 
 def test_an_error_of_the_last_question_is_raised_too():
-    server = Server(lambda question: 3, failing={9})
+    server = Server(lambda question: 0.003, failing={9})
     with pytest.raises(RuntimeError, match="question 9"):
         server.run(10, 4)
     assert len(server.answered) == 10
 
 
 def test_no_question_is_asked_after_an_error_at_once():
-    async def ask(question):
+    def ask(question):
         raise RuntimeError(f"question {question}")
 
     with pytest.raises(RuntimeError, match="question 0"):
-        asyncio.run(ask_all(ask, iter(range(10)), 1, 10))
+        ask_all(ask, iter(range(10)), 1, 10)
 
 
 def test_an_iterator_that_fails_loses_no_answer_under_way():
-    server = Server(lambda question: 20)
+    server = Server(lambda question: 0.1)
 
     def questions():
         yield from server.questions(3)
         raise KeyError("broken")
 
     with pytest.raises(KeyError, match="broken"):
-        asyncio.run(ask_all(server.ask, questions(), 10, 10))
-    assert sorted(server.answered) == server.asked
-
-
-# --- The event loop --------------------------------------------------------------------------------------------------
-
-
-async def answer(value):
-    await asyncio.sleep(0)
-    if isinstance(value, Exception):
-        raise value
-    return value, threading.current_thread() is threading.main_thread()
-
-
-def test_what_a_coroutine_gives_or_raises_comes_back():
-    assert run_async(answer(5)) == (5, True)
-    with pytest.raises(RuntimeError, match="broken"):
-        run_async(answer(RuntimeError("broken")))
+        ask_all(server.ask, questions(), 10, 10)
+    assert sorted(server.answered) == [0, 1, 2]
 
 
 def test_it_runs_inside_a_running_loop_as_in_a_notebook():
-    async def cell():
-        first = run_async(answer(5))
-        with pytest.raises(RuntimeError, match="broken"):
-            run_async(answer(RuntimeError("broken")))
-        # The notebook's own loop is as it was, and it works again
-        await asyncio.sleep(0)
-        return first, run_async(answer(6))
-
-    assert asyncio.run(cell()) == ((5, False), (6, False))
-
-
-def test_a_notebook_asks_all_of_them_as_well():
-    server = Server(lambda question: 3)
+    server = Server(lambda question: 0.001)
 
     async def cell():
-        run_async(ask_all(server.ask, server.questions(20), 4, 20))
+        server.run(20, 4)
 
     asyncio.run(cell())
-    assert sorted(server.answered) == list(range(20)) and server.most_under_way == 4
+    assert sorted(server.answered) == list(range(20))
 
 
 # --- Ctrl-C ----------------------------------------------------------------------------------------------------------
 
 WORKER = """
-import asyncio, sys
-from rlmec_trl.generation.asking import ask_all, run_async
+import asyncio, os
+from rlmec_trl.generation.asking import ask_all
 
-async def ask(question):
-    print("asked", question)
+def say(*words):
+    # In one piece, unlike print
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
+def ask(question):
+    say("asked", question)
     if question >= 5:
-        # Until a line comes from outside
-        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
-    print("answered", question)
+        # Until something comes from outside
+        os.read(0, 1)
+    say("answered", question)
 
 def main():
-    run_async(ask_all(ask, iter(range(50)), 3, 50, "Asking"))
+    ask_all(ask, iter(range(50)), 3, 50, "Asking")
 """
 SCRIPT = "main()"
-# The loop of a notebook does not see Ctrl-C: the cell that it runs is interrupted
 NOTEBOOK = """
 async def cell():
     main()
@@ -263,11 +242,22 @@ def start():
 def test_after_ctrl_c_no_further_one_is_asked_and_those_under_way_end(start, end):
     worker = start(end)
     worker.interrupt()
-    worker.wait_for("3 answers under way are waited for")
+    worker.wait_for("answers under way are waited for")
     # More lines than are waited for: a further question would be answered, too
     assert worker.end(lines=50) != 0
     assert worker.numbers("asked") == worker.numbers("answered") == list(range(8))
     assert "KeyboardInterrupt" in worker.output
+
+
+def test_a_second_ctrl_c_drops_those_under_way(start):
+    worker = start(SCRIPT)
+    worker.interrupt()
+    worker.wait_for("answers under way are waited for")
+    worker.interrupt()
+    # Nothing comes, and it ends all the same
+    assert worker.process.wait(timeout=60) != 0
+    worker.end(lines=0)
+    assert worker.numbers("answered") == list(range(5))
 
 
 def test_without_ctrl_c_the_worker_asks_them_all(start):
