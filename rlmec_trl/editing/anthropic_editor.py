@@ -1,6 +1,7 @@
 """The Anthropic API as the teacher, by single messages or, at half the price, by batches."""
 
 import json
+import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -78,12 +79,12 @@ class AnthropicEditor(JournaledEditor):
         import anthropic
 
         settings = self.server_config
-        client = anthropic.Anthropic(
+        # Without, the SDK would look for profiles on the disk, and bill whoever left one there
+        if not os.environ.get("ANTHROPIC_API_KEY") and not os.environ.get("ANTHROPIC_AUTH_TOKEN"):
+            raise TeacherError("There is no key for the Anthropic API: set the variable ANTHROPIC_API_KEY.")
+        return anthropic.Anthropic(
             base_url=settings.base_url, timeout=settings.timeout, max_retries=settings.max_retries
         )
-        if client.api_key is None and client.auth_token is None and client.credentials is None:
-            raise TeacherError("There is no key for the Anthropic API: set the variable ANTHROPIC_API_KEY.")
-        return client
 
     def _params(self, question: Question) -> dict[str, Any]:
         output_config = {}
@@ -264,7 +265,7 @@ class AnthropicEditor(JournaledEditor):
                 "command fetches them."
             )
         for key in missing:
-            self.failures[key] = "no result in its batch"
+            self._note_failure(key, "no result in its batch")
         self.journal.close_submission(submission.name)
         if "canceled" in self.failures.values():
             raise TeacherError(
@@ -278,11 +279,11 @@ class AnthropicEditor(JournaledEditor):
                 try:
                     self._record(result.custom_id, replace(_to_answer(result.result.message), batch=batch))
                 except RequestFailedError as error:
-                    self.failures[result.custom_id] = str(error)
+                    self._note_failure(result.custom_id, str(error))
         elif result.result.type == "errored":
-            self.failures[result.custom_id] = f"errored: {result.result.error.error.type}"
+            self._note_failure(result.custom_id, f"errored: {result.result.error.error.type}")
         else:
-            self.failures[result.custom_id] = result.result.type
+            self._note_failure(result.custom_id, result.result.type)
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:

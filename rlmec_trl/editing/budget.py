@@ -42,21 +42,18 @@ class Budget:
             What earlier answers have cost.
         share (`float`, *optional*, defaults to `1.0`):
             Part of what is left that this process may spend.
+        expected_cost (`float`, *optional*, defaults to `0.0`):
+            What an answer is taken to cost until there is one: rather too much than too little, for batches are handed
+            in whole.
     """
 
-    def __init__(self, limit: float | None, costs: Iterable[float], share: float = 1.0):
+    def __init__(self, limit: float | None, costs: Iterable[float], share: float = 1.0, expected_cost: float = 0.0):
         costs = list(costs)
         self.spent = sum(costs)
         self.under_way = 0
-        # Of an answer, until there is one
-        self.expected_cost: float | None = None
+        self.expected_cost = expected_cost
         self._num_answers = len(costs)
         self._limit = None if limit is None else self.spent + (limit - self.spent) * share
-
-    @property
-    def needs_estimate(self) -> bool:
-        """Whether there is a limit, and nothing yet to tell how many answers stay within it."""
-        return self._limit is not None and self._num_answers == 0 and self.expected_cost is None
 
     def add(self, cost: float | None) -> None:
         """Count an answer."""
@@ -75,7 +72,11 @@ class Budget:
         if self.spent >= self._limit:
             return 0
         mean = self.spent / self._num_answers if self._num_answers else self.expected_cost
-        return math.inf if not mean else max(0, (self._limit - self.spent) // mean - self.under_way)
+        if mean == 0:
+            return math.inf
+        # One has to be asked to learn what answers cost
+        least = 0 if self._num_answers or self.under_way else 1
+        return max(least, (self._limit - self.spent) // mean - self.under_way)
 
 
 def describe_estimate(estimate: Estimate, config: TeacherConfig) -> str:

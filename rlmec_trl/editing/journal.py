@@ -173,7 +173,10 @@ class Journal:
 
     def close(self) -> None:
         """Let others write."""
-        os.close(self._file)
+        with self._thread_lock:
+            os.close(self._file)
+            # A thread that was left behind must not write to what gets the number next
+            self._file = -1
         self._lock.release()
 
     def __enter__(self) -> "Journal":

@@ -71,13 +71,16 @@ class JournaledEditor(ABC):
         self.config = config
         self.concurrency = concurrency
         self.wording = wording
-        self.budget = Budget(config.max_cost, journal.costs(), budget_share)
+        self._batch = "" if config.use_batches else None
+        longest = answer_cost(config, Answer("", "", output_tokens=config.max_tokens, batch=self._batch))
+        self.budget = Budget(config.max_cost, journal.costs(), budget_share, longest or 0.0)
         # Of what the threads that ask change: the budget and the failures
         self._lock = threading.Lock()
         # Otherwise it answers from the journal alone
         self.may_ask = True
         # Why questions of this run got no answer, by their keys
         self.failures: dict[str, str] = {}
+        self._num_failures: Counter[str] = Counter()
         self._num_failures_in_a_row = 0
 
     @abstractmethod
@@ -135,17 +138,16 @@ class JournaledEditor(ABC):
         usable = usable or (lambda index, edit: not isinstance(edit, NoEdit))
         if self.may_ask:
             self.failures.clear()
+            self._num_failures.clear()
         edits: list[Edit] = [NoEdit("not asked")] * len(questions)
         self.budget.under_way = 0
-        if self.may_ask and self.budget.needs_estimate:
-            self.estimate(problems, references, completions)
         if self.may_ask and self.journal.own_submissions():
             self._with_client(self._resume)
         # Other processes will see to what these have asked
         waiting = {key for submission in self.journal.submissions() for key in submission.keys}
         done = [False] * len(questions)
         num_read = [0] * len(questions)
-        for attempt in range(self.config.max_attempts + 1):
+        while True:
             pending = {}
             for index, question in enumerate(questions):
                 answers = self.journal.answers(question.key)
@@ -155,10 +157,10 @@ class JournaledEditor(ABC):
                         edits[index] = self._read(question, answer)
                         done[index] = usable(index, edits[index])
                 num_read[index] = len(answers)
-                if not done[index] and len(answers) < self.config.max_attempts and question.key not in waiting:
+                tries = max(len(answers), self._num_failures[question.key])
+                if not done[index] and tries < self.config.max_attempts and question.key not in waiting:
                     pending[question.key] = question
-            exhausted = attempt == self.config.max_attempts or not self.budget.affords(1)
-            if exhausted or not pending or not self.may_ask:
+            if not pending or not self.may_ask or not self.budget.affords(1):
                 break
             self._with_client(self._send, list(pending.values()))
         return [
@@ -208,12 +210,10 @@ class JournaledEditor(ABC):
             stop_reason="",
             input_tokens=round(tokens_per_character * length(new)),
             output_tokens=round(tokens_per_character * characters),
-            batch="" if self.config.use_batches else None,
+            batch=self._batch,
         )
         cost = answer_cost(self.config, answer)
         highest_cost = answer_cost(self.config, replace(answer, output_tokens=self.config.max_tokens * len(new)))
-        if cost is not None:
-            self.budget.expected_cost = cost / len(new)
         return Estimate(len(new), answer.input_tokens, answer.output_tokens, cost, highest_cost)
 
     def _with_client(self, function: Callable, *args) -> Any:
@@ -233,10 +233,14 @@ class JournaledEditor(ABC):
             self.budget.add(answer.cost)
             self._num_failures_in_a_row = 0
 
-    def _fail(self, key: str, reason: str) -> None:
+    def _note_failure(self, key: str, reason: str) -> None:
         with self._lock:
             self.failures[key] = reason
+            self._num_failures[key] += 1
             self._num_failures_in_a_row += 1
+
+    def _fail(self, key: str, reason: str) -> None:
+        self._note_failure(key, reason)
         if self._num_failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:
             raise TeacherError(
                 f"{self._num_failures_in_a_row} questions in a row got no answer, the last one because of: {reason}. "

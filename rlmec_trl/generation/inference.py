@@ -93,6 +93,8 @@ def generate_ids(
     pad_token_id = padding_id(processing_class)
     if not generation_kwargs:
         generation_kwargs = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    # Many models come with a penalty for chats: it would bend the distribution, and spoil rewrites, which do repeat
+    generation_kwargs = {"repetition_penalty": 1.0, **generation_kwargs}
     completions = [[] for _ in prompt_ids]
     with evaluation_mode(model):
         for batch in length_batches([len(ids) for ids in prompt_ids], batch_size, desc):
