@@ -6,7 +6,8 @@ accelerate launch --config_file recipes/accelerate_configs/ddp.yaml recipes/samp
     --config recipes/ecqa/sample.yaml --model_name_or_path Qwen/Qwen2.5-7B-Instruct
 ```
 
-The policy runs in this process, or, with `--base_url`, behind a server (`vllm serve Qwen/Qwen2.5-7B-Instruct`):
+The policy runs in this process, or, with `--base_url`, behind a server, such as
+`vllm serve Qwen/Qwen2.5-7B-Instruct --generation-config vllm`:
 
 ```bash
 python recipes/sample.py --config recipes/ecqa/sample.yaml \

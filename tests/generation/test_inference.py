@@ -89,7 +89,7 @@ def test_eos_ids_are_those_of_tokenizer_and_generation_config(configured, expect
 def test_without_arguments_it_is_greedy_whatever_the_generation_config_says(model, tokenizer):
     prompts = [[5, 6, 7], [8, 9]]
     expected = generate_ids(model, tokenizer, prompts, max_new_tokens=8)
-    model.generation_config.update(do_sample=True, temperature=5.0, top_p=0.9, top_k=40)
+    model.generation_config.update(do_sample=True, temperature=5.0, top_p=0.9, top_k=40, repetition_penalty=9.0)
     assert generate_ids(model, tokenizer, prompts, max_new_tokens=8) == expected
 
 
