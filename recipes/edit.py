@@ -17,6 +17,7 @@ python recipes/edit.py --config recipes/gsm8k/edit_anthropic.yaml
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -114,6 +115,10 @@ def edit_by_api(
     """With a teacher behind an API, through the journal. `None` where only the costs were asked for."""
     state = process_state()
     journal_dir = args.journal_dir or f"{args.output_dir.rstrip('/')}-journal"
+    if Path(journal_dir).resolve().is_relative_to(Path(args.output_dir).resolve()):
+        raise ValueError(
+            f"The journal {journal_dir!r} lies in `--output_dir`, which is replaced: name another folder."
+        )
     with Journal(journal_dir, state.process_index, state.num_processes) as journal:
         # Whoever finds another run's lock stops before anybody pays
         state.wait_for_everyone()
@@ -134,7 +139,7 @@ def edit_by_api(
     if state.is_main_process:
         save_whole(edited, args.output_dir)
     state.wait_for_everyone()
-    if not teacher.budget.affords(1):
+    if teacher_config.max_cost is not None and outcomes["not asked"] > 0:
         state.print("`max_cost` was reached. With a higher one, the same command asks for the others.")
     if teacher_config.input_price is not None:
         state.print(f"Spent {spent - before:.2f} dollars, {spent:.2f} with earlier runs of {journal_dir}.")
@@ -146,8 +151,8 @@ def main(
 ) -> None:
     task = load_task(args.task)
     samples = load_samples(args)
-    if args.provider == "local" and server_config.base_url is not None:
-        raise ValueError("`--base_url` needs `--provider server`, or `--provider anthropic`.")
+    if args.provider == "local" and (server_config.base_url is not None or args.dry_run):
+        raise ValueError("`--base_url` and `--dry_run` need `--provider server`, or `--provider anthropic`.")
     if args.provider == "local":
         edited, outcomes = edit_here(samples, task, args, model_args)
     else:

@@ -107,6 +107,8 @@ class FakeAnthropic:
         # Billed tokens of each kind, apart for what came in batches
         self.tokens: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
         self.requests: Counter[str] = Counter()
+        # For some weeks they are
+        self.keeps_results = True
         # Lines of results that went out
         self.num_lines = 0
         # What the real API would have refused
@@ -352,7 +354,9 @@ class FakeAnthropic:
             "ended_at": "2026-01-01T01:00:00Z" if ended else None,
             "archived_at": None,
             "cancel_initiated_at": None,
-            "results_url": f"{self.url}/v1/messages/batches/{batch.id}/results" if ended else None,
+            "results_url": f"{self.url}/v1/messages/batches/{batch.id}/results"
+            if ended and self.keeps_results
+            else None,
         }
 
     async def _list(self, request: Request):

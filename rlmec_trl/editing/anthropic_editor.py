@@ -25,6 +25,10 @@ _MAX_BATCH_BYTES = 200_000_000
 
 # No other row would fare better: the key, the account, the model's name
 _HOPELESS = (401, 402, 403, 404)
+# Looks at a batch without an answer, after which there is no more waiting for it: an hour, by default
+_MAX_FAILED_LOOKS = 60
+# This row is at fault, such as one that is too long
+_ABOUT_ROW = (400, 413, 422)
 # The API has certainly not taken the request: it can be sent again without being paid twice
 _NOT_TAKEN = (429, 529)
 
@@ -52,6 +56,7 @@ class AnthropicEditor(JournaledEditor):
 
     Raises:
         [`TeacherError`]: If the package `anthropic` is missing.
+        `ValueError`: If `server_config` has what only servers have.
     """
 
     def __init__(
@@ -63,6 +68,9 @@ class AnthropicEditor(JournaledEditor):
         wording: Wording = WORDING,
         budget_share: float = 1.0,
     ):
+        for_servers = (server_config.served_model, server_config.extra_body, server_config.api_key_env)
+        if for_servers != (None, None, ServerConfig.api_key_env):
+            raise ValueError("`served_model`, `extra_body` and `api_key_env` are for servers alone: unset them.")
         # The effort makes other answers, the way they are sent does not
         name = f"anthropic {model} {config.effort or 'default'}"
         super().__init__(name, journal, config, server_config.concurrency, wording, budget_share)
@@ -99,10 +107,15 @@ class AnthropicEditor(JournaledEditor):
             **({"output_config": output_config} if output_config else {}),
         }
 
-    def _count_tokens(self, client: Any, questions: list[Question]) -> list[int]:
+    def _count_tokens(self, client: Any, questions: list[Question]) -> list[int] | None:
+        import anthropic
+
         with self._translated_errors():
-            counts = [client.messages.count_tokens(**self._params(question)) for question in questions]
-        return [count.input_tokens for count in counts]
+            try:
+                return [client.messages.count_tokens(**self._params(question)).input_tokens for question in questions]
+            except anthropic.NotFoundError:
+                # Not every gateway has this endpoint. If it is the model that there is not, the first question tells
+                return None
 
     def _ask(self, client: Any, question: Question) -> Answer:
         with self._translated_errors():
@@ -179,7 +192,7 @@ class AnthropicEditor(JournaledEditor):
                 time.sleep(min(2.0**attempt, self.config.poll_seconds))
             try:
                 return (careful_client.messages.batches.create(requests=requests)).id
-            except (anthropic.APIError, ValueError) as caught:
+            except (anthropic.APIError, ValueError, AttributeError) as caught:
                 error = caught
             status = getattr(error, "status_code", None)
             if status in _NOT_TAKEN:
@@ -203,14 +216,18 @@ class AnthropicEditor(JournaledEditor):
             if look > 0:
                 time.sleep(self.config.poll_seconds)
             with self._translated_errors():
+                seen_after = submission.after is None
                 for batch in client.messages.batches.list(limit=100):
                     if batch.id == submission.after:
+                        seen_after = True
                         break
                     counts = batch.request_counts
                     total = counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired
                     if batch.id not in known and total == len(submission.keys):
                         if self._answers_one_of(client, batch.id, set(submission.keys)):
                             return batch.id
+        if not seen_after:
+            raise self._unknown(submission.after)
         return None
 
     def _answers_one_of(self, client: Any, batch: str, keys: set[str]) -> bool:
@@ -225,15 +242,32 @@ class AnthropicEditor(JournaledEditor):
         """Wait for a batch to end. Whether its results can be fetched: they are kept for some weeks."""
         import anthropic
 
-        with self._translated_errors():
-            while True:
-                try:
-                    state = client.messages.batches.retrieve(batch)
-                except anthropic.NotFoundError:
-                    return False
-                if state.processing_status == "ended":
-                    return state.results_url is not None
-                time.sleep(self.config.poll_seconds)
+        num_failures = 0
+        while True:
+            try:
+                with self._translated_errors():
+                    try:
+                        state = client.messages.batches.retrieve(batch)
+                        ended, has_results = state.processing_status == "ended", state.results_url is not None
+                        num_failures = 0
+                    except anthropic.NotFoundError:
+                        raise self._unknown(batch) from None
+            except RequestFailedError:
+                # A batch takes hours, and an API may be away for a while in a night
+                num_failures += 1
+                if num_failures > _MAX_FAILED_LOOKS:
+                    raise
+                ended = False
+            if ended:
+                return has_results
+            time.sleep(self.config.poll_seconds)
+
+    def _unknown(self, batch: str) -> TeacherError:
+        return TeacherError(
+            f"Batch {batch} is not known to this key. Use the key and the address that it was handed in with: its "
+            "answers are paid for. If it was deleted, delete the lines of type `submission` that name it in "
+            f"{str(self.journal.directory)!r}."
+        )
 
     def _collect(self, client: Any, submission: Submission) -> None:
         """
@@ -258,7 +292,8 @@ class AnthropicEditor(JournaledEditor):
                             self._record_result(submission.batch, result)
                             missing.remove(result.custom_id)
                             progress.update()
-                    whole = True
+                    # There is a result for each question: fewer were cut off, even if quietly
+                    whole = not missing
         if not whole:
             raise TeacherError(
                 f"The results of batch {submission.batch} cannot be fetched. They are kept for some weeks: the same "
@@ -293,10 +328,12 @@ class AnthropicEditor(JournaledEditor):
         try:
             yield
         except (anthropic.AnthropicError, httpx2.HTTPError) as error:
-            if getattr(error, "status_code", None) in _HOPELESS:
+            status = getattr(error, "status_code", None)
+            if status in _HOPELESS:
                 raise self._hopeless(error) from None
-            raise RequestFailedError(describe_error(error)) from None
-        except ValueError as error:
+            raise RequestFailedError(describe_error(error), status in _ABOUT_ROW) from None
+        except (ValueError, AttributeError) as error:
+            # No JSON, or a web page, which the SDK hands on as a text
             raise RequestFailedError(f"broken response: {error}") from None
 
     def _hopeless(self, error: Exception) -> TeacherError:

@@ -82,7 +82,10 @@ class Budget:
 def describe_estimate(estimate: Estimate, config: TeacherConfig) -> str:
     """An estimate in words, for the terminal."""
     if estimate.requests == 0:
-        return "No new question: every row has an answer in the journal."
+        return (
+            "No new question: every row was asked before. Rows whose answers failed are asked again, up to "
+            "`--max_attempts` answers each."
+        )
     said = f"{estimate.requests:,} questions"
     if estimate.input_tokens is None:
         return f"{said}. This API cannot say beforehand how many tokens they have."

@@ -140,6 +140,10 @@ class Journal:
         """Ids of all batches that were ever handed in."""
         return {submission.batch for submission in self._submissions.values() if submission.batch is not None}
 
+    def is_empty(self) -> bool:
+        """Whether there is no answer at all."""
+        return not self._answers
+
     def costs(self) -> list[float]:
         """Dollars that each answer has cost, of those whose price was known."""
         answers = (answer for answers in self._answers.values() for answer in answers)

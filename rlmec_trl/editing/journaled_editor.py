@@ -34,7 +34,19 @@ class TeacherError(RuntimeError):
 
 
 class RequestFailedError(Exception):
-    """A question got no answer. Others may."""
+    """
+    A question got no answer. Others may.
+
+    Args:
+        reason (`str`):
+            Why not.
+        about_row (`bool`, *optional*, defaults to `False`):
+            Whether it is this question that the API finds fault with, and not the API that is in trouble.
+    """
+
+    def __init__(self, reason: str, about_row: bool = False):
+        super().__init__(reason)
+        self.about_row = about_row
 
 
 class JournaledEditor(ABC):
@@ -44,7 +56,7 @@ class JournaledEditor(ABC):
 
     Args:
         name (`str`):
-            Who is asked, with all that makes its answers another's: part of the key of every answer.
+            Who is asked: part of the key of every answer.
         journal ([`~rlmec_trl.editing.journal.Journal`]):
             Where the answers are kept.
         config ([`~rlmec_trl.editing.teacher_config.TeacherConfig`]):
@@ -107,12 +119,13 @@ class JournaledEditor(ABC):
 
     def _send(self, client: Any, questions: list[Question]) -> None:
         """Ask questions, as far as the budget goes, and record what comes back."""
+        self._num_failures_in_a_row = 0
 
         def ask(question: Question) -> None:
             try:
                 self._record(question.key, self._ask(client, question))
             except RequestFailedError as error:
-                self._fail(question.key, str(error))
+                self._fail(question.key, error)
             finally:
                 with self._lock:
                     self.budget.under_way -= 1
@@ -237,13 +250,18 @@ class JournaledEditor(ABC):
         with self._lock:
             self.failures[key] = reason
             self._num_failures[key] += 1
-            self._num_failures_in_a_row += 1
 
-    def _fail(self, key: str, reason: str) -> None:
-        self._note_failure(key, reason)
-        if self._num_failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:
+    def _fail(self, key: str, error: RequestFailedError) -> None:
+        self._note_failure(key, str(error))
+        # Rows that are refused one by one stop nothing, but where nothing was ever answered, it is not the row
+        if error.about_row and not self.journal.is_empty():
+            return
+        with self._lock:
+            self._num_failures_in_a_row += 1
+        # A burst of failures may be as long as there are questions under way
+        if self._num_failures_in_a_row >= max(_MAX_FAILURES_IN_A_ROW, 2 * self.concurrency):
             raise TeacherError(
-                f"{self._num_failures_in_a_row} questions in a row got no answer, the last one because of: {reason}. "
+                f"{self._num_failures_in_a_row} questions in a row got no answer, the last one because of: {error}. "
                 f"All answers so far are in {str(self.journal.directory)!r}; the same command goes on from there. "
                 "Where the rate is the limit, lower `--concurrency` or raise `--max_retries`."
             )
@@ -277,4 +295,7 @@ def edit_through_journal(
             editor.failures.update(failures)
         editor.journal.reload()
         editor.may_ask = False
-    return edit_dataset(dataset, editor, task, check_correct_samples)
+    try:
+        return edit_dataset(dataset, editor, task, check_correct_samples)
+    finally:
+        editor.may_ask = True

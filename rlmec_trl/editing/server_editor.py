@@ -10,8 +10,10 @@ from .teacher_config import TeacherConfig
 from .teacher_prompts import ANSWER_SCHEMA, Question
 
 
-# No other row would fare better: the key, the model's name, the address
-_HOPELESS = (401, 402, 403, 404)
+# No other row would fare better: the key, the account, the model's name, the address
+_HOPELESS = (401, 402, 404)
+# This row is at fault: too long, or not let through by a filter
+_ABOUT_ROW = (400, 403, 413, 422)
 
 
 class ServerEditor(JournaledEditor):
@@ -64,9 +66,10 @@ class ServerEditor(JournaledEditor):
         schema = {"name": "edit", "schema": ANSWER_SCHEMA, "strict": True}
         extra = {"response_format": {"type": "json_schema", "json_schema": schema}}
         messages = [{"role": "system", "content": question.system}, {"role": "user", "content": question.user}]
+        model = self.server_config.served_model or self.model
         try:
             response = client.chat.completions.create(
-                model=self.server_config.served_model or self.model,
+                model=model,
                 messages=messages,
                 max_tokens=self.config.max_tokens,
                 temperature=0.7 if num_answers else 0.0,
@@ -75,22 +78,25 @@ class ServerEditor(JournaledEditor):
                 **(extra if self.config.structured_output else {}),
             )
         except openai.APIError as error:
-            if getattr(error, "status_code", None) in _HOPELESS:
+            status = getattr(error, "status_code", None)
+            if status in _HOPELESS:
                 raise TeacherError(
-                    f"The server at {self.server_config.base_url} does not serve {self.model!r} "
+                    f"The server at {self.server_config.base_url} does not serve {model!r} "
                     f"({describe_error(error)}). Check `--base_url`, `--served_model` and the variable "
                     f"{self.server_config.api_key_env}. All answers so far are in the journal."
                 ) from None
-            raise RequestFailedError(describe_error(error)) from None
+            raise RequestFailedError(describe_error(error), status in _ABOUT_ROW) from None
         except ValueError as error:
             raise RequestFailedError(f"broken response: {error}") from None
-        # The SDK hands on a web page as a text
+        # The SDK takes what comes, and hands on a web page as a text
         if isinstance(response, str) or not response.choices:
-            raise RequestFailedError("a response without choices")
+            raise RequestFailedError("broken response: no choices")
         choice, usage = response.choices[0], response.usage
+        if choice.message is None or not isinstance(choice.message.content, str | None):
+            raise RequestFailedError("broken response: no text")
         return Answer(
             text=choice.message.content or "",
             stop_reason=choice.finish_reason or "",
-            input_tokens=usage.prompt_tokens if usage else 0,
-            output_tokens=usage.completion_tokens if usage else 0,
+            input_tokens=(usage and usage.prompt_tokens) or 0,
+            output_tokens=(usage and usage.completion_tokens) or 0,
         )

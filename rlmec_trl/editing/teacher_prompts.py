@@ -132,7 +132,7 @@ def _read_json(text: str) -> tuple[int, str] | None:
         answer = json.loads(text)
         # Half a surrogate pair is valid JSON, but no text that could be stored
         json.dumps(answer, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):
+    except (ValueError, TypeError, RecursionError):
         return None
     if not isinstance(answer, dict):
         return None

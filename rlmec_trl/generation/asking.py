@@ -71,6 +71,11 @@ def ask_all(
             progress.write("Stopping: answers under way are waited for (Ctrl-C drops them).", file=sys.stderr)
             _join(threads)
             raise
+        except BaseException:
+            # No thread is left to start, say
+            stop.set()
+            _join(threads)
+            raise
     if errors:
         raise errors[0]
 

@@ -22,7 +22,7 @@ class ServerConfig:
         base_url (`str`, *optional*):
             Address of the server, such as `http://localhost:8000/v1`.
         served_model (`str`, *optional*):
-            Name under which the server has the model. If unset, the one model that it has.
+            Name under which the server has the model. If unset, the one model that it has, or of a teacher its name.
         concurrency (`int`, *optional*, defaults to `32`):
             Greatest number of requests under way at a time.
         timeout (`float`, *optional*, defaults to `600.0`):
@@ -40,7 +40,10 @@ class ServerConfig:
     )
     served_model: str | None = field(
         default=None,
-        metadata={"help": "Name under which the server has the model. If unset, the one model that it has."},
+        metadata={
+            "help": "Name under which the server has the model. If unset, the one model that it has, or of a teacher "
+            "its name."
+        },
     )
     concurrency: int = field(default=32, metadata={"help": "Greatest number of requests under way at a time."})
     timeout: float = field(default=600.0, metadata={"help": "Seconds to wait for an answer."})
@@ -74,6 +77,8 @@ _BAD_REQUEST = (400, 413, 422)
 
 
 _NO_KEY = "no-key"
+# If so many completions in a call are all left out, it is not the prompts
+_MANY = 20
 
 
 class ServerError(RuntimeError):
@@ -166,6 +171,7 @@ class TokenServer:
         self.processing_class = processing_class
         self.ends = ends
         self.left_out: Counter[str] = Counter()
+        self._refusal = "nothing"
 
     def generate_ids(
         self,
@@ -223,7 +229,13 @@ class TokenServer:
 
             ask_all(generate, sendable, self.config.concurrency, len(sendable), desc)
         # In this thread alone: tokenizers are not made for several
-        return [self._read(prompt, responses.get(index)) for index, prompt in enumerate(prompts)]
+        completions = [self._read(prompt, responses.get(index)) for index, prompt in enumerate(prompts)]
+        if len(completions) >= _MANY and not any(completions):
+            raise ServerError(
+                f"Of {len(completions)} completions from {self.config.base_url} none can be used: "
+                f"{dict(self.left_out)} in this run. The last that the server refused was because of: {self._refusal}."
+            )
+        return completions
 
     def _read(self, prompt: list[int] | str | None, response) -> list[int]:
         if prompt is None:

@@ -3,6 +3,7 @@ What a teacher at Anthropic has answered is never lost and never paid twice, wha
 the real one, the server is one that fails on demand and keeps the bill.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -396,12 +397,54 @@ def test_answers_before_and_beside_a_refused_key_are_kept(server, make_samples, 
 
 def test_fifty_failures_in_a_row_stop_the_run(server, make_samples, tmp_path):
     samples = make_samples(200)
-    server.fault = lambda user, attempt: "400" if len(server.asked) > 30 else None
-    with pytest.raises(TeacherError, match="50 questions in a row.*400"):
-        edit(tmp_path, server, samples)
+    server.fault = lambda user, attempt: "500" if len(server.asked) > 30 else None
+    with pytest.raises(TeacherError, match="50 questions in a row.*500"):
+        edit(tmp_path, server, samples, max_retries=0)
     # Answers that overtake the first failures begin the count anew, and some more are under way when it is full
     assert 80 <= len(server.asked) <= 80 + 2 * 8
     assert len(journal_records(tmp_path)) == 30
+
+
+def test_where_every_row_is_refused_the_run_stops(server, make_samples, tmp_path):
+    """It is not the rows: an account without credit says the same."""
+    server.fault = lambda user, attempt: "400"
+    with pytest.raises(TeacherError, match="50 questions in a row.*400"):
+        edit(tmp_path, server, make_samples(200))
+    assert len(server.asked) <= 50 + 2 * 8
+
+
+def test_rows_that_are_always_refused_do_not_keep_the_others_from_their_data_set(server, make_samples, tmp_path):
+    samples = make_samples(200)
+    server.fault = lambda user, attempt: "400" if number(user) % 2 else None
+    edited, outcomes = edit(tmp_path, server, samples)
+    refused = [outcome for outcome in edited["edit_outcome"] if outcome.startswith("status 400")]
+    assert len(refused) > 60 and outcomes["unchanged"] + outcomes["rewritten"] == 200 - len(refused)
+    assert set(server.paid.values()) == {1}
+
+
+def test_an_editor_can_be_used_for_a_second_data_set(server, make_samples, tmp_path):
+    samples = make_samples(20)
+    with Journal(tmp_path) as journal:
+        editor = make_editor(journal, server)
+        for half in (samples.select(range(10)), samples.select(range(10, 20))):
+            edited, _ = edit_through_journal(half, editor, TASK)
+            assert edited.to_list() == edit_rightly(half)
+
+
+@pytest.mark.parametrize("settings", [{"served_model": "x"}, {"extra_body": {"a": 1}}, {"api_key_env": "TEAM_KEY"}])
+def test_what_only_servers_have_is_refused(settings, tmp_path):
+    with Journal(tmp_path) as journal, pytest.raises(ValueError, match="for servers alone"):
+        AnthropicEditor("claude-test", journal, TeacherConfig(), ServerConfig(**settings))
+
+
+def test_a_journal_inside_the_folder_that_is_replaced_is_refused(server, make_samples, tmp_path):
+    make_samples(3).save_to_disk(tmp_path / "samples")
+    words = ["--dataset_name", tmp_path / "samples", "--output_dir", tmp_path / "edited", "--task", "arithmetic"]
+    words += ["--journal_dir", tmp_path / "edited" / "journal", "--provider", "anthropic", "--teacher", "claude-test"]
+    recipe = importlib.import_module("recipes.edit")
+    with pytest.raises(ValueError, match="lies in `--output_dir`"):
+        recipe.main(*recipe.make_parser().parse_args_and_config([*map(str, words), "--base_url", server.url]))
+    assert not server.requests
 
 
 def test_many_failures_with_answers_between_do_not_stop_the_run(server, make_samples, tmp_path):
@@ -496,16 +539,37 @@ def test_a_batch_in_flight_is_waited_for_and_not_asked_again(server, make_sample
     assert server.requests["messages"] == 0
 
 
-def test_a_batch_that_is_gone_is_asked_again(server, make_samples, tmp_path):
+def test_a_batch_whose_results_are_no_longer_kept_is_asked_again(server, make_samples, tmp_path):
     samples = make_samples(10)
     server.faults = {"retrieve": "401"}
     with pytest.raises(TeacherError):
         edit(tmp_path, server, samples, use_batches=True)
-    server.faults = {}
-    server.batches.clear()
+    server.faults, server.keeps_results = {}, False
+    with Journal(tmp_path) as journal:
+        editor = make_editor(journal, server, use_batches=True)
+        with editor._client() as client:
+            editor._resume(client)
+        assert journal.submissions() == []
+    server.keeps_results = True
     edited, _ = edit(tmp_path, server, samples, use_batches=True)
     assert edited.to_list() == edit_rightly(samples)
     assert set(server.paid.values()) == {2}
+
+
+def test_a_batch_that_the_key_does_not_know_is_not_given_up(server, make_samples, tmp_path):
+    """As with the key of another workspace: its answers are paid for, and come with the right key."""
+    samples = make_samples(10)
+    server.faults = {"retrieve": "401"}
+    with pytest.raises(TeacherError):
+        edit(tmp_path, server, samples, use_batches=True)
+    server.faults, batches = {}, server.batches
+    server.batches = {}
+    with pytest.raises(TeacherError, match="not known to this key"):
+        edit(tmp_path, server, samples, use_batches=True)
+    server.batches = batches
+    edited, _ = edit(tmp_path, server, samples, use_batches=True)
+    assert edited.to_list() == edit_rightly(samples)
+    assert paid_once(server, 10)
 
 
 def test_a_batch_that_expired_as_a_whole_is_asked_again(server, make_samples, tmp_path):

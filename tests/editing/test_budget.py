@@ -140,14 +140,20 @@ def test_a_share_of_nothing_left_is_nothing():
     assert not Budget(1.0, [3.0], 0.5).affords(1)
 
 
+NOTHING_NEW = (
+    "No new question: every row was asked before. Rows whose answers failed are asked again, up to `--max_attempts` "
+    "answers each."
+)
+
+
 # --- In words --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("estimate", "fields", "said"),
     [
-        (Estimate(0), {}, "No new question: every row has an answer in the journal."),
-        (Estimate(0), PRICES | {"max_cost": 5.0}, "No new question: every row has an answer in the journal."),
+        (Estimate(0), {}, NOTHING_NEW),
+        (Estimate(0), PRICES | {"max_cost": 5.0}, NOTHING_NEW),
         (
             Estimate(1234),
             PRICES,

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import traceback
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset, load_from_disk
@@ -224,7 +226,7 @@ def test_a_row_whose_answer_did_not_arrive_is_asked_again(fault, rows, edit, tok
 
 
 @pytest.mark.parametrize(
-    ("fault", "reason"), [("500", "status 500"), ("broken JSON", "broken response"), ("no choices", "without choices")]
+    ("fault", "reason"), [("500", "status 500"), ("broken JSON", "broken response"), ("no choices", "no choices")]
 )
 def test_a_row_that_never_got_an_answer_says_why(fault, reason, rows, edit, tokenizer):
     with FakeServer(tokenizer, chat=teach) as server:
@@ -247,6 +249,29 @@ def test_a_row_that_the_server_refuses_costs_that_row_alone(rows, edit, tokenize
     assert [index for index, rewrite in enumerate(edited["rewrite"]) if rewrite is None] == [5]
     assert "status 400" in edited[5]["edit_outcome"] and "maximum context length" in edited[5]["edit_outcome"]
     assert outcomes.total() == 12
+
+
+@pytest.mark.parametrize(
+    ("message", "kept"),
+    [(None, []), ({"content": [{"type": "text", "text": "1"}]}, []), ({"content": "none\n2"}, ["none\n2"])],
+    ids=["no message", "content in parts", "usage without numbers"],
+)
+def test_odd_bodies_neither_stop_the_run_nor_spoil_the_journal(message, kept, tmp_path):
+    """The SDK takes what comes. Whatever its answer costs, it is kept."""
+    response = SimpleNamespace(
+        choices=[SimpleNamespace(message=message and SimpleNamespace(**message), finish_reason="stop")],
+        usage=SimpleNamespace(prompt_tokens=None, completion_tokens=None),
+    )
+    completions = SimpleNamespace(create=lambda **kwargs: response)
+    client = SimpleNamespace(chat=SimpleNamespace(completions=completions))
+    config = TeacherConfig(input_price=1.0, output_price=1.0, structured_output=False, max_attempts=1)
+    with Journal(tmp_path) as journal:
+        editor = ServerEditor("teacher", journal, config, ServerConfig(base_url="http://127.0.0.1:9/v1"))
+        editor._client = lambda: nullcontext(client)
+        (edit,) = editor(["1 + 1"], ["2"], ["3"])
+        (question,) = editor.questions(["1 + 1"], ["2"], ["3"])
+        assert [answer.text for answer in journal.answers(question.key)] == kept
+    assert isinstance(edit, NoEdit) == (not kept)
 
 
 @pytest.mark.parametrize("wrong", ["key", "model"])

@@ -374,6 +374,14 @@ def test_a_server_that_goes_on_failing_is_named_with_what_it_said(fault, message
         assert len(server.asked()) == 2, "tried again once, then nothing else is asked"
 
 
+def test_a_server_that_refuses_everything_does_not_pass_for_one_with_nothing_to_say(tokenizer):
+    """The empty result would be saved, and loaded instead of asked for when the server is mended."""
+    with FakeServer(tokenizer, solve(tokenizer)) as server:
+        server.refuse = lambda body: body["max_tokens"] > 1
+        with pytest.raises(ServerError, match="Of 20 completions .* none can be used.*maximum context length"):
+            connect(server).generate_ids(problems(tokenizer, 20), 64)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_refused_row_costs_that_row_alone(kind, tokenizer):
     prompts = problems(tokenizer, 5)
