@@ -20,12 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from datasets import Dataset, load_from_disk
 from trl import ModelConfig, TrlParser
 
 from rlmec_trl.data.loading import load_rows
-from rlmec_trl.data.processes import process_state
+from rlmec_trl.data.processes import gather_counts, process_state
 from rlmec_trl.data.schema import check_dataset
 from rlmec_trl.data.shards import map_shards, save_whole
 from rlmec_trl.data.tasks import Task, load_task
@@ -106,7 +105,7 @@ def edit_here(samples: Dataset, task: Task, args: EditArguments, model_args: Mod
 
     settings = {**vars(args), "teacher": model_fingerprint(args.teacher)}
     edited = map_shards(samples, edit, args.output_dir, settings, args.shard_size)
-    return edited, sum((Counter(counts) for counts in gather_object([dict(outcomes)])), Counter())
+    return edited, gather_counts(outcomes)
 
 
 def edit_by_api(

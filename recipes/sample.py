@@ -21,11 +21,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from datasets import Dataset
 from trl import ModelConfig, TrlParser
 
 from rlmec_trl.data.loading import ProblemConfig, load_problems
+from rlmec_trl.data.processes import gather_counts
 from rlmec_trl.data.shards import map_shards
 from rlmec_trl.data.tasks import load_task
 from rlmec_trl.generation.inference import eos_token_ids
@@ -87,7 +87,7 @@ def main(
         settings["server"] = [server_config.served_model, server_config.extra_body]
     samples = map_shards(problems, sample, args.output_dir, settings, args.shard_size)
     # By reason, in this run: what a server's answer did not give exactly
-    left_out = sum((Counter(counts) for counts in gather_object([dict(server.left_out if server else {})])), Counter())
+    left_out = gather_counts(server.left_out if server else Counter())
     if len(samples) == 0:
         raise ValueError(
             f"No completion came to its end: all were cut off at {args.max_new_tokens} tokens, or empty"

@@ -73,9 +73,7 @@ class AnthropicEditor(JournaledEditor):
             raise ValueError("`served_model`, `extra_body` and `api_key_env` are for servers alone: unset them.")
         # The effort makes other answers, the way they are sent does not
         name = f"anthropic {model} {config.effort or 'default'}"
-        super().__init__(name, journal, config, server_config.concurrency, wording, budget_share)
-        self.model = model
-        self.server_config = server_config
+        super().__init__(name, model, journal, config, server_config, wording, budget_share)
         try:
             import anthropic  # noqa: F401
         except ImportError:
@@ -145,39 +143,37 @@ class AnthropicEditor(JournaledEditor):
                 self.journal.record_submission(submission)
             self._collect(client, submission)
 
-    def _chunks(self, questions: list[Question]) -> Iterator[list[Question]]:
-        """Questions in batches of a size that the API takes, as far as the budget goes."""
+    def _chunks(self, questions: list[Question]) -> Iterator[list[dict[str, Any]]]:
+        """Requests in batches of a size that the API takes, as far as the budget goes."""
         chunk, num_bytes = [], 0
         for question in questions:
-            size = len(json.dumps(self._request(question)))
+            request = {
+                "custom_id": question.key,
+                "params": {"max_tokens": self.config.max_tokens, **self._params(question)},
+            }
+            size = len(json.dumps(request))
             full = len(chunk) == self.config.questions_per_batch or num_bytes + size > _MAX_BATCH_BYTES
             if chunk and full:
                 yield chunk
                 chunk, num_bytes = [], 0
             if not self.budget.affords(len(chunk) + 1):
                 break
-            chunk.append(question)
+            chunk.append(request)
             num_bytes += size
         if chunk:
             yield chunk
 
-    def _request(self, question: Question) -> dict[str, Any]:
-        return {
-            "custom_id": question.key,
-            "params": {"max_tokens": self.config.max_tokens, **self._params(question)},
-        }
-
-    def _hand_in(self, client: Any, questions: list[Question]) -> Submission:
+    def _hand_in(self, client: Any, requests: list[dict[str, Any]]) -> Submission:
         """
         Hand in a batch. It is in the journal before, without its id, and after, with it: one whose id was lost on the
         way is looked for, and found by its questions.
         """
         with self._translated_errors():
-            newest = (client.messages.batches.list(limit=1)).data
-        keys = [question.key for question in questions]
+            newest = client.messages.batches.list(limit=1).data
+        keys = [request["custom_id"] for request in requests]
         submission = Submission(uuid.uuid4().hex, keys, after=newest[0].id if newest else None)
         self.journal.record_submission(submission)
-        batch = self._create_batch(client, submission, [self._request(question) for question in questions])
+        batch = self._create_batch(client, submission, requests)
         submission = replace(submission, batch=batch)
         self.journal.record_submission(submission)
         return submission
@@ -191,7 +187,7 @@ class AnthropicEditor(JournaledEditor):
             if attempt > 0:
                 time.sleep(min(2.0**attempt, self.config.poll_seconds))
             try:
-                return (careful_client.messages.batches.create(requests=requests)).id
+                return careful_client.messages.batches.create(requests=requests).id
             except (anthropic.APIError, ValueError, AttributeError) as caught:
                 error = caught
             status = getattr(error, "status_code", None)
@@ -234,9 +230,8 @@ class AnthropicEditor(JournaledEditor):
         """Whose batch it is can be seen by its results alone."""
         if not self._wait_for(client, batch):
             return False
-        for result in client.messages.batches.results(batch):
-            return result.custom_id in keys
-        return False
+        first = next(iter(client.messages.batches.results(batch)), None)
+        return first is not None and first.custom_id in keys
 
     def _wait_for(self, client: Any, batch: str) -> bool:
         """Wait for a batch to end. Whether its results can be fetched: they are kept for some weeks."""

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 from datasets import Dataset
@@ -112,6 +113,7 @@ def edit_dataset(
     raw_completions, corrects, answers = dataset["completion"][:], dataset["correct"][:], dataset["answer"][:]
     asked = [index for index, correct in enumerate(corrects) if check_correct_samples or not correct]
 
+    @cache  # an editor that asks whether an edit is usable has had it verified
     def judge(index: int, edit: Edit) -> tuple[str, int, str | None]:
         return judge_edit(task, problems[index], answers[index], completions[index], corrects[index], edit)
 

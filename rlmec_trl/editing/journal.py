@@ -153,8 +153,12 @@ class Journal:
         """Batches that were handed in, or may have been, and whose answers are not all here."""
         return [submission for name, submission in self._submissions.items() if name not in self._closed]
 
+    def waiting_keys(self) -> set[str]:
+        """Keys of the questions in [`submissions`]."""
+        return {key for submission in self.submissions() for key in submission.keys}
+
     def own_submissions(self) -> list[Submission]:
-        """Those of them that this process has to look after: its own, and those of processes that are no more."""
+        """Those that this process has to look after: its own, and those of processes that are no more."""
         own = self._process_index
         return [
             submission

@@ -14,6 +14,7 @@ from ..data.processes import process_state
 from ..data.prompts import WORDING, Wording
 from ..data.tasks import Task
 from ..generation.asking import ask_all
+from ..generation.server import ServerConfig
 from .budget import Budget, Estimate
 from .editors import Edit, NoEdit, Usable, edit_dataset, editor_inputs
 from .journal import Answer, Journal
@@ -57,12 +58,14 @@ class JournaledEditor(ABC):
     Args:
         name (`str`):
             Who is asked: part of the key of every answer.
+        model (`str`):
+            Name of the model.
         journal ([`~rlmec_trl.editing.journal.Journal`]):
             Where the answers are kept.
         config ([`~rlmec_trl.editing.teacher_config.TeacherConfig`]):
             How to ask.
-        concurrency (`int`):
-            Greatest number of questions under way at a time.
+        server_config ([`~rlmec_trl.generation.server.ServerConfig`]):
+            How to reach the API.
         wording ([`~rlmec_trl.data.prompts.Wording`], *optional*):
             Wording of the task.
         budget_share (`float`, *optional*, defaults to `1.0`):
@@ -72,16 +75,18 @@ class JournaledEditor(ABC):
     def __init__(
         self,
         name: str,
+        model: str,
         journal: Journal,
         config: TeacherConfig,
-        concurrency: int,
+        server_config: ServerConfig,
         wording: Wording = WORDING,
         budget_share: float = 1.0,
     ):
         self.name = name
+        self.model = model
         self.journal = journal
         self.config = config
-        self.concurrency = concurrency
+        self.server_config = server_config
         self.wording = wording
         self._batch = "" if config.use_batches else None
         longest = answer_cost(config, Answer("", "", output_tokens=config.max_tokens, batch=self._batch))
@@ -138,7 +143,7 @@ class JournaledEditor(ABC):
                     self.budget.under_way += 1
                 yield question
 
-        ask_all(ask, affordable(), self.concurrency, len(questions), "Asking the teacher")
+        ask_all(ask, affordable(), self.server_config.concurrency, len(questions), "Asking the teacher")
 
     def __call__(
         self,
@@ -157,7 +162,7 @@ class JournaledEditor(ABC):
         if self.may_ask and self.journal.own_submissions():
             self._with_client(self._resume)
         # Other processes will see to what these have asked
-        waiting = {key for submission in self.journal.submissions() for key in submission.keys}
+        waiting = self.journal.waiting_keys()
         done = [False] * len(questions)
         num_read = [0] * len(questions)
         while True:
@@ -201,7 +206,7 @@ class JournaledEditor(ABC):
         Raises:
             [`TeacherError`]: If the teacher cannot be asked.
         """
-        waiting = {key for submission in self.journal.submissions() for key in submission.keys}
+        waiting = self.journal.waiting_keys()
         questions = {question.key: question for question in self.questions(problems, references, completions)}
         new = [question for key, question in questions.items() if not self.journal.answers(key) and key not in waiting]
         if not new:
@@ -259,7 +264,7 @@ class JournaledEditor(ABC):
         with self._lock:
             self._num_failures_in_a_row += 1
         # A burst of failures may be as long as there are questions under way
-        if self._num_failures_in_a_row >= max(_MAX_FAILURES_IN_A_ROW, 2 * self.concurrency):
+        if self._num_failures_in_a_row >= max(_MAX_FAILURES_IN_A_ROW, 2 * self.server_config.concurrency):
             raise TeacherError(
                 f"{self._num_failures_in_a_row} questions in a row got no answer, the last one because of: {error}. "
                 f"All answers so far are in {str(self.journal.directory)!r}; the same command goes on from there. "

@@ -52,9 +52,7 @@ class ServerEditor(JournaledEditor):
     ):
         if config.use_batches or config.effort is not None:
             raise ValueError("`use_batches` and `effort` are for the Anthropic API alone: unset them for a server.")
-        super().__init__(f"server {model}", journal, config, server_config.concurrency, wording, budget_share)
-        self.model = model
-        self.server_config = server_config
+        super().__init__(f"server {model}", model, journal, config, server_config, wording, budget_share)
 
     def _client(self) -> Any:
         return open_client(self.server_config)
