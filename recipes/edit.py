@@ -24,7 +24,7 @@ from datasets import Dataset, load_from_disk
 from trl import ModelConfig, TrlParser
 
 from rlmec_trl.data.loading import load_rows
-from rlmec_trl.data.processes import gather_counts, process_state
+from rlmec_trl.data.processes import end_processes, gather_counts, process_state
 from rlmec_trl.data.schema import check_dataset
 from rlmec_trl.data.shards import map_shards, save_whole
 from rlmec_trl.data.tasks import Task, load_task
@@ -174,3 +174,4 @@ def main(
 
 if __name__ == "__main__":
     main(*make_parser().parse_args_and_config())
+    end_processes()

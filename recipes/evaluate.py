@@ -14,6 +14,7 @@ from accelerate import PartialState
 from trl import ModelConfig, TrlParser
 
 from rlmec_trl.data.loading import ProblemConfig, load_problems
+from rlmec_trl.data.processes import end_processes
 from rlmec_trl.data.tasks import load_task
 from rlmec_trl.evaluation.accuracy import Accuracy
 from rlmec_trl.evaluation.solving import solve
@@ -55,3 +56,4 @@ def main(problem_config: ProblemConfig, args: EvaluateArguments, model_args: Mod
 
 if __name__ == "__main__":
     main(*make_parser().parse_args_and_config())
+    end_processes()

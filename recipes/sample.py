@@ -25,7 +25,7 @@ from datasets import Dataset
 from trl import ModelConfig, TrlParser
 
 from rlmec_trl.data.loading import ProblemConfig, load_problems
-from rlmec_trl.data.processes import gather_counts
+from rlmec_trl.data.processes import end_processes, gather_counts
 from rlmec_trl.data.shards import map_shards
 from rlmec_trl.data.tasks import load_task
 from rlmec_trl.generation.inference import eos_token_ids
@@ -107,3 +107,4 @@ def _listed(left_out: Counter) -> str:
 
 if __name__ == "__main__":
     main(*make_parser().parse_args_and_config())
+    end_processes()

@@ -17,6 +17,7 @@ from accelerate import PartialState
 from trl import ModelConfig, TrlParser
 
 from rlmec_trl.data.loading import load_rows
+from rlmec_trl.data.processes import end_processes
 from rlmec_trl.generation.server import ServerConfig
 from rlmec_trl.reward.scoring import ScoreConfig, score_to_disk
 
@@ -48,3 +49,4 @@ def main(
 
 if __name__ == "__main__":
     main(*make_parser().parse_args_and_config())
+    end_processes()

@@ -5,6 +5,9 @@ they load; for the same reason, and because most tests need no torch, the fixtur
 
 import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -20,6 +23,42 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A busy machine is not a failing property.
 settings.register_profile("rlmec", deadline=None)
 settings.load_profile("rlmec")
+
+
+ROOT = Path(__file__).parents[1]
+
+# What each process of `run_on_two` does last. A group that is still there may abort the process while Python shuts
+# down, or not: here it always fails.
+CHECK_END = """
+import atexit, os, sys
+
+def check():
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_initialized():
+        print("The process group was not ended.", file=sys.stderr, flush=True)
+        os._exit(70)
+
+atexit.register(check)
+"""
+
+
+@pytest.fixture(scope="session")
+def run_on_two(tmp_path_factory):
+    """Run a script by `accelerate launch` on two CPU processes, and return its output."""
+    folder = tmp_path_factory.mktemp("check_end")
+    (folder / "sitecustomize.py").write_text(CHECK_END, encoding="utf-8")
+
+    def run_on_two(script, *words, cwd=None):
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
+        command += [ROOT / "recipes" / "accelerate_configs" / "cpu2.yaml", script, *words]
+        environment = {"PYTHONPATH": f"{folder}:{ROOT}", "ACCELERATE_USE_CPU": "true"}
+        result = subprocess.run(
+            list(map(str, command)), cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=300
+        )
+        assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-5000:]
+        return result.stdout
+
+    return run_on_two
 
 
 @pytest.fixture(scope="session")

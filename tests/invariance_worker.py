@@ -1,6 +1,6 @@
 """
 Train the policy in a folder on the rows beside it, once for every combination of `LOSSES`, and keep what came of it.
-A test runs it in its own process; `torchrun` runs it in two.
+A test runs it in its own process; `accelerate launch` runs it in two.
 
 python tests/invariance_worker.py FOLDER BATCH_SIZE ACCUMULATION_STEPS OUTPUT_FILE
 """
@@ -14,6 +14,7 @@ from datasets import load_from_disk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlmec_trl import RLMECConfig, RLMECTrainer
+from rlmec_trl.data.processes import end_processes
 
 
 LOSSES = list(itertools.product(["rlmec", "ppo"], ["active_tokens", "completion_tokens"]))
@@ -70,3 +71,4 @@ if __name__ == "__main__":
     results = train(folder, int(batch_size), int(accumulation_steps))
     if PartialState().is_main_process:
         torch.save(results, output_file)
+    end_processes()

@@ -1,9 +1,6 @@
 """The result does not depend on how a batch is cut up: into micro-batches, or over processes."""
 
-import os
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -51,14 +48,9 @@ def accumulated(folder):
 
 
 @pytest.fixture(scope="module")
-def distributed(folder):
-    output_file = folder / "distributed.pt"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(WORKER)]
-    command += [str(folder), str(BATCH_SIZE // 2), "1", str(output_file)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(WORKER.parents[1])}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return torch.load(output_file)
+def distributed(folder, run_on_two):
+    run_on_two(WORKER, folder, BATCH_SIZE // 2, 1, folder / "distributed.pt")
+    return torch.load(folder / "distributed.pt")
 
 
 def assert_same_run(run, reference):

@@ -53,6 +53,12 @@ def parse(recipe, words):
 # --- Shipped files ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", sorted(set(RECIPES) - {"audit", "pipeline", "task"}))
+def test_a_recipe_for_several_processes_ends_their_group(name):
+    source = (ROOT / "recipes" / f"{name}.py").read_text(encoding="utf-8")
+    assert "    train_and_save(trainer" in source or source.endswith("    end_processes()\n")
+
+
 @pytest.mark.parametrize("path", STAGE_CONFIGS, ids=names(STAGE_CONFIGS))
 def test_a_config_has_only_arguments_of_its_recipe(path):
     parsed = parse(recipe_of(path), ["--config", str(path)])
@@ -470,14 +476,10 @@ def unscored(tmp_path_factory, tokenizer, make_rows):
 
 
 @pytest.fixture(scope="module")
-def train(unscored):
+def train(unscored, run_on_two):
     """Launch the recipe on 1 or 2 processes, with the same number of rows in a step."""
 
     def train(num_processes):
-        launch = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"]
-        if num_processes == 2:
-            config = ROOT / "recipes" / "accelerate_configs" / "cpu2.yaml"
-            launch = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--main_process_port", "0"]
         output_dir = unscored / f"out-{num_processes}"
         settings = {
             "config": ROOT / "recipes" / "arithmetic" / "rlmec.yaml",
@@ -495,9 +497,12 @@ def train(unscored):
             "optim": "sgd",
         }
         words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
-        output = run_recipe(
-            *launch, str(ROOT / "recipes" / "rlmec.py"), *words, cwd=unscored, ACCELERATE_USE_CPU="true"
-        )
+        if num_processes == 2:
+            output = run_on_two(ROOT / "recipes" / "rlmec.py", *words, cwd=unscored)
+        else:
+            launch = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"]
+            recipe = str(ROOT / "recipes" / "rlmec.py")
+            output = run_recipe(*launch, recipe, *words, cwd=unscored, ACCELERATE_USE_CPU="true")
         assert output.count(f"Model saved to {output_dir}") == 1
         return output_dir
 

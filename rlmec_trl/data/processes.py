@@ -16,6 +16,17 @@ def process_state() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
+def end_processes() -> None:
+    """
+    Part from the other processes of the run: the last thing that a script does with them.
+
+    The threads of the process group may still hold tensors. One that lets go of its tensors while Python shuts down
+    aborts the process, with all its work done (https://github.com/pytorch/pytorch/issues/190489). A trainer's `end()`
+    does the same.
+    """
+    process_state().destroy_process_group()
+
+
 def gather_counts(counts: Counter[str]) -> Counter[str]:
     """The sum over all processes, on each of them."""
     return sum(map(Counter, gather_object([dict(counts)])), Counter())

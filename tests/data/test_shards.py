@@ -18,7 +18,7 @@ DATASET = Dataset.from_dict({"number": list(range(11)), "text": [f"row {index}" 
 WORKER = """
 import random, sys
 from pathlib import Path
-from rlmec_trl.data.processes import process_state
+from rlmec_trl.data.processes import end_processes, process_state
 from datasets import Dataset
 from rlmec_trl.data.shards import map_shards
 
@@ -34,6 +34,7 @@ def work(shard, index):
 dataset = Dataset.from_dict({"number": list(range(11)), "text": [f"row {index}" for index in range(11)]})
 result = map_shards(dataset, work, output_dir, {}, shard_size=2)
 Path(folder, f"rows-{state.process_index}-of-{state.num_processes}").write_text(repr(result.to_list()))
+end_processes()
 """
 
 
@@ -250,16 +251,15 @@ def test_another_result_in_the_same_folder_is_not_taken_for_finished_work(tmp_pa
 # --- Several processes -----------------------------------------------------------------------------------------------
 
 
-def test_two_processes_give_the_rows_of_one_in_the_same_order(tmp_path):
+def test_two_processes_give_the_rows_of_one_in_the_same_order(tmp_path, run_on_two):
     (tmp_path / "worker.py").write_text(WORKER, encoding="utf-8")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    launch += [str(ROOT / "recipes" / "accelerate_configs" / "cpu2.yaml"), "--main_process_port", "0"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    for name, command in (("two", launch), ("one", [sys.executable])):
+    words = {}
+    for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        command = [*command, str(tmp_path / "worker.py"), str(tmp_path / name), str(tmp_path / name / "out")]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-        assert result.returncode == 0, result.stderr[-3000:]
+        words[name] = [str(tmp_path / "worker.py"), str(tmp_path / name), str(tmp_path / name / "out")]
+    run_on_two(*words["two"])
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, *words["one"]], env=environment, check=True, timeout=120)
     took = {tuple(path.name.split("-")[1::3]) for path in (tmp_path / "two").glob("shard-*")}
     assert took == {("0", "0"), ("1", "1"), ("2", "0"), ("3", "1"), ("4", "0"), ("5", "1")}
     expected = (tmp_path / "one" / "rows-0-of-1").read_text()

@@ -679,16 +679,15 @@ def environment(**variables):
 
 
 @both_ways
-def test_two_processes_share_the_work_and_make_the_data_set_of_one(server, make_samples, tmp_path, use_batches):
+def test_two_processes_share_the_work_and_make_the_data_set_of_one(
+    server, make_samples, tmp_path, use_batches, run_on_two
+):
     # Some rows are asked again, and some are in the data set twice
     server.fault = lambda user, attempt: "malformed" if number(user) % 5 == 0 and attempt == 0 else None
     samples = make_samples(60)
     samples = concatenate_datasets([samples, samples.select(range(7))])
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
-    command += ["--config_file", str(ROOT / "recipes/accelerate_configs/cpu2.yaml"), str(ROOT / "recipes/edit.py")]
-    command += recipe_words(tmp_path, server, samples, "--use_batches", str(use_batches).lower())
-    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    words = recipe_words(tmp_path, server, samples, "--use_batches", str(use_batches).lower())
+    run_on_two(ROOT / "recipes/edit.py", *words)
     expected, _ = edit(tmp_path / "alone", server, samples, use_batches=use_batches)
     found = load_from_disk(tmp_path / "edited")
     assert found.to_list() == expected.to_list() == edit_rightly(samples)

@@ -192,7 +192,8 @@ def serve(tokenizer, answer, refused):
     return serve
 
 
-def start(folder, server, output_dir, *launcher, **environment):
+def recipe(folder, server, output_dir):
+    """The recipe and its arguments."""
     settings = {
         "config": ROOT / "recipes" / "arithmetic" / "sample.yaml",
         "model_name_or_path": folder / "policy",
@@ -204,20 +205,18 @@ def start(folder, server, output_dir, *launcher, **environment):
         "concurrency": 4,
     }
     words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
+    return [str(ROOT / "recipes" / "sample.py"), *words]
+
+
+def start(folder, server, output_dir):
     return subprocess.Popen(
-        [sys.executable, *launcher, str(ROOT / "recipes" / "sample.py"), *words],
+        [sys.executable, *recipe(folder, server, output_dir)],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def finish(process):
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, output[-1000:] + errors[-3000:]
-    return output.strip().splitlines()[-1]
 
 
 def prompts_of(exchanges):
@@ -225,13 +224,11 @@ def prompts_of(exchanges):
 
 
 @pytest.fixture(scope="module")
-def on_two_processes(folder, serve):
+def on_two_processes(folder, serve, run_on_two):
     """What two processes sampled, the line they ended with, and what was said to them."""
-    launcher = ["-m", "accelerate.commands.launch", "--main_process_port", "0"]
-    launcher += ["--config_file", str(ROOT / "recipes" / "accelerate_configs" / "cpu2.yaml")]
     with serve() as server:
-        last_line = finish(start(folder, server, "two", *launcher, ACCELERATE_USE_CPU="true"))
-        return load_from_disk(folder / "two"), last_line, server
+        output = run_on_two(*recipe(folder, server, "two"), cwd=folder)
+        return load_from_disk(folder / "two"), output.strip().splitlines()[-1], server
 
 
 def test_samples_from_a_server_are_those_that_it_can_tell_the_ids_of(on_two_processes, folder, refused, tokenizer):
@@ -294,7 +291,9 @@ def test_a_run_that_was_killed_asks_for_no_finished_shard_again(folder, serve, a
         assert prompts_of(server.asked()).keys() >= set(prompts[: 2 * SHARD_SIZE])
         assert not (folder / "killed").exists()
     with serve() as server:
-        finish(start(folder, server, "killed"))
+        process = start(folder, server, "killed")
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, output[-1000:] + errors[-3000:]
         assert prompts_of(server.asked()) == dict.fromkeys(prompts[2 * SHARD_SIZE :], NUM_SAMPLES)
     # The same samples as of two processes that nobody killed
     assert load_from_disk(folder / "killed").to_list() == on_two_processes[0].to_list()
