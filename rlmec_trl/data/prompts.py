@@ -136,7 +136,7 @@ def parse_locate(wording: Wording, text: str) -> int | None:
     remark = r"(?:[*`\"':.,;)]+(?:\s.*)?|\s+[-–—(].*)?"
     if re.fullmatch(re.escape(wording.no_error.strip()) + remark, first_line, re.IGNORECASE):
         return -1
-    found = re.fullmatch(r"(?:step\s*)?([0-9]+)" + remark, first_line, re.IGNORECASE)
+    found = re.fullmatch(r"(?:step\s*)?([0-9]{1,9})" + remark, first_line, re.IGNORECASE)
     return int(found.group(1)) if found else None
 
 

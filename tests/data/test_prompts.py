@@ -125,6 +125,7 @@ def test_what_locate_answers_is_read_back(error_step):
         ("1.5", None),
         ("3 steps are right", None),
         ("nonexistent", None),
+        ("7" * 5000, None),  # more digits than Python makes a number of
         ("I think that 4 + 5 = 9", None),
     ],
 )
