@@ -109,8 +109,9 @@ class FakeAnthropic:
         self.requests: Counter[str] = Counter()
         # For some weeks they are
         self.keeps_results = True
-        # Lines of results that went out
+        # Lines of results that went out, and how many may
         self.num_lines = 0
+        self.max_lines = float("inf")
         # What the real API would have refused
         self.complaints: list[str] = []
         self.batches: dict[str, Batch] = {}
@@ -398,6 +399,8 @@ class FakeAnthropic:
 
         async def stream():
             for line in lines:
+                while self.num_lines >= self.max_lines:
+                    await asyncio.sleep(0.001)
                 self.num_lines += 1
                 yield line
                 await asyncio.sleep(self.chunk_delay)

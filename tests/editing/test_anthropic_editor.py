@@ -704,7 +704,10 @@ def test_ctrl_c_keeps_the_answers_under_way(server, make_samples, tmp_path):
     # Never all at once, so that there is always something under way
     server.delay = lambda user: 0.1 + number(user) % 10 / 50
     samples = make_samples(200)
-    command = [sys.executable, str(ROOT / "recipes/edit.py"), *recipe_words(tmp_path, server, samples)]
+    # Tests may run where Ctrl-C is ignored, such as in the background of a script
+    script = "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    script += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", script, str(ROOT / "recipes/edit.py"), *recipe_words(tmp_path, server, samples)]
     with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as process:
         try:
             server.wait_until(lambda: server.paid.total() >= 20)

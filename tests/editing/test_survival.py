@@ -165,8 +165,11 @@ def test_a_kill_while_a_batch_is_handed_in_does_not_pay_it_twice(worker, server,
 
 def test_a_kill_while_results_are_fetched_does_not_pay_them_twice(worker, server, samples, tmp_path):
     samples.select(range(20)).save_to_disk(tmp_path / "samples")
-    server.chunk_delay = 0.03
-    for num_answers in (3, 7, 12, 17):
+    server.max_lines = 0
+    # Of two batches of ten. The first is sent anew to each run until all of it is there, and the client gets to see a
+    # line when the next one arrives.
+    for num_answers, num_lines in ((3, 4), (7, 8), (12, 13), (17, 8)):
+        server.max_lines += num_lines
         worker.start(tmp_path, server, True)
         path = tmp_path / "journal" / "answers-0.jsonl"
         server.wait_until(
@@ -174,6 +177,7 @@ def test_a_kill_while_results_are_fetched_does_not_pay_them_twice(worker, server
         )
         worker.kill()
         assert answered_keys(tmp_path).total() < 20
+    server.max_lines = float("inf")
     worker.start(tmp_path, server, True)
     assert worker.wait() == 0
     assert set(answered_keys(tmp_path).values()) == {1}

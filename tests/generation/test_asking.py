@@ -170,8 +170,11 @@ def test_it_runs_inside_a_running_loop_as_in_a_notebook():
 # --- Ctrl-C ----------------------------------------------------------------------------------------------------------
 
 WORKER = """
-import asyncio, os
+import asyncio, os, signal
 from rlmec_trl.generation.asking import ask_all
+
+# Tests may run where Ctrl-C is ignored, such as in the background of a script
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def say(*words):
     # In one piece, unlike print
