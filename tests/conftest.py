@@ -27,33 +27,21 @@ settings.load_profile("rlmec")
 
 ROOT = Path(__file__).parents[1]
 
-# What each process of `run_on_two` does last. A group that is still there may abort the process while Python shuts
-# down, or not: here it always fails.
-CHECK_END = """
-import atexit, os, sys
-
-def check():
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_initialized():
-        print("The process group was not ended.", file=sys.stderr, flush=True)
-        os._exit(70)
-
-atexit.register(check)
-"""
-
 
 @pytest.fixture(scope="session")
-def run_on_two(tmp_path_factory):
+def run_on_two():
     """Run a script by `accelerate launch` on two CPU processes, and return its output."""
-    folder = tmp_path_factory.mktemp("check_end")
-    (folder / "sitecustomize.py").write_text(CHECK_END, encoding="utf-8")
 
     def run_on_two(script, *words, cwd=None):
         command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
-        command += [ROOT / "recipes" / "accelerate_configs" / "cpu2.yaml", script, *words]
-        environment = {"PYTHONPATH": f"{folder}:{ROOT}", "ACCELERATE_USE_CPU": "true"}
+        command += [ROOT / "recipes" / "accelerate_configs" / "cpu2.yaml", ROOT / "tests" / "on_two.py"]
         result = subprocess.run(
-            list(map(str, command)), cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=300
+            list(map(str, [*command, script, *words])),
+            cwd=cwd,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"},
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-5000:]
         return result.stdout

@@ -1,5 +1,6 @@
 """The processes that share a run."""
 
+import gc
 from collections import Counter
 
 from accelerate import PartialState
@@ -18,12 +19,13 @@ def process_state() -> PartialState:
 
 def end_processes() -> None:
     """
-    Part from the other processes of the run: the last thing that a script does with them.
+    Part from the other processes of the run: the last thing that a script does. One with a trainer calls the trainer's
+    `end()`, which does the same.
 
-    The threads of the process group may still hold tensors. One that lets go of its tensors while Python shuts down
-    aborts the process, with all its work done (https://github.com/pytorch/pytorch/issues/190489). A trainer's `end()`
-    does the same.
+    Otherwise the threads of the process group may still hold tensors, and one that frees a tensor while Python shuts
+    down aborts the process, with all its work done (https://github.com/pytorch/pytorch/issues/190489).
     """
+    gc.collect()  # what is no longer in use may hold the group, too
     process_state().destroy_process_group()
 
 

@@ -1,5 +1,6 @@
 """What every training recipe does around its trainer."""
 
+import gc
 import os
 
 from transformers import Trainer, TrainingArguments
@@ -40,4 +41,17 @@ def train_and_save(trainer: Trainer, dataset_name: str | None = None) -> None:
     trainer.accelerator.print(f"Model saved to {args.output_dir}")
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_name)
+    _end(trainer)
+
+
+def _end(trainer: Trainer) -> None:
+    """
+    Call the trainer's `end()` once nothing of it holds the process group any more.
+
+    DDP does, beyond `end()`. Gloo's group would then be freed with DDP, which keeps all other threads out of Python
+    while it waits for the group's own, and these may have to get into Python to free a tensor: a deadlock.
+    """
+    trainer.model_wrapped = trainer.model
+    trainer.accelerator.free_memory()
+    gc.collect()
     trainer.end()
