@@ -2,6 +2,7 @@
 
 import gc
 from collections import Counter
+from datetime import timedelta
 
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
@@ -12,9 +13,11 @@ def process_state() -> PartialState:
     This process among those of the run.
 
     Unlike `PartialState()` alone, it heeds the variable by which `accelerate launch` says that a run is on CPUs.
-    Without that, each of several CPU processes would believe that it is alone, and overwrite the others' work.
+    Without that, each of several CPU processes would believe that it is alone, and overwrite the others' work. And it
+    lets processes wait for each other for a week rather than for minutes: a batch of questions may take a day, and be
+    handed in again. A trainer's arguments, where they come first, set their own `ddp_timeout`.
     """
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=7))
 
 
 def end_processes() -> None:

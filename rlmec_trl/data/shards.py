@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,9 @@ def map_shards(
         # With the number given, a result without rows gets a file too, without which it could not be loaded
         result.save_to_disk(str(unfinished), num_shards=1)
         unfinished.rename(paths[index])
+    # Not at a barrier: another process may need longer for its last shard than a trainer's `ddp_timeout`
+    while not all(path.exists() for path in paths):
+        time.sleep(0.1)
     state.wait_for_everyone()
     if state.is_main_process:
         save_whole(concatenate_datasets([load_from_disk(str(path)) for path in paths]), output_dir, key)

@@ -16,16 +16,33 @@ ROOT = Path(__file__).parents[2]
 DATASET = Dataset.from_dict({"number": list(range(11)), "text": [f"row {index}" for index in range(11)]})
 
 WORKER = """
-import random, sys
+import random, sys, time
+from datetime import timedelta
 from pathlib import Path
+import torch
+from accelerate import PartialState
 from rlmec_trl.data.processes import end_processes, process_state
 from datasets import Dataset
 from rlmec_trl.data.shards import map_shards
 
 folder, output_dir = sys.argv[1:]
 state = process_state()
+if state.num_processes > 1:
+    group = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+    assert group.options._timeout > timedelta(days=1), group.options._timeout
+
+wait_for_everyone = PartialState.wait_for_everyone
+
+def wait_for_no_shard(self):
+    # At a barrier, which has a time limit, nobody waits for work
+    assert Path(output_dir).exists() or len(list(Path(folder).glob(".out-*/?????"))) == 6
+    wait_for_everyone(self)
+
+PartialState.wait_for_everyone = wait_for_no_shard
 
 def work(shard, index):
+    if index == 5:
+        time.sleep(0.5)
     Path(folder, f"shard-{index}-of-process-{state.process_index}").touch()
     rng = random.Random(index)
     rows = [{**row, "draw": rng.random()} for row in shard for _ in range(index % 3)]
