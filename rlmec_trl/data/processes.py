@@ -22,8 +22,8 @@ def process_state() -> PartialState:
 
 def end_processes() -> None:
     """
-    Part from the other processes of the run: the last thing that a script does. One with a trainer calls the trainer's
-    `end()`, which does the same.
+    Part from the other processes of the run: the last thing that a script without a trainer does. One with a trainer
+    ends by `train_and_save`.
 
     Otherwise the threads of the process group may still hold tensors, and one that frees a tensor while Python shuts
     down aborts the process, with all its work done (https://github.com/pytorch/pytorch/issues/190489).

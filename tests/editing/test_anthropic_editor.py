@@ -86,6 +86,13 @@ def paid_once(server, num_rows):
     return set(server.paid.values()) == {1} and len(server.paid) == num_rows
 
 
+def edit_the_rest(folder, server, samples, **settings):
+    """The last run: every row is edited rightly then, and was paid once in all runs together."""
+    edited, _ = edit(folder, server, samples, **settings)
+    assert edited.to_list() == edit_rightly(samples)
+    assert paid_once(server, len(samples))
+
+
 # --- A bad day -------------------------------------------------------------------------------------------------------
 
 
@@ -95,9 +102,7 @@ def test_a_storm_of_faults_loses_nothing_and_pays_nothing_twice_by_messages(serv
         faults[number(user) % len(faults)] if number(user) // 100 % 3 == 0 and attempt == 0 else None
     )
     samples = make_samples(1000)
-    edited, _ = edit(tmp_path, server, samples, concurrency=64)
-    assert edited.to_list() == edit_rightly(samples)
-    assert paid_once(server, 1000)
+    edit_the_rest(tmp_path, server, samples, concurrency=64)
     assert len(journal_records(tmp_path)) == 1000
     assert len(server.asked) > 1200, "there were faults"
 
@@ -112,9 +117,7 @@ def test_a_storm_of_faults_loses_nothing_and_pays_nothing_twice_by_batches(serve
     server.faults |= {("results", index): "cut off" for index in range(0, 12, 3)}
     server.faults |= {("retrieve", index): "500" for index in range(5, 60, 10)}
     samples = make_samples(1000)
-    edited, _ = edit(tmp_path, server, samples, use_batches=True, questions_per_batch=100, max_attempts=5)
-    assert edited.to_list() == edit_rightly(samples)
-    assert paid_once(server, 1000)
+    edit_the_rest(tmp_path, server, samples, use_batches=True, questions_per_batch=100, max_attempts=5)
     assert len(journal_records(tmp_path)) == 1000
     assert len(server.asked) > 1400, "a third of the rows and a whole batch were asked again"
 
@@ -352,9 +355,7 @@ def test_a_limit_stops_in_time_keeps_what_there_is_and_can_be_raised(server, mak
     edit(tmp_path, server, samples, max_cost=limit, **settings)
     assert bill(server) < 1.1 * limit, "what an earlier run spent counts"
 
-    edited, _ = edit(tmp_path, server, samples, max_cost=10 * limit, **settings)
-    assert edited.to_list() == edit_rightly(samples)
-    assert paid_once(server, 60)
+    edit_the_rest(tmp_path, server, samples, max_cost=10 * limit, **settings)
 
 
 @both_ways
@@ -390,9 +391,7 @@ def test_answers_before_and_beside_a_refused_key_are_kept(server, make_samples, 
         edit(tmp_path, server, samples)
     assert len(journal_records(tmp_path)) == sum(server.paid.values()) == 20
     server.fault = lambda user, attempt: None
-    edited, _ = edit(tmp_path, server, samples)
-    assert edited.to_list() == edit_rightly(samples)
-    assert paid_once(server, 60)
+    edit_the_rest(tmp_path, server, samples)
 
 
 def test_fifty_failures_in_a_row_stop_the_run(server, make_samples, tmp_path):
@@ -469,9 +468,7 @@ def test_a_missing_key_is_said_before_anything_is_asked(server, make_samples, tm
 def test_a_batch_that_arrived_behind_an_error_is_found(server, make_samples, tmp_path, fault):
     server.faults["create", 0] = fault
     samples = make_samples(10)
-    edited, _ = edit(tmp_path, server, samples, use_batches=True)
-    assert edited.to_list() == edit_rightly(samples)
-    assert paid_once(server, 10)
+    edit_the_rest(tmp_path, server, samples, use_batches=True)
     assert server.requests["create"] == 1
 
 
@@ -490,9 +487,7 @@ def test_a_batch_whose_id_was_lost_is_found_among_others_by_the_next_run(
     for index in range(120):
         server.add_batch_of_others(10 if index % 40 == 0 else 5)
     server.faults = {}
-    edited, _ = edit(tmp_path, server, samples, use_batches=use_batches)
-    assert edited.to_list() == edit_rightly(samples)
-    assert paid_once(server, 10)
+    edit_the_rest(tmp_path, server, samples, use_batches=use_batches)
     assert server.requests["create"] == 1
     assert server.requests["messages"] == 0
 
@@ -505,9 +500,7 @@ def test_a_batch_that_never_arrived_is_handed_in_again(server, make_samples, tmp
     with pytest.raises(TeacherError):
         edit(tmp_path, server, samples, use_batches=True, max_retries=1)
     server.faults = {}
-    edited, _ = edit(tmp_path, server, samples, use_batches=True)
-    assert edited.to_list() == edit_rightly(samples)
-    assert paid_once(server, 10)
+    edit_the_rest(tmp_path, server, samples, use_batches=True)
     assert older.looks_left == server.looks, "ours can only be newer: this one is not waited for, though as large"
 
 
@@ -517,9 +510,7 @@ def test_two_batches_of_which_one_was_lost_are_told_apart(server, make_samples, 
     with pytest.raises(TeacherError):
         edit(tmp_path, server, samples, use_batches=True, questions_per_batch=10, max_retries=0)
     server.faults = {}
-    edited, _ = edit(tmp_path, server, samples, use_batches=True)
-    assert edited.to_list() == edit_rightly(samples)
-    assert paid_once(server, 20)
+    edit_the_rest(tmp_path, server, samples, use_batches=True)
     assert server.requests["create"] == 2
 
 
@@ -532,9 +523,7 @@ def test_a_batch_in_flight_is_waited_for_and_not_asked_again(server, make_sample
     assert journal_records(tmp_path) == []
     server.faults = {}
     server.looks = 5
-    edited, _ = edit(tmp_path, server, samples, use_batches=use_batches)
-    assert edited.to_list() == edit_rightly(samples)
-    assert paid_once(server, 20)
+    edit_the_rest(tmp_path, server, samples, use_batches=use_batches)
     assert server.requests["create"] == 3
     assert server.requests["messages"] == 0
 
@@ -567,17 +556,13 @@ def test_a_batch_that_the_key_does_not_know_is_not_given_up(server, make_samples
     with pytest.raises(TeacherError, match="not known to this key"):
         edit(tmp_path, server, samples, use_batches=True)
     server.batches = batches
-    edited, _ = edit(tmp_path, server, samples, use_batches=True)
-    assert edited.to_list() == edit_rightly(samples)
-    assert paid_once(server, 10)
+    edit_the_rest(tmp_path, server, samples, use_batches=True)
 
 
 def test_a_batch_that_expired_as_a_whole_is_asked_again(server, make_samples, tmp_path):
     server.faults["create", 0] = "all expired"
     samples = make_samples(10)
-    edited, _ = edit(tmp_path, server, samples, use_batches=True)
-    assert edited.to_list() == edit_rightly(samples)
-    assert paid_once(server, 10)
+    edit_the_rest(tmp_path, server, samples, use_batches=True)
     assert len(server.asked) == 20
 
 
@@ -600,9 +585,7 @@ def test_results_that_cannot_be_fetched_today_are_fetched_by_the_next_run(server
     with pytest.raises(TeacherError):
         edit(tmp_path, server, samples, use_batches=True, max_retries=1)
     server.faults = {}
-    edited, _ = edit(tmp_path, server, samples, use_batches=True)
-    assert edited.to_list() == edit_rightly(samples)
-    assert paid_once(server, 10)
+    edit_the_rest(tmp_path, server, samples, use_batches=True)
     assert server.requests["create"] == 1
 
 
@@ -614,9 +597,7 @@ def test_a_batch_that_somebody_cancelled_stops_the_run_and_its_answers_are_kept(
         edit(tmp_path, server, samples, use_batches=True)
     assert server.requests["create"] == 1
     assert 0 < len(journal_records(tmp_path)) == server.paid.total() < 20
-    edited, _ = edit(tmp_path, server, samples, use_batches=True)
-    assert edited.to_list() == edit_rightly(samples)
-    assert paid_once(server, 20)
+    edit_the_rest(tmp_path, server, samples, use_batches=True)
 
 
 def test_what_another_process_has_handed_in_is_left_to_it(server, make_samples, tmp_path):
@@ -648,18 +629,14 @@ def test_a_batch_of_a_process_that_is_no_more_is_fetched(server, make_samples, t
     with Journal(tmp_path, 1, 2) as journal, pytest.raises(TeacherError):
         edit_dataset(samples, make_editor(journal, server, use_batches=True), TASK)
     server.faults = {}
-    edited, _ = edit(tmp_path, server, samples)
-    assert edited.to_list() == edit_rightly(samples)
-    assert paid_once(server, 12)
+    edit_the_rest(tmp_path, server, samples)
     assert server.requests["messages"] == 0
 
 
 def test_results_in_several_pieces_are_put_together(server, make_samples, tmp_path):
     server.faults |= {("results", 0): "cut off", ("results", 1): "500", ("results", 2): "cut off"}
     samples = make_samples(10)
-    edited, _ = edit(tmp_path, server, samples, use_batches=True)
-    assert edited.to_list() == edit_rightly(samples)
-    assert paid_once(server, 10)
+    edit_the_rest(tmp_path, server, samples, use_batches=True)
     assert len(journal_records(tmp_path)) == 10
 
 
@@ -672,6 +649,13 @@ def recipe_words(tmp_path, server, samples, *words):
     settings |= {"dataset_name": tmp_path / "samples", "output_dir": tmp_path / "edited", "concurrency": 8}
     settings |= {"poll_seconds": 0.05, "max_retries": 1}
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))] + list(words)
+
+
+def recipe_after(statements):
+    """The recipe, in a process that does something else first."""
+    script = f"import runpy, sys; {statements}; sys.argv = sys.argv[1:]; "
+    script += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    return [sys.executable, "-c", script, str(ROOT / "recipes/edit.py")]
 
 
 def environment(**variables):
@@ -705,9 +689,8 @@ def test_ctrl_c_keeps_the_answers_under_way(server, make_samples, tmp_path):
     server.delay = lambda user: 0.1 + number(user) % 10 / 50
     samples = make_samples(200)
     # Tests may run where Ctrl-C is ignored, such as in the background of a script
-    script = "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    script += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-c", script, str(ROOT / "recipes/edit.py"), *recipe_words(tmp_path, server, samples)]
+    command = recipe_after("import signal; signal.signal(signal.SIGINT, signal.default_int_handler)")
+    command += recipe_words(tmp_path, server, samples)
     with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as process:
         try:
             server.wait_until(lambda: server.paid.total() >= 20)
@@ -720,9 +703,7 @@ def test_ctrl_c_keeps_the_answers_under_way(server, make_samples, tmp_path):
     assert len({record["key"] for record in records}) == len(records) == server.paid.total() == len(server.asked)
     assert 20 <= len(records) < 100, "it has stopped"
     server.delay = lambda user: 0.0
-    edited, _ = edit(tmp_path / "edited-journal", server, samples)
-    assert edited.to_list() == edit_rightly(samples)
-    assert paid_once(server, 200)
+    edit_the_rest(tmp_path / "edited-journal", server, samples)
 
 
 # --- The key ---------------------------------------------------------------------------------------------------------
@@ -751,9 +732,7 @@ def test_the_key_is_in_nothing_that_a_run_leaves_behind(server, make_samples, tm
     server.fault = lambda user, attempt: "400" if unlucky in user else None
     server.faults = {("create", 0): "500", ("retrieve", 1): "500"}
     # Everything that any library has to say
-    script = "import logging, runpy, sys; logging.basicConfig(level=logging.DEBUG); sys.argv = sys.argv[1:]; "
-    script += "runpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-c", script, str(ROOT / "recipes/edit.py")]
+    command = recipe_after("import logging; logging.basicConfig(level=logging.DEBUG)")
     command += recipe_words(tmp_path, server, samples, "--use_batches", str(use_batches).lower())
     result = subprocess.run(
         command, env=environment(ANTHROPIC_LOG="debug"), capture_output=True, text=True, timeout=120
