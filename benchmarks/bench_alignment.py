@@ -10,7 +10,7 @@ import random
 import statistics
 import time
 
-from rlmec_trl.editing.alignment import edit_distance, edit_weights
+from rlmec_trl.credit.alignment import edit_distance, edit_weights
 
 
 def textbook_distance(source: list[int], target: list[int]) -> int:

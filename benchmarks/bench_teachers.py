@@ -14,11 +14,11 @@ import os
 import tempfile
 import time
 
-from rlmec_trl.editing.anthropic_editor import AnthropicEditor
-from rlmec_trl.editing.journal import Journal
-from rlmec_trl.editing.server_editor import ServerEditor
-from rlmec_trl.editing.teacher_config import TeacherConfig
 from rlmec_trl.generation.server import ServerConfig
+from rlmec_trl.teachers.anthropic_editor import AnthropicEditor
+from rlmec_trl.teachers.api.config import TeacherConfig
+from rlmec_trl.teachers.api.journal import Journal
+from rlmec_trl.teachers.server_editor import ServerEditor
 
 
 SECONDS_PER_ANSWER = 0.2

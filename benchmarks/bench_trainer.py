@@ -17,8 +17,8 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from rlmec_trl import RLMECConfig, RLMECTrainer
-from rlmec_trl.data.arithmetic import make_arithmetic, make_policy, make_tokenizer
 from rlmec_trl.data.tokens import encode_completion
+from rlmec_trl.tasks.arithmetic import make_arithmetic, make_policy, make_tokenizer
 
 
 STEPS, WARMUP_STEPS, ROWS = 30, 5, 32

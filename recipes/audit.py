@@ -15,9 +15,8 @@ from trl import TrlParser
 
 from rlmec_trl.data.loading import load_rows
 from rlmec_trl.data.schema import check_dataset
-from rlmec_trl.data.tasks import load_task
-from rlmec_trl.editing.editors import ArithmeticEditor
-from rlmec_trl.evaluation.audit import GRMAudit, audit_grm
+from rlmec_trl.stages.audit import GRMAudit, audit_grm
+from rlmec_trl.tasks.task import load_task
 
 
 @dataclass
@@ -39,8 +38,9 @@ def main(args: AuditArguments) -> GRMAudit:
     scored = load_rows(args.dataset_name)
     check_dataset(scored, "scores")
     unseen = scored.select([index for index, prompt in enumerate(scored["prompt"]) if prompt not in seen])
+    task = load_task("arithmetic")
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
-    audit = audit_grm(unseen, load_task("arithmetic"), ArithmeticEditor(), tokenizer)
+    audit = audit_grm(unseen, task, task.editor, tokenizer)
     if args.output_file is not None:
         path = Path(args.output_file)
         path.parent.mkdir(parents=True, exist_ok=True)

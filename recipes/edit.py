@@ -24,20 +24,20 @@ from datasets import Dataset, load_from_disk
 from trl import ModelConfig, TrlParser
 
 from rlmec_trl.data.loading import load_rows
-from rlmec_trl.data.processes import end_processes, gather_counts, process_state
 from rlmec_trl.data.schema import check_dataset
-from rlmec_trl.data.shards import map_shards, save_whole
-from rlmec_trl.data.tasks import Task, load_task
-from rlmec_trl.editing.anthropic_editor import AnthropicEditor
-from rlmec_trl.editing.budget import describe_estimate
-from rlmec_trl.editing.editors import ArithmeticEditor, edit_dataset, editor_inputs, mean_edit_distance
-from rlmec_trl.editing.journal import Journal
-from rlmec_trl.editing.journaled_editor import edit_through_journal
-from rlmec_trl.editing.model_editor import ModelEditor
-from rlmec_trl.editing.server_editor import ServerEditor
-from rlmec_trl.editing.teacher_config import TeacherConfig
 from rlmec_trl.generation.loading import load_model, model_fingerprint
+from rlmec_trl.generation.processes import end_processes, gather_counts, process_state
 from rlmec_trl.generation.server import ServerConfig
+from rlmec_trl.stages.runner import map_shards, save_whole
+from rlmec_trl.tasks.task import Task, load_task
+from rlmec_trl.teachers.anthropic_editor import AnthropicEditor
+from rlmec_trl.teachers.api.budget import describe_estimate
+from rlmec_trl.teachers.api.config import TeacherConfig
+from rlmec_trl.teachers.api.journal import Journal
+from rlmec_trl.teachers.api.journaled_editor import edit_through_journal
+from rlmec_trl.teachers.editors import edit_dataset, editor_inputs, mean_edit_distance
+from rlmec_trl.teachers.model_editor import ModelEditor
+from rlmec_trl.teachers.server_editor import ServerEditor
 
 
 @dataclass
@@ -92,7 +92,7 @@ def load_samples(args: EditArguments) -> Dataset:
 def edit_here(samples: Dataset, task: Task, args: EditArguments, model_args: ModelConfig) -> tuple[Dataset, Counter]:
     """With a teacher in this process, shard by shard."""
     if args.teacher == "arithmetic":
-        editor = ArithmeticEditor()
+        editor = task.editor
     else:
         model = load_model(model_args, args.teacher, args.trust_remote_code)
         editor = ModelEditor(*model, task.wording, args.batch_size, args.max_new_tokens)

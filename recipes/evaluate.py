@@ -13,12 +13,12 @@ from pathlib import Path
 from accelerate import PartialState
 from trl import ModelConfig, TrlParser
 
-from rlmec_trl.data.loading import ProblemConfig, load_problems
-from rlmec_trl.data.processes import end_processes
-from rlmec_trl.data.tasks import load_task
-from rlmec_trl.evaluation.accuracy import Accuracy
-from rlmec_trl.evaluation.solving import solve
 from rlmec_trl.generation.loading import load_model
+from rlmec_trl.generation.processes import end_processes
+from rlmec_trl.reports.accuracy import Accuracy
+from rlmec_trl.stages.evaluate import solve
+from rlmec_trl.tasks.problems import ProblemConfig, load_problems
+from rlmec_trl.tasks.task import load_task
 
 
 @dataclass
@@ -39,7 +39,7 @@ def make_parser() -> TrlParser:
 def main(problem_config: ProblemConfig, args: EvaluateArguments, model_args: ModelConfig) -> Accuracy:
     task = load_task(args.task)
     model, tokenizer = load_model(model_args, trust_remote_code=args.trust_remote_code)
-    problems = load_problems(problem_config, task.wording, tokenizer)
+    problems = load_problems(problem_config, task, tokenizer)
     accuracy = solve(model, tokenizer, problems, task, args.max_new_tokens, args.batch_size)
     low, high = accuracy.interval
     PartialState().print(

@@ -12,8 +12,8 @@ from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config
 
 from rlmec_trl.data.loading import load_rows
 from rlmec_trl.data.messages import message_text
-from rlmec_trl.data.tasks import load_task
-from rlmec_trl.trainer.launch import set_model_init_kwargs, train_and_save
+from rlmec_trl.tasks.task import load_task
+from rlmec_trl.trainers.launch import set_model_init_kwargs, train_and_save
 
 
 @dataclass

@@ -26,7 +26,7 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from rlmec_trl.data.loading import load_rows
-from rlmec_trl.evaluation.report import (
+from rlmec_trl.reports.tables import (
     accuracy_table,
     audit_table,
     pick_samples,

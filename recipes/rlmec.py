@@ -17,8 +17,8 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from rlmec_trl import RLMECConfig, RLMECTrainer
 from rlmec_trl.data.loading import load_rows
-from rlmec_trl.reward.scoring import ScoreConfig, score_to_disk
-from rlmec_trl.trainer.launch import set_model_init_kwargs, train_and_save
+from rlmec_trl.stages.score import ScoreConfig, score_to_disk
+from rlmec_trl.trainers.launch import set_model_init_kwargs, train_and_save
 
 
 @dataclass

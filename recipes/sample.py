@@ -24,14 +24,15 @@ from accelerate import PartialState
 from datasets import Dataset
 from trl import ModelConfig, TrlParser
 
-from rlmec_trl.data.loading import ProblemConfig, load_problems
-from rlmec_trl.data.processes import end_processes, gather_counts
-from rlmec_trl.data.shards import map_shards
-from rlmec_trl.data.tasks import load_task
 from rlmec_trl.generation.inference import eos_token_ids
 from rlmec_trl.generation.loading import load_model, load_tokenizer, model_fingerprint
-from rlmec_trl.generation.sampling import sample_completions, sample_from_server, to_sample_rows
+from rlmec_trl.generation.processes import end_processes, gather_counts
+from rlmec_trl.generation.sampling import sample_completions, sample_from_server
 from rlmec_trl.generation.server import ServerConfig, TokenServer
+from rlmec_trl.stages.runner import map_shards
+from rlmec_trl.stages.sample import to_sample_rows
+from rlmec_trl.tasks.problems import ProblemConfig, load_problems
+from rlmec_trl.tasks.task import load_task
 
 
 @dataclass
@@ -65,7 +66,7 @@ def main(
     else:
         tokenizer, ends = load_tokenizer(model_args, args.trust_remote_code)
         server = TokenServer(server_config, tokenizer, ends)
-    problems = load_problems(problem_config, task.wording, tokenizer)
+    problems = load_problems(problem_config, task, tokenizer)
 
     def sample(shard: Dataset, index: int) -> Dataset:
         settings = {

@@ -17,9 +17,9 @@ from accelerate import PartialState
 from trl import ModelConfig, TrlParser
 
 from rlmec_trl.data.loading import load_rows
-from rlmec_trl.data.processes import end_processes
+from rlmec_trl.generation.processes import end_processes
 from rlmec_trl.generation.server import ServerConfig
-from rlmec_trl.reward.scoring import ScoreConfig, score_to_disk
+from rlmec_trl.stages.score import ScoreConfig, score_to_disk
 
 
 @dataclass

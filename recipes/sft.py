@@ -13,7 +13,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, 
 
 from rlmec_trl.data.loading import load_rows
 from rlmec_trl.data.messages import is_conversational
-from rlmec_trl.trainer.launch import set_model_init_kwargs, train_and_save
+from rlmec_trl.trainers.launch import set_model_init_kwargs, train_and_save
 
 
 @dataclass

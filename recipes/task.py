@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trl import TrlParser
 
-from rlmec_trl.data.arithmetic import make_arithmetic, make_policy, make_tokenizer
+from rlmec_trl.tasks.arithmetic import make_arithmetic, make_policy, make_tokenizer
 
 
 @dataclass

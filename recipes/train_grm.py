@@ -13,8 +13,8 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from rlmec_trl import GRMConfig, GRMTrainer
 from rlmec_trl.data.loading import load_rows
-from rlmec_trl.data.tasks import load_task
-from rlmec_trl.trainer.launch import set_model_init_kwargs, train_and_save
+from rlmec_trl.tasks.task import load_task
+from rlmec_trl.trainers.launch import set_model_init_kwargs, train_and_save
 
 
 @dataclass

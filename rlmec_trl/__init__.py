@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
-    from .reward.generative_reward_model import GenerativeRewardModel
-    from .reward.grm_config import GRMConfig
-    from .reward.grm_trainer import GRMTrainer
-    from .trainer.rlmec_config import RLMECConfig
-    from .trainer.rlmec_trainer import RLMECTrainer
+    from .grm.generative_reward_model import GenerativeRewardModel
+    from .grm.grm_config import GRMConfig
+    from .grm.grm_trainer import GRMTrainer
+    from .trainers.rlmec_config import RLMECConfig
+    from .trainers.rlmec_trainer import RLMECTrainer
 
 __version__ = "0.1.0"
 
@@ -24,11 +24,11 @@ __all__ = [
 # Where each public name lives. It is imported on first use, because torch and TRL take seconds to load and much of the
 # package (data, editing, accuracy) needs neither.
 _MODULES = {
-    "GRMConfig": ".reward.grm_config",
-    "GRMTrainer": ".reward.grm_trainer",
-    "GenerativeRewardModel": ".reward.generative_reward_model",
-    "RLMECConfig": ".trainer.rlmec_config",
-    "RLMECTrainer": ".trainer.rlmec_trainer",
+    "GRMConfig": ".grm.grm_config",
+    "GRMTrainer": ".grm.grm_trainer",
+    "GenerativeRewardModel": ".grm.generative_reward_model",
+    "RLMECConfig": ".trainers.rlmec_config",
+    "RLMECTrainer": ".trainers.rlmec_trainer",
 }
 
 

@@ -52,7 +52,7 @@ def run_on_two():
 @pytest.fixture(scope="session")
 def tokenizer():
     """The word-level tokenizer of the built-in task. Tests that change it take a copy."""
-    from rlmec_trl.data.arithmetic import make_tokenizer
+    from rlmec_trl.tasks.arithmetic import make_tokenizer
 
     return make_tokenizer()
 
@@ -60,7 +60,7 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def chat_tokenizer():
     """The same with a chat template, which lets messages be told from texts."""
-    from rlmec_trl.data.arithmetic import make_tokenizer
+    from rlmec_trl.tasks.arithmetic import make_tokenizer
 
     tokenizer = make_tokenizer()
     tokenizer.chat_template = (
@@ -79,7 +79,7 @@ def policy(make_policy):
 @pytest.fixture
 def make_policy(tokenizer):
     """Make untrained policies of one layer, always with the same weights."""
-    from rlmec_trl.data import arithmetic
+    from rlmec_trl.tasks import arithmetic
 
     def make(sharpness=1.0, mixing=1.0, num_hidden_layers=1):
         policy = arithmetic.make_policy(tokenizer, hidden_size=16, num_hidden_layers=num_hidden_layers)
@@ -100,8 +100,8 @@ def make_rows(tokenizer):
     Make scored rows of the built-in task: right samples, wrong ones, and right answers with a wrong step, with random
     token probabilities and old log-probabilities, of different lengths.
     """
-    from rlmec_trl.data import arithmetic
     from rlmec_trl.data.tokens import encode_completion
+    from rlmec_trl.tasks import arithmetic
 
     def make(num_rows, seed=0, kinds=("right", "wrong", "flawed")):
         rng = random.Random(seed)

@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from rlmec_trl.data.arithmetic import rewrite_minimally
+from rlmec_trl.tasks.arithmetic import rewrite_minimally
 
 
 # Easy to find again where it must not be

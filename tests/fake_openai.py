@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from rlmec_trl.data.arithmetic import rewrite_minimally
+from rlmec_trl.tasks.arithmetic import rewrite_minimally
 
 
 # What a server that knows nothing but text takes in a request; anything else is a field too many

@@ -14,7 +14,7 @@ from datasets import load_from_disk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlmec_trl import RLMECConfig, RLMECTrainer
-from rlmec_trl.data.processes import end_processes
+from rlmec_trl.generation.processes import end_processes
 
 
 LOSSES = list(itertools.product(["rlmec", "ppo"], ["active_tokens", "completion_tokens"]))

@@ -17,12 +17,12 @@ from pathlib import Path
 import anthropic  # noqa: F401  (the editor would import it in each run)
 from datasets import load_from_disk
 
-from rlmec_trl.data.tasks import load_task
-from rlmec_trl.editing.anthropic_editor import AnthropicEditor
-from rlmec_trl.editing.journal import Journal
-from rlmec_trl.editing.journaled_editor import edit_through_journal
-from rlmec_trl.editing.teacher_config import TeacherConfig
 from rlmec_trl.generation.server import ServerConfig
+from rlmec_trl.tasks.task import load_task
+from rlmec_trl.teachers.anthropic_editor import AnthropicEditor
+from rlmec_trl.teachers.api.config import TeacherConfig
+from rlmec_trl.teachers.api.journal import Journal
+from rlmec_trl.teachers.api.journaled_editor import edit_through_journal
 
 
 CONCURRENCY = 4

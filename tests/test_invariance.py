@@ -17,7 +17,7 @@ NOT_COMPARED = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_secon
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer, make_rows):
-    from rlmec_trl.data.arithmetic import make_policy
+    from rlmec_trl.tasks.arithmetic import make_policy
 
     folder = tmp_path_factory.mktemp("invariance")
     policy = make_policy(tokenizer, hidden_size=16, num_hidden_layers=2)

@@ -460,8 +460,8 @@ def test_a_changed_config_and_a_deleted_and_a_cut_off_stage(finished, copy_of):
 
 @pytest.fixture(scope="module")
 def unscored(tmp_path_factory, tokenizer, make_rows):
-    from rlmec_trl.data import arithmetic
-    from rlmec_trl.reward.grm_prompts import save_wording
+    from rlmec_trl.grm.prompts import save_wording
+    from rlmec_trl.tasks import arithmetic
 
     folder = tmp_path_factory.mktemp("unscored")
     for name, seed in (("policy", 0), ("grm", 1)):

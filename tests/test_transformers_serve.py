@@ -17,16 +17,16 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, load_from_disk
 
-from rlmec_trl.data import arithmetic
 from rlmec_trl.data.schema import check_dataset
-from rlmec_trl.data.tasks import load_task
 from rlmec_trl.data.tokens import encode_prompt
-from rlmec_trl.editing.journal import Journal
-from rlmec_trl.editing.journaled_editor import edit_through_journal
-from rlmec_trl.editing.server_editor import ServerEditor
-from rlmec_trl.editing.teacher_config import TeacherConfig
 from rlmec_trl.generation.inference import generate_ids
 from rlmec_trl.generation.server import ServerConfig, ServerError, TokenServer
+from rlmec_trl.tasks import arithmetic
+from rlmec_trl.tasks.task import load_task
+from rlmec_trl.teachers.api.config import TeacherConfig
+from rlmec_trl.teachers.api.journal import Journal
+from rlmec_trl.teachers.api.journaled_editor import edit_through_journal
+from rlmec_trl.teachers.server_editor import ServerEditor
 from tests.fake_openai import memorize
 
 

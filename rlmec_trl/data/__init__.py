@@ -1,1 +1,1 @@
-"""Rows: how a problem, an attempt and its correction are worded, tokenised, judged and checked."""
+"""Rows: their columns, texts and tokens."""

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from .messages import is_conversational
-from .prompts import split_steps
+from .steps import split_steps
 
 
 if TYPE_CHECKING:

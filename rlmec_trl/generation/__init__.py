@@ -1,1 +1,1 @@
-"""Sampling completions from a policy."""
+"""A model on many sequences: in this process or behind a server."""

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from tqdm.auto import tqdm
 
-from ..data.processes import process_state
+from .processes import process_state
 
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import pad
 
-from ..data.processes import process_state
+from .processes import process_state
 
 
 def eos_token_ids(generation_config: GenerationConfig, processing_class: PreTrainedTokenizerBase) -> set[int]:

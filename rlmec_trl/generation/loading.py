@@ -12,8 +12,8 @@ from transformers import (
 )
 from trl import ModelConfig, get_quantization_config
 
-from ..data.processes import process_state
 from .inference import eos_token_ids
+from .processes import process_state
 
 
 def model_fingerprint(name_or_path: str) -> str:

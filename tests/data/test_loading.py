@@ -5,20 +5,11 @@ import json
 import pytest
 from datasets import Dataset, DatasetDict
 
-from rlmec_trl.data.arithmetic import WORDING as ARITHMETIC_WORDING
-from rlmec_trl.data.loading import clean_solution, load_rows, to_task_rows
-from rlmec_trl.data.prompts import WORDING
-from rlmec_trl.data.schema import DatasetError, check_dataset
+from rlmec_trl.data.loading import load_rows
+from rlmec_trl.data.schema import DatasetError
 
 
 ROWS = [{"prompt": f"{index} + 1?", "answer": str(index + 1)} for index in range(5)]
-GSM8K_SOLUTION = (
-    "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n"
-    "Natalia sold 48+24 = <<48+24=72>>72 clips altogether in April and May.\n"
-    "#### 72"
-)
-
-
 # --- Loading ---------------------------------------------------------------------------------------------------------
 
 
@@ -50,99 +41,3 @@ def test_a_folder_with_several_splits_asks_for_one_of_them(tmp_path):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no file '.*nothing.jsonl'"):
         load_rows(str(tmp_path / "nothing.jsonl"))
-
-
-# --- Raw problems ----------------------------------------------------------------------------------------------------
-
-
-def raw(**columns):
-    return Dataset.from_dict({"problem": ["What is 1 + 1?"], "solution": ["1 + 1 = 2\nThe answer is 2"]} | columns)
-
-
-def test_rows_that_are_ready_are_left_as_they_are(tokenizer):
-    ready = Dataset.from_dict({"prompt": ["a"], "reference": ["b"], "answer": ["c"], "other": [1]})
-    assert to_task_rows(ready, WORDING, tokenizer) is ready
-
-
-def test_a_problem_becomes_a_prompt_with_reference_and_answer(tokenizer):
-    rows = to_task_rows(raw(answer=["2"], level=[5]), WORDING, tokenizer)
-    assert set(rows.column_names) == {"prompt", "reference", "answer"}
-    assert rows[0]["prompt"] == WORDING.policy.replace("{problem}", "What is 1 + 1?")
-    assert rows[0]["reference"] == "1 + 1 = 2\nThe answer is 2"
-    assert rows[0]["answer"] == "2"
-    check_dataset(rows, "task")
-    assert to_task_rows(raw(answer=["2"]), ARITHMETIC_WORDING, tokenizer)[0]["prompt"] == "What is 1 + 1?"
-
-
-def test_with_a_chat_template_prompts_are_messages(chat_tokenizer):
-    rows = to_task_rows(raw(answer=["2"]), ARITHMETIC_WORDING, chat_tokenizer)
-    assert rows[0]["prompt"] == [{"role": "user", "content": "What is 1 + 1?"}]
-    check_dataset(rows, "task")
-
-
-def test_numbers_become_texts(tokenizer):
-    rows = to_task_rows(raw(answer=[2]), WORDING, tokenizer)
-    assert rows[0]["answer"] == "2"
-    check_dataset(rows, "task")
-
-
-def test_an_answer_that_is_missing_in_a_row_is_not_made_up(tokenizer):
-    dataset = Dataset.from_dict({"problem": ["a", "b"], "solution": ["a", "b"], "answer": ["1", None]})
-    with pytest.raises(DatasetError, match="Row 1, column 'answer': found None"):
-        check_dataset(to_task_rows(dataset, WORDING, tokenizer), "task")
-
-
-def test_columns_have_the_names_they_are_given(tokenizer):
-    named = raw(answer=["2"]).rename_columns({"problem": "q", "solution": "s", "answer": "a"})
-    rows = to_task_rows(named, WORDING, tokenizer, problem_column="q", reference_column="s", answer_column="a")
-    assert rows.to_list() == to_task_rows(raw(answer=["2"]), WORDING, tokenizer).to_list()
-
-
-@pytest.mark.parametrize("name", ["problem", "solution", "answer"])
-def test_a_missing_column_is_told_with_those_there_are(tokenizer, name):
-    dataset = raw(answer=["2"]).rename_column(name, "other")
-    with pytest.raises(DatasetError, match=rf"no column `{name}`; the data set has .*other") as error:
-        to_task_rows(dataset, WORDING, tokenizer)
-    assert all(f"`--{kind}_column`" in str(error.value) for kind in ("problem", "reference", "answer"))
-
-
-def test_an_answer_is_read_off_the_solution(tokenizer):
-    dataset = Dataset.from_dict(
-        {
-            "problem": ["a", "b", "c"],
-            "solution": ["So 2.\nThe answer is 2.", r"So $\boxed{\frac{1}{2}}$.", GSM8K_SOLUTION],
-        }
-    )
-    rows = to_task_rows(dataset, WORDING, tokenizer, answer_column=None)
-    assert rows["answer"][:] == ["2", r"\frac{1}{2}", "72"]
-
-
-def test_a_solution_without_an_answer_is_told_with_its_row(tokenizer):
-    dataset = Dataset.from_dict({"problem": ["a", "b"], "solution": ["The answer is 1", "Who knows?"]})
-    with pytest.raises(DatasetError, match="Row 1, column `solution`: the solution states no final answer. End it wi"):
-        to_task_rows(dataset, WORDING, tokenizer, answer_column=None)
-
-
-# --- Cleaning --------------------------------------------------------------------------------------------------------
-
-
-def test_calculator_marks_go_and_the_last_line_is_worded():
-    assert clean_solution(GSM8K_SOLUTION) == (
-        "Natalia sold 48/2 = 24 clips in May.\n"
-        "Natalia sold 48+24 = 72 clips altogether in April and May.\n"
-        "The answer is 72"
-    )
-
-
-@pytest.mark.parametrize(
-    ("solution", "expected"),
-    [
-        ("a\n#### 1,200 \n", "a\nThe answer is 1,200"),
-        ("a\n####-5", "a\nThe answer is -5"),
-        ("  a < b and b > c\nThe answer is 3\n", "a < b and b > c\nThe answer is 3"),
-        ("#### Method\nadd them\n#### 7", "#### Method\nadd them\nThe answer is 7"),
-        (r"So \boxed{3}.", r"So \boxed{3}."),
-    ],
-)
-def test_other_solutions_stay(solution, expected):
-    assert clean_solution(solution) == expected

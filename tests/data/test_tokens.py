@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from rlmec_trl.data.prompts import split_steps
+from rlmec_trl.data.steps import split_steps
 from rlmec_trl.data.tokens import as_prompt, encode_completion, encode_prompt, encode_rewrite, step_prefix_ids
 
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from datasets import load_from_disk
 
-from rlmec_trl.data import arithmetic
 from rlmec_trl.data.schema import check_dataset
 from rlmec_trl.data.tokens import encode_completion, encode_prompt
 from rlmec_trl.generation.inference import generate_ids
 from rlmec_trl.generation.sampling import sample_completions, sample_from_server
 from rlmec_trl.generation.server import ServerConfig, TokenServer
+from rlmec_trl.tasks import arithmetic
 from tests.fake_openai import FakeServer, speak_as
 
 

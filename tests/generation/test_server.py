@@ -13,9 +13,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 from trl import TrlParser
 
-from rlmec_trl.data import arithmetic
 from rlmec_trl.data.tokens import encode_completion, encode_prompt
 from rlmec_trl.generation.server import ServerConfig, ServerError, TokenServer
+from rlmec_trl.tasks import arithmetic
 from tests.fake_openai import KINDS, FakeServer, speak_as
 
 

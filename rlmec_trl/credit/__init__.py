@@ -1,0 +1,1 @@
+"""Token credit: from a row to rewards, targets and weights."""

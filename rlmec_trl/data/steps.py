@@ -1,0 +1,35 @@
+"""The steps that a solution divides into."""
+
+
+def split_steps(text: str, separator: str) -> list[str]:
+    """
+    Split an attempt into its steps, losing nothing: `"".join(steps) == text`.
+
+    Each step keeps the separator after it. A blank step (empty or whitespace between two separators) belongs to the
+    step before it, at the very start to the step after, so that indices count the steps a reader sees.
+    """
+    pieces = text.split(separator)
+    steps, lead = [], ""
+    for index, piece in enumerate(pieces):
+        step = piece + separator if index < len(pieces) - 1 else piece
+        if piece.strip():
+            steps.append(lead + step)
+            lead = ""
+        elif steps:
+            steps[-1] += step
+        else:
+            lead += step
+    return [*steps, lead] if lead else steps
+
+
+def first_changed_step(completion: str, rewrite: str, step_separator: str) -> int:
+    """Index of the first step of the completion that the rewrite does not repeat, -1 where they are the same."""
+    if completion == rewrite:
+        return -1
+    # The separator after a step is not part of what it says: the last step has none
+    steps, rewritten = (
+        [step.removesuffix(step_separator).strip() for step in split_steps(text, step_separator)]
+        for text in (completion, rewrite)
+    )
+    same = [step == other for step, other in zip(steps, rewritten, strict=False)]
+    return same.index(False) if False in same else max(min(len(same), len(steps) - 1), 0)

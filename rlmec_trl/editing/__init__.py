@@ -1,1 +1,0 @@
-"""Minimum edits: their alignment, and the teachers that write them."""

@@ -1,1 +1,0 @@
-"""How good a policy or a generative reward model is, in numbers."""

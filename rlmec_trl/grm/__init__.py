@@ -1,0 +1,1 @@
+"""The generative reward model: training and inference."""

@@ -1,0 +1,308 @@
+"""A trained generative reward model at work: where an attempt goes wrong, how to mend it, what a token is worth."""
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.utils import add_fused_lm_head, pad
+
+from ..data.messages import message_text
+from ..data.steps import split_steps
+from ..data.tokens import step_prefix_ids
+from ..generation.inference import completion_logps, evaluation_mode, generate_ids, length_batches, padding_id
+from ..generation.processes import process_state
+from ..generation.server import TokenServer
+from ..tasks.wording import WORDING, Wording, parse_locate
+from .prompts import encode_locate_prompt, encode_rewrite_prompt, load_wording
+
+
+class TokenizerMismatchError(ValueError):
+    """The completion ids were not made by the reward model's tokenizer."""
+
+
+class GenerativeRewardModel:
+    """
+    Judge and rewrite attempts with a generative reward model (https://huggingface.co/papers/2401.06081).
+
+    All methods take lists with one entry an attempt, return a list in the same order, work in batches of similar
+    length, in evaluation mode and without gradients. Prompts are texts or messages, as in the data sets.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Model trained by [`GRMTrainer`].
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer, which has to be the policy's too: token probabilities refer to the policy's own ids.
+        wording ([`~rlmec_trl.tasks.wording.Wording`], *optional*):
+            Wording that the model was trained on.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Number of attempts in a batch.
+        max_new_tokens (`int`, *optional*, defaults to `512`):
+            Greatest number of tokens that a rewrite may add to the steps it keeps.
+        generation_kwargs (`dict`, *optional*):
+            Further arguments of `model.generate` for rewriting. Decoding is greedy unless they say otherwise.
+        show_progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar (on the main process).
+        server ([`~rlmec_trl.generation.server.TokenServer`], *optional*):
+            A server that has the same model. It locates errors and rewrites, greedily and without
+            `generation_kwargs`; an attempt that it does not answer for counts as right, or has an empty rest of a
+            rewrite. Probabilities are always computed by `model`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processing_class: PreTrainedTokenizerBase,
+        wording: Wording = WORDING,
+        batch_size: int = 16,
+        max_new_tokens: int = 512,
+        generation_kwargs: dict[str, Any] | None = None,
+        show_progress: bool = True,
+        server: TokenServer | None = None,
+    ):
+        self.model = model
+        self.processing_class = processing_class
+        self.wording = wording
+        self.batch_size = batch_size
+        self.max_new_tokens = max_new_tokens
+        self.generation_kwargs = generation_kwargs or {}
+        self.show_progress = show_progress
+        self.server = server
+        # In float32 whatever the model's dtype: a token's probability is the whole result.
+        add_fused_lm_head(model, cast_lm_head_to_fp32=True)
+
+    @classmethod
+    def from_pretrained(cls, model_name_or_path: str, **kwargs) -> "GenerativeRewardModel":
+        """
+        Load a model, its tokenizer and the wording it was trained on.
+
+        Args:
+            model_name_or_path (`str`):
+                A path, or a name on the Hub.
+            kwargs:
+                Arguments of the constructor; `model_init_kwargs` go to
+                [`~transformers.AutoModelForCausalLM.from_pretrained`].
+        """
+        model = AutoModelForCausalLM.from_pretrained(model_name_or_path, **kwargs.pop("model_init_kwargs", {}))
+        kwargs.setdefault("wording", load_wording(model_name_or_path))
+        return cls(model.to(process_state().device), AutoTokenizer.from_pretrained(model_name_or_path), **kwargs)
+
+    def locate(
+        self, prompts: Sequence[str | list[dict]], references: Sequence[str], completions: Sequence[str | list[dict]]
+    ) -> list[int]:
+        """
+        Name the first wrong step of each attempt.
+
+        Args:
+            prompts, references, completions (`Sequence`):
+                The problems, their correct solutions, and the attempts.
+
+        Returns:
+            `list[int]`: Index of the first wrong step, -1 where there is none. The number after the last step names
+            one that is missing. Any other answer counts as -1.
+        """
+        prompt_ids = [
+            encode_locate_prompt(self.processing_class, self.wording, *row)
+            for row in zip(prompts, references, completions, strict=True)
+        ]
+        answers = self._generate(prompt_ids, 8, "Locating errors")
+        located = []
+        for answer_ids, completion in zip(answers, completions, strict=True):
+            step = parse_locate(self.wording, self.processing_class.decode(answer_ids, skip_special_tokens=True))
+            num_steps = len(split_steps(message_text(completion), self.wording.step_separator))
+            located.append(step if step is not None and step <= num_steps else -1)
+        return located
+
+    def flagged_steps(
+        self,
+        completions: Sequence[str | list[dict]],
+        completion_ids: Sequence[list[int]],
+        token_probs: Sequence[list[float]],
+        threshold: float = 0.5,
+    ) -> list[int]:
+        """
+        Name the step of each attempt that holds its first flagged token: another way to locate the first error, which
+        costs nothing once the attempts are scored.
+
+        Args:
+            completions (`Sequence`):
+                The attempts.
+            completion_ids (`Sequence[list[int]]`):
+                Their token ids, as sampled.
+            token_probs (`Sequence[list[float]]`):
+                What [`score`] gave.
+            threshold (`float`, *optional*, defaults to `0.5`):
+                Probability under which a token is flagged.
+
+        Returns:
+            `list[int]`: Index of the step, -1 where no token is flagged.
+        """
+        located = []
+        for completion, ids, probs in zip(completions, completion_ids, token_probs, strict=True):
+            first = next((position for position, prob in enumerate(probs) if prob < threshold), None)
+            if first is None:
+                located.append(-1)
+                continue
+            # A token belongs to the step of its last character: it may begin with the space that ends a separator
+            end = len(self.processing_class.decode(ids[: first + 1], skip_special_tokens=True))
+            step_ends = list(accumulate(map(len, split_steps(message_text(completion), self.wording.step_separator))))
+            located.append(min(bisect_left(step_ends, end), len(step_ends) - 1))
+        return located
+
+    def rewrite(
+        self,
+        prompts: Sequence[str | list[dict]],
+        references: Sequence[str],
+        completions: Sequence[str | list[dict]],
+        completion_ids: Sequence[list[int]],
+        error_steps: Sequence[int] | None = None,
+    ) -> list[str]:
+        """
+        Rewrite each attempt. The text of [`rewrite_ids`], which see.
+
+        Returns:
+            `list[str]`: The rewrites.
+        """
+        rewrites = self.rewrite_ids(prompts, references, completions, completion_ids, error_steps)
+        return [self.processing_class.decode(ids, skip_special_tokens=True) for ids in rewrites]
+
+    def rewrite_ids(
+        self,
+        prompts: Sequence[str | list[dict]],
+        references: Sequence[str],
+        completions: Sequence[str | list[dict]],
+        completion_ids: Sequence[list[int]],
+        error_steps: Sequence[int] | None = None,
+    ) -> list[list[int]]:
+        """
+        Rewrite each attempt from its first wrong step on. The tokens of the steps before it are kept as they are, and
+        an attempt without a wrong step is its own rewrite.
+
+        Args:
+            prompts, references, completions (`Sequence`):
+                The problems, their correct solutions, and the attempts.
+            completion_ids (`Sequence[list[int]]`):
+                Token ids of the attempts, as sampled.
+            error_steps (`Sequence[int]`, *optional*):
+                Index of the first wrong step of each attempt, -1 for none. By default, what [`locate`] finds.
+
+        Returns:
+            `list[list[int]]`: Token ids of the rewrites, ending with EOS unless `max_new_tokens` cut them off.
+        """
+        self._check_tokenizer(completions, completion_ids)
+        if error_steps is None:
+            error_steps = self.locate(prompts, references, completions)
+        rewrites = [list(ids) for ids in completion_ids]
+        wrong = [index for index, step in enumerate(error_steps) if step >= 0]
+        kept = []
+        for index in wrong:
+            steps = split_steps(message_text(completions[index]), self.wording.step_separator)
+            kept.append(step_prefix_ids(self.processing_class, completion_ids[index], steps, error_steps[index]))
+        contexts = self._rewrite_contexts(
+            [prompts[i] for i in wrong], [references[i] for i in wrong], [completions[i] for i in wrong]
+        )
+        generated = self._generate(
+            [context + prefix for context, prefix in zip(contexts, kept, strict=True)],
+            self.max_new_tokens,
+            "Rewriting",
+            **self.generation_kwargs,
+        )
+        for index, prefix, ids in zip(wrong, kept, generated, strict=True):
+            rewrites[index] = prefix + ids
+        return rewrites
+
+    def score(
+        self,
+        prompts: Sequence[str | list[dict]],
+        references: Sequence[str],
+        completions: Sequence[str | list[dict]],
+        completion_ids: Sequence[list[int]],
+    ) -> list[list[float]]:
+        """
+        Probability that each token of an attempt belongs there: `p_t = P_GRM(y_t | problem, reference, y, y_<t)`.
+
+        Args:
+            prompts, references, completions (`Sequence`):
+                The problems, their correct solutions, and the attempts.
+            completion_ids (`Sequence[list[int]]`):
+                Token ids of the attempts, as sampled, EOS included.
+
+        Returns:
+            `list[list[float]]`: One probability for each completion id.
+
+        Raises:
+            [`TokenizerMismatchError`]: If the ids are not those of the completion under this model's tokenizer.
+        """
+        self._check_tokenizer(completions, completion_ids)
+        contexts = self._rewrite_contexts(prompts, references, completions)
+        logps = completion_logps(
+            self.model, self.processing_class, contexts, completion_ids, self.batch_size, self._desc("Scoring")
+        )
+        return [[math.exp(logp) for logp in row] for row in logps]
+
+    def rewrite_topk(
+        self,
+        prompts: Sequence[str | list[dict]],
+        references: Sequence[str],
+        completions: Sequence[str | list[dict]],
+        rewrite_ids: Sequence[list[int]],
+        k: int,
+    ) -> tuple[list[list[list[int]]], list[list[list[float]]]]:
+        """
+        The model's distribution on each token of a rewrite, at temperature 1: its k most likely ids and their
+        log-probabilities.
+
+        Returns:
+            `tuple`: Ids and log-probabilities, of shape `(tokens, k)` for each rewrite.
+        """
+        contexts = self._rewrite_contexts(prompts, references, completions)
+        sequences = [context + list(ids) for context, ids in zip(contexts, rewrite_ids, strict=True)]
+        all_ids, all_logps = [None] * len(sequences), [None] * len(sequences)
+        pad_token_id = padding_id(self.processing_class)
+        with evaluation_mode(self.model):
+            for batch in length_batches([len(ids) for ids in sequences], self.batch_size, self._desc("Soft targets")):
+                rows = [torch.tensor(sequences[index]) for index in batch]
+                # Left padding puts the rewrites side by side at the end, so that only their logits are computed
+                inputs = {
+                    "input_ids": pad(rows, pad_token_id, padding_side="left"),
+                    "attention_mask": pad([torch.ones_like(row) for row in rows], padding_side="left"),
+                    "position_ids": pad([torch.arange(len(row)) for row in rows], padding_side="left"),
+                }
+                logits = self.model(
+                    **{name: tensor.to(self.model.device) for name, tensor in inputs.items()},
+                    logits_to_keep=max(len(rewrite_ids[index]) for index in batch) + 1,
+                ).logits
+                for row, index in enumerate(batch):
+                    top = logits[row, -len(rewrite_ids[index]) - 1 : -1].float().log_softmax(dim=-1).topk(k)
+                    all_ids[index], all_logps[index] = top.indices.tolist(), top.values.tolist()
+        return all_ids, all_logps
+
+    def _generate(self, prompt_ids: list[list[int]], max_new_tokens: int, title: str, **kwargs) -> list[list[int]]:
+        desc = self._desc(title)
+        if self.server is not None:
+            return self.server.generate_ids(prompt_ids, max_new_tokens, desc=desc)
+        return generate_ids(
+            self.model, self.processing_class, prompt_ids, max_new_tokens, self.batch_size, desc, **kwargs
+        )
+
+    def _rewrite_contexts(self, prompts, references, completions) -> list[list[int]]:
+        return [
+            encode_rewrite_prompt(self.processing_class, self.wording, *row)
+            for row in zip(prompts, references, completions, strict=True)
+        ]
+
+    def _check_tokenizer(self, completions, completion_ids) -> None:
+        for index, (ids, completion) in enumerate(zip(completion_ids, completions, strict=True)):
+            text = self.processing_class.decode(list(ids), skip_special_tokens=True)
+            if text.strip() != message_text(completion).strip():
+                raise TokenizerMismatchError(
+                    f"Row {index}: `completion_ids` decode to {text[:60]!r} with the reward model's tokenizer, but "
+                    f"`completion` is {message_text(completion)[:60]!r}. The reward model has to share the policy's "
+                    "tokenizer: train it from the policy's model family."
+                )
+
+    def _desc(self, title: str) -> str | None:
+        return title if self.show_progress else None

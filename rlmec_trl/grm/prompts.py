@@ -1,0 +1,55 @@
+"""What a generative reward model reads and writes, as token ids. Training, scoring and rewriting share it."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import cached_file
+
+from ..data.messages import message_text, problem_text
+from ..data.tokens import as_prompt, encode_prompt
+from ..tasks.wording import WORDING, Wording, locate_prompt, raw_problem, rewrite_prompt
+
+
+WORDING_FILE = "grm_wording.json"
+
+
+def encode_locate_prompt(
+    processing_class: PreTrainedTokenizerBase,
+    wording: Wording,
+    prompt: str | list[dict],
+    reference: str,
+    completion: str | list[dict],
+) -> list[int]:
+    """Ids of the question for the first wrong step, through the chat template where the tokenizer has one."""
+    question = locate_prompt(wording, raw_problem(wording, problem_text(prompt)), reference, message_text(completion))
+    return encode_prompt(processing_class, as_prompt(processing_class, question))
+
+
+def encode_rewrite_prompt(
+    processing_class: PreTrainedTokenizerBase,
+    wording: Wording,
+    prompt: str | list[dict],
+    reference: str,
+    completion: str | list[dict],
+) -> list[int]:
+    """Ids of the question for the corrected attempt, through the chat template where the tokenizer has one."""
+    question = rewrite_prompt(wording, raw_problem(wording, problem_text(prompt)), reference, message_text(completion))
+    return encode_prompt(processing_class, as_prompt(processing_class, question))
+
+
+def save_wording(wording: Wording, directory: str) -> None:
+    """Keep the wording with the model that was trained on it."""
+    Path(directory, WORDING_FILE).write_text(json.dumps(asdict(wording), indent=2) + "\n", encoding="utf-8")
+
+
+def load_wording(model_name_or_path: str) -> Wording:
+    """The wording that a model, by path or Hub name, was trained on, or the default one where none was kept."""
+    path = cached_file(
+        model_name_or_path,
+        WORDING_FILE,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return WORDING if path is None else Wording(**json.loads(Path(path).read_text(encoding="utf-8")))

@@ -1,1 +1,0 @@
-"""The generative reward model: its training, its scores, and the token rewards made from them."""

@@ -1,0 +1,149 @@
+"""How good is a generative reward model? Its verdicts against a checker that judges every step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from ..credit.alignment import edit_distance
+from ..data.messages import message_text
+from ..data.steps import first_changed_step, split_steps
+from ..data.tokens import encode_completion
+from ..reports.accuracy import Accuracy
+from ..tasks.task import Task
+from ..teachers.editors import Editor
+
+
+@dataclass(frozen=True)
+class GRMAudit:
+    """
+    Verdicts of a generative reward model on samples whose every step was judged.
+
+    Args:
+        first_wrong_flagged (`Accuracy`):
+            First wrong tokens with a probability under the threshold.
+        clean_kept (`Accuracy`):
+            Tokens before the first wrong one (all tokens of a right sample) with a probability over it.
+        auc (`float`):
+            Probability that a first wrong token gets less than a clean one (area under the ROC curve).
+        wrong_rewritten (`Accuracy`):
+            Samples with a wrong answer whose rewrite has every step right.
+        flawed_flagged (`Accuracy`):
+            Samples with a right answer and a wrong step that have a token under the threshold.
+        error_located (`Accuracy`):
+            Samples whose rewrite first departs from them at the first wrong step, or not at all where there is none.
+        edits_made_over_needed (`float`):
+            Edits of the rewrites with every step right, over those of the teacher on the same samples.
+    """
+
+    first_wrong_flagged: Accuracy
+    clean_kept: Accuracy
+    auc: float
+    wrong_rewritten: Accuracy
+    flawed_flagged: Accuracy
+    error_located: Accuracy
+    edits_made_over_needed: float
+
+
+def first_wrong_token(
+    completion: str,
+    completion_ids: Sequence[int],
+    rewrite: str,
+    rewrite_ids: Sequence[int],
+) -> int | None:
+    """Position of the first completion token that a faithful rewrite does not repeat; `None` where it repeats all."""
+    if completion == rewrite:
+        return None
+    pairs = zip(completion_ids, rewrite_ids, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(completion_ids), len(rewrite_ids)) - 1)
+
+
+def area_under_curve(negatives: Sequence[float], positives: Sequence[float]) -> float:
+    """Probability that a draw from `negatives` is smaller than one from `positives`; ties count half."""
+    if not negatives or not positives:
+        return float("nan")
+    ranked = sorted([(value, 0) for value in negatives] + [(value, 1) for value in positives])
+    rank_sum, start = 0.0, 0
+    while start < len(ranked):
+        end = start
+        while end < len(ranked) and ranked[end][0] == ranked[start][0]:
+            end += 1
+        mean_rank = (start + end + 1) / 2
+        rank_sum += mean_rank * sum(label for _, label in ranked[start:end])
+        start = end
+    return (rank_sum - len(positives) * (len(positives) + 1) / 2) / (len(positives) * len(negatives))
+
+
+def audit_grm(
+    dataset: Dataset,
+    task: Task,
+    teacher: Editor,
+    processing_class: PreTrainedTokenizerBase,
+    threshold: float = 0.5,
+) -> GRMAudit:
+    """
+    Audit a generative reward model on scored samples of problems that it was not trained on.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Scored rows: `prompt`, `reference`, `completion`, `completion_ids`, `correct`, `token_probs`, `rewrite`,
+            `rewrite_ids`.
+        task ([`~rlmec_trl.tasks.task.Task`]):
+            A task that can check steps.
+        teacher (`Editor`):
+            An editor whose rewrites are right and minimal, to tell where a sample first goes wrong and how many edits
+            are needed.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            The policy's tokenizer.
+        threshold (`float`, *optional*, defaults to `0.5`):
+            Probability under which a token counts as flagged.
+
+    Raises:
+        `ValueError`: If the task cannot check steps.
+    """
+    if task.check_steps is None:
+        raise ValueError("The audit needs a task that checks every step; this one checks only answers.")
+    problems = [task.raw_problem(prompt) for prompt in dataset["prompt"]]
+    completions = [message_text(completion) for completion in dataset["completion"]]
+    edits = teacher(problems, dataset["reference"], completions)
+
+    separator = task.wording.step_separator
+    wrong_probs, clean_probs = [], []
+    rewritten, flawed, located = [], [], []
+    edits_made = edits_needed = 0
+    for row, problem, completion, (error_step, teacher_rewrite) in zip(
+        dataset, problems, completions, edits, strict=True
+    ):
+        ids, probs = row["completion_ids"], row["token_probs"]
+        num_steps = len(split_steps(completion, separator))
+        teacher_ids = encode_completion(processing_class, teacher_rewrite)
+        first_wrong = first_wrong_token(completion, ids, teacher_rewrite, teacher_ids)
+        if first_wrong is None:
+            clean_probs += probs
+        else:
+            wrong_probs.append(probs[first_wrong])
+            clean_probs += probs[:first_wrong]
+        if row["correct"] and error_step >= 0:
+            flawed.append(min(probs) < threshold)
+        rewrite = None if row["rewrite"] is None else message_text(row["rewrite"])
+        is_right = rewrite is not None and all(task.check_steps(problem, rewrite))
+        if not row["correct"]:
+            rewritten.append(is_right)
+        # A step that is missing at the end has no place in the attempt: the last step stands for it
+        located.append(
+            rewrite is not None
+            and first_changed_step(completion, rewrite, separator) == min(error_step, num_steps - 1)
+        )
+        if is_right:
+            edits_made += edit_distance(ids, row["rewrite_ids"])
+            edits_needed += edit_distance(ids, teacher_ids)
+    return GRMAudit(
+        first_wrong_flagged=Accuracy(sum(prob < threshold for prob in wrong_probs), len(wrong_probs)),
+        clean_kept=Accuracy(sum(prob > threshold for prob in clean_probs), len(clean_probs)),
+        auc=area_under_curve(wrong_probs, clean_probs),
+        wrong_rewritten=Accuracy(sum(rewritten), len(rewritten)),
+        flawed_flagged=Accuracy(sum(flawed), len(flawed)),
+        error_located=Accuracy(sum(located), len(located)),
+        edits_made_over_needed=edits_made / edits_needed if edits_needed else float("nan"),
+    )

@@ -1,0 +1,359 @@
+"""
+The built-in task: short sums whose references are not written in the policy's style.
+
+A problem tells how many things someone has and what happens to them, "Tom has 59 nuts, loses 16, finds 23, buys 20.".
+The policy works it out one step after another, "59 - 16 is 43 ; 43 + 23 = 66 ; 66 + 20 makes 86 ; The answer is 86".
+The reference is right but terse, "59 - 16 + 23 + 20 = 86": imitating it would destroy the policy's way of working.
+The warm-up problems are mostly easy, the others have a carry or a borrow in about every second step, so that a policy
+trained on the warm-up split solves some of the others and fails on the rest.
+
+Everything here is exact and small: every step of a solution can be judged, and any attempt can be mended without a
+language model. A problem's numbers are a tuple, the start followed by signed operands: `(59, -16, 23, 20)`.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from difflib import SequenceMatcher
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from ..data.steps import split_steps
+from .task import Task
+from .wording import Wording, locate_prompt, policy_prompt, rewrite_prompt
+
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+
+NAMES = ("Tom", "Ann", "Ben", "Eva", "Max", "Zoe")
+OBJECTS = ("nuts", "figs", "plums", "pears", "dates", "eggs")
+GAIN_VERBS = ("finds", "buys", "gets", "wins")
+LOSS_VERBS = ("loses", "sells", "eats", "drops")
+CONNECTIVES = ("=", "is", "makes")
+
+NUM_OPERATIONS = 3
+SMALLEST, LARGEST = 10, 99
+SMALLEST_OPERAND = 11
+WARMUP_CARRY_RATE, CARRY_RATE = 0.08, 0.5
+
+WORDING = Wording(
+    locate="{problem} reference {reference} attempt {attempt} locate :",
+    rewrite="{problem} reference {reference} attempt {attempt} rewrite :",
+    policy="{problem}",
+    step_separator=" ; ",
+    numbered=False,
+    no_error="none",
+)
+
+# A digit, a word or a sign is one token, together with the space before it.
+_TOKEN_PATTERN = r" ?\d| ?[A-Za-z]+| ?[^\sA-Za-z\d]"
+_PROBLEM_PATTERN = re.compile(r"[A-Za-z]+ has (\d+) [A-Za-z]+((?:, [A-Za-z]+ \d+)+)\.")
+_ANSWER_PATTERN = re.compile(r"The answer is (\d+)\s*$")
+_TERSE_PATTERN = re.compile(rf"\d+(?: [+-] \d+){{{NUM_OPERATIONS}}} = (\d+)")
+
+
+# --- Problems and their solutions ------------------------------------------------------------------------------------
+
+
+def make_arithmetic(
+    seed: int = 0, warmup: int = 1500, train: int = 4000, validation: int = 500, test: int = 1000
+) -> DatasetDict:
+    """
+    Make the splits of the task. No two problems of all splits together have the same numbers.
+
+    Args:
+        seed (`int`, *optional*, defaults to `0`):
+            Seed that decides every problem. The global random state is neither read nor changed.
+        warmup (`int`, *optional*, defaults to `1500`):
+            Number of mostly easy problems with solutions in the policy's style.
+        train (`int`, *optional*, defaults to `4000`):
+            Number of harder problems, with terse references, for everything after the warm-up.
+        validation (`int`, *optional*, defaults to `500`):
+            Number of problems like those of `train` to choose settings on.
+        test (`int`, *optional*, defaults to `1000`):
+            Number of problems like those of `train` to report.
+
+    Returns:
+        `DatasetDict`: `"warmup"` with columns `prompt` and `completion`; `"train"`, `"validation"` and `"test"` with
+        columns `prompt`, `reference` and `answer`.
+    """
+    from datasets import Dataset, DatasetDict
+
+    rng = random.Random(seed)
+    seen = set()
+
+    def draw_unseen(carry_rate):
+        numbers = draw_numbers(rng, carry_rate)
+        while numbers in seen:
+            numbers = draw_numbers(rng, carry_rate)
+        seen.add(numbers)
+        return numbers
+
+    def warmup_row():
+        numbers = draw_unseen(WARMUP_CARRY_RATE)
+        connectives = [rng.choice(CONNECTIVES) for _ in numbers[1:]]
+        return {"prompt": _prompt(rng, numbers), "completion": write_solution(numbers, connectives)}
+
+    def task_row():
+        numbers = draw_unseen(CARRY_RATE)
+        return {"prompt": _prompt(rng, numbers), "reference": write_reference(numbers), "answer": str(sum(numbers))}
+
+    splits = {"warmup": [warmup_row() for _ in range(warmup)]}
+    for name, size in (("train", train), ("validation", validation), ("test", test)):
+        splits[name] = [task_row() for _ in range(size)]
+    return DatasetDict({name: Dataset.from_list(rows) for name, rows in splits.items()})
+
+
+def needs_carry(value: int, operand: int) -> bool:
+    """Whether adding the signed `operand` to `value` carries a ten or borrows one."""
+    digit = abs(operand) % 10
+    return value % 10 + digit > 9 if operand > 0 else value % 10 < digit
+
+
+def draw_numbers(rng: random.Random, carry_rate: float) -> tuple[int, ...]:
+    """
+    Draw a problem's numbers. Each step carries or borrows with probability `carry_rate`; a value from which no such
+    step (or none but such a step) leads to a result in range takes any step that does.
+    """
+    value = rng.randint(SMALLEST, LARGEST)
+    numbers = [value]
+    for _ in range(NUM_OPERATIONS):
+        with_carry = rng.random() < carry_rate
+        operands = [sign * size for sign in (1, -1) for size in range(SMALLEST_OPERAND, LARGEST + 1)]
+        valid = [operand for operand in operands if SMALLEST <= value + operand <= LARGEST]
+        wanted = [operand for operand in valid if needs_carry(value, operand) == with_carry]
+        numbers.append(rng.choice(wanted or valid))
+        value += numbers[-1]
+    return tuple(numbers)
+
+
+def write_problem(rng: random.Random, numbers: tuple[int, ...]) -> str:
+    """Tell a problem's numbers as a little story, its words drawn at random."""
+    start, *operands = numbers
+    events = [f", {rng.choice(GAIN_VERBS if operand > 0 else LOSS_VERBS)} {abs(operand)}" for operand in operands]
+    return f"{rng.choice(NAMES)} has {start} {rng.choice(OBJECTS)}{''.join(events)}."
+
+
+def read_problem(problem: str) -> tuple[int, ...]:
+    """The numbers of a problem: its start, then its signed operands."""
+    match = _PROBLEM_PATTERN.fullmatch(problem.strip())
+    if match is None:
+        raise ValueError(f"Not a problem of the arithmetic task: {problem!r}.")
+    numbers = [int(match[1])]
+    for verb, size in re.findall(r"([A-Za-z]+) (\d+)", match[2]):
+        if verb not in GAIN_VERBS + LOSS_VERBS:
+            raise ValueError(f"Cannot tell whether {verb!r} adds or takes away, in the problem {problem!r}.")
+        numbers.append(int(size) if verb in GAIN_VERBS else -int(size))
+    return tuple(numbers)
+
+
+def write_solution(numbers: tuple[int, ...], connectives: list[str]) -> str:
+    """The right solution in the policy's style, with one connective for each operation."""
+    pairs = zip(_steps(numbers), connectives, strict=True)
+    steps = [f"{left} {connective} {result}" for (left, result), connective in pairs]
+    return WORDING.step_separator.join([*steps, _answer_step(numbers)])
+
+
+def write_reference(numbers: tuple[int, ...]) -> str:
+    """The right solution as the references give it, in one line."""
+    return " ".join([str(numbers[0]), *(_operation(operand) for operand in numbers[1:]), "=", str(sum(numbers))])
+
+
+def _prompt(rng, numbers):
+    return policy_prompt(WORDING, write_problem(rng, numbers))
+
+
+def _operation(operand):
+    return f"{'+' if operand > 0 else '-'} {abs(operand)}"
+
+
+def _steps(numbers):
+    """What stands on the left of each step's connective, and the number that should stand on its right."""
+    values = list(accumulate(numbers))
+    triples = zip(values[:-1], numbers[1:], values[1:], strict=True)
+    return [(f"{value} {_operation(operand)}", result) for value, operand, result in triples]
+
+
+def _answer_step(numbers):
+    return f"The answer is {sum(numbers)}"
+
+
+# --- Judging and mending an attempt ----------------------------------------------------------------------------------
+
+
+def check_answer(completion: str, answer: str, problem: str = "") -> bool:
+    """
+    Whether the completion ends with "The answer is" and the right number, or is a terse solution like the references,
+    "59 - 16 + 23 + 20 = 86", with the right number at its end.
+    """
+    match = _ANSWER_PATTERN.search(completion) or _TERSE_PATTERN.fullmatch(completion.strip())
+    return match is not None and match[1] == answer.strip()
+
+
+def check_steps(problem: str, completion: str) -> list[bool]:
+    """
+    Judge every step of a completion, the final "The answer is" included, against the true running values: a step that
+    follows correctly from a wrong one is wrong too, and a wrong step stays wrong where a later one makes up for it.
+
+    Args:
+        problem (`str`):
+            Problem text.
+        completion (`str`):
+            Attempt in the policy's style.
+
+    Returns:
+        `list[bool]`: One verdict a step, numbered as [`~rlmec_trl.tasks.wording.split_steps`] does. Malformed and
+        superfluous steps are wrong; steps that are missing at the end are appended to the list as wrong.
+    """
+    numbers = read_problem(problem)
+    steps = split_steps(completion, WORDING.step_separator)
+    bodies = _bodies(steps)
+    verdicts = [
+        body in {f"{left} {connective} {result}" for connective in CONNECTIVES}
+        for body, (left, result) in zip(bodies, _steps(numbers), strict=False)
+    ]
+    if len(steps) > len(verdicts):
+        # Nothing may follow the answer: a dangling separator spoils the step, a further step is itself the wrong one.
+        final = len(verdicts)
+        is_last = final == len(steps) - 1
+        verdicts.append((steps[final] if is_last else bodies[final]) == _answer_step(numbers))
+    num_steps = max(len(steps), len(numbers))
+    return verdicts + [False] * (num_steps - len(verdicts))
+
+
+def rewrite_minimally(problem: str, reference: str, completion: str) -> tuple[int, str]:
+    """
+    Correct an attempt with as few changes as possible. The steps before the first wrong one stay word for word, the
+    later ones get the true numbers but keep their own connectives; a step that is missing is added with "=", one too
+    many is dropped.
+
+    Args:
+        problem (`str`):
+            Problem text.
+        reference (`str`):
+            Unused, because the problem itself tells the right numbers; here so that every editor is called alike.
+        completion (`str`):
+            Attempt in the policy's style.
+
+    Returns:
+        `tuple[int, str]`: Index of the first wrong step (the place of a missing one counts), or -1 if all are right,
+        and the rewrite, which is the completion itself in that case.
+    """
+    verdicts = check_steps(problem, completion)
+    if all(verdicts):
+        return -1, completion
+    error_step = verdicts.index(False)
+    numbers = read_problem(problem)
+    bodies = _bodies(split_steps(completion, WORDING.step_separator))
+    # The right steps are written anew from their own connectives, which gives back the same words.
+    kept, rest = bodies[:error_step], bodies[error_step:]
+    connectives = [_connective(body) for body in kept[:NUM_OPERATIONS]]
+    connectives += _match_connectives(rest, [_operation(operand) for operand in numbers[1:][error_step:]])
+    return error_step, write_solution(numbers, connectives)
+
+
+def _bodies(steps):
+    """The steps without their separators; an attempt that was cut off may end in half a separator."""
+    bodies = [step.removesuffix(WORDING.step_separator) for step in steps]
+    return bodies[:-1] + [body.removesuffix(WORDING.step_separator.rstrip()) for body in bodies[-1:]]
+
+
+def _connective(body):
+    """The connective that a step uses, "=" where it has none."""
+    return next((word for word in body.split() if word in CONNECTIVES), "=")
+
+
+def _match_connectives(bodies, operations):
+    """Connectives for the wanted operations, each from the step of the attempt that stands for it."""
+    bodies = [body for body in bodies if not body.startswith("The answer")]
+    attempted = [match[0] if (match := re.search(r"[+-] \d+", body)) else "" for body in bodies]
+    connectives = []
+    for _, i, i_end, j, j_end in SequenceMatcher(None, attempted, operations, autojunk=False).get_opcodes():
+        # Too few steps in this stretch: the last ones are added. Too many: the last ones are dropped.
+        wanted = j_end - j
+        connectives += [_connective(body) for body in (bodies[i:i_end] + [""] * wanted)[:wanted]]
+    return connectives
+
+
+# --- A policy small enough for a CPU ---------------------------------------------------------------------------------
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """
+    Make the word-level tokenizer of the task. Each digit is a token, and the space before a token belongs to it, so
+    that decoding gives back exactly the text that was encoded.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special_tokens = ["<pad>", "<eos>", "<unk>"]
+    vocabulary = {token: index for index, token in enumerate(special_tokens + _vocabulary())}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_TOKEN_PATTERN), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def make_policy(
+    tokenizer: PreTrainedTokenizerFast, seed: int = 0, hidden_size: int = 128, num_hidden_layers: int = 3
+) -> LlamaForCausalLM:
+    """
+    Make an untrained policy for the task, of about 645,000 parameters with the default sizes.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
+            Tokenizer from [`make_tokenizer`].
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the weights. The global random state is left as it was.
+        hidden_size (`int`, *optional*, defaults to `128`):
+            Width of the model, a multiple of 8 (four heads of even size); the MLP is three times as wide.
+        num_hidden_layers (`int`, *optional*, defaults to `3`):
+            Number of layers.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=3 * hidden_size,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def _vocabulary():
+    """Every token that the task and its wording can produce, in a fixed order."""
+    digits = [f"{space}{digit}" for space in ("", " ") for digit in range(10)]
+    stories = [f"{name} has,." for name in NAMES] + [f" {word}" for word in OBJECTS + GAIN_VERBS + LOSS_VERBS]
+    answers = [f" {word}" for word in CONNECTIVES] + [" + - ; The answer is", WORDING.no_error]
+    questions = [policy_prompt(WORDING, ""), locate_prompt(WORDING, "", "", ""), rewrite_prompt(WORDING, "", "", "")]
+    texts = stories + answers + questions
+    return list(dict.fromkeys(digits + [token for text in texts for token in re.findall(_TOKEN_PATTERN, text)]))
+
+
+def edit(problems, references, completions, usable=None) -> list[tuple[int, str]]:
+    """[`rewrite_minimally`] as a teacher ([`~rlmec_trl.teachers.editors.Editor`]); it is never wrong."""
+    return [rewrite_minimally(*row) for row in zip(problems, references, completions, strict=True)]
+
+
+TASK = Task("arithmetic", check_answer, WORDING, check_steps=check_steps, editor=edit)

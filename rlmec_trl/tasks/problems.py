@@ -1,0 +1,184 @@
+"""Raw problems as rows of the first stage."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset, Features, List, Value, concatenate_datasets
+from transformers import PreTrainedTokenizerBase
+
+from ..data.loading import load_rows
+from ..data.schema import DatasetError, check_dataset
+from ..data.tokens import as_prompt
+from .answers import clean_solution, extract_answer
+from .task import Task
+from .wording import policy_prompt
+
+
+@dataclass
+class ProblemConfig:
+    """
+    Where problems come from.
+
+    Args:
+        dataset_name (`str`, *optional*):
+            Folder, file of JSON lines or Hub name. If unset, the task's own dataset on the Hub.
+        dataset_config (`str`, *optional*):
+            Configuration of a dataset on the Hub.
+        dataset_split (`str`, *optional*, defaults to `"train"`):
+            Split of a dataset on the Hub.
+        max_rows (`int`, *optional*):
+            Number of problems to take from the start.
+        problem_column, reference_column, answer_column (`str`, *optional*):
+            Columns of the problem, of its worked solution and of the final answer, where they are not those that the
+            task knows. A dataset without an answer column has its answers extracted from the worked solutions.
+    """
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Folder, file of JSON lines or Hub name. If unset, the task's own dataset on the Hub."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a dataset on the Hub."})
+    max_rows: int | None = field(default=None, metadata={"help": "Number of problems to take from the start."})
+    problem_column: str | None = field(
+        default=None, metadata={"help": "Column of the problem, where it is not the one that the task knows."}
+    )
+    reference_column: str | None = field(
+        default=None, metadata={"help": "Column of the worked solution, where it is not the one that the task knows."}
+    )
+    answer_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of the final answer, where it is not the one that the task knows. A dataset without one "
+            "has its answers extracted from the worked solutions."
+        },
+    )
+
+
+def load_problems(config: ProblemConfig, task: Task, processing_class: PreTrainedTokenizerBase) -> Dataset:
+    """
+    Load problems as rows of the first stage: `prompt`, `reference` and `answer`, checked.
+
+    Args:
+        config ([`ProblemConfig`]):
+            Where they are.
+        task ([`~rlmec_trl.tasks.task.Task`]):
+            How a raw row is read, and how a problem is worded for the policy.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            The policy's tokenizer. With a chat template, prompts become messages.
+
+    Raises:
+        [`~rlmec_trl.data.schema.DatasetError`]: If a column is missing, or a row breaks the contract.
+        `ValueError`: If neither `config` nor `task` names a dataset, or the task's dataset has no such split.
+    """
+    problems = to_task_rows(_load_raw(config, task), task, processing_class, _row_reader(config, task))
+    check_dataset(problems, "task")
+    return problems
+
+
+def to_task_rows(
+    dataset: Dataset,
+    task: Task,
+    processing_class: PreTrainedTokenizerBase,
+    read_row: Callable[[dict], dict] | None = None,
+) -> Dataset:
+    """
+    Turn raw problems into rows with `prompt`, `reference` and `answer`. Other columns are kept, and so are rows that
+    have these three.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Raw rows.
+        task ([`~rlmec_trl.tasks.task.Task`]):
+            How a raw row is read, and how a problem is worded for the policy.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            The policy's tokenizer. With a chat template, prompts become messages.
+        read_row (`Callable[[dict], dict]`, *optional*):
+            Replaces the task's own.
+
+    Raises:
+        [`~rlmec_trl.data.schema.DatasetError`]: If a column is missing, or a solution states no answer.
+    """
+    if {"prompt", "reference", "answer"} <= set(dataset.column_names):
+        return dataset
+    read_row = read_row or task.read_row or read_columns()
+
+    def convert(row: dict, index: int) -> dict:
+        try:
+            problem = read_row(row)
+        except KeyError as error:
+            raise DatasetError(
+                f"Task '{task.name}' needs the column {error}; the dataset has {', '.join(row)}. Name the columns "
+                "with `--problem_column`, `--reference_column` and `--answer_column`."
+            ) from None
+        except DatasetError as error:
+            raise DatasetError(f"Row {index}, {error}") from None
+        prompt = as_prompt(processing_class, policy_prompt(task.wording, problem["problem"]))
+        answer = problem["answer"]
+        return {
+            "prompt": prompt,
+            "reference": problem["reference"],
+            # None is kept, for the check of the columns to find it
+            "answer": answer if answer is None else str(answer),
+        }
+
+    text = Value("string")
+    prompt = text if isinstance(as_prompt(processing_class, ""), str) else List({"role": text, "content": text})
+    # Given, not inferred: a raw `answer` may be a number, and `map` leaves a column that it overwrites its type
+    features = Features({**dataset.features, "prompt": prompt, "reference": text, "answer": text})
+    return dataset.map(convert, with_indices=True, features=features, desc="Reading problems")
+
+
+def read_columns(
+    problem_column: str = "problem", reference_column: str = "solution", answer_column: str | None = None
+) -> Callable[[dict[str, Any]], dict[str, str]]:
+    """
+    A `read_row` for datasets that have problem, worked solution and answer in a column each.
+
+    Args:
+        problem_column, reference_column (`str`):
+            Columns of the problem and of its worked solution.
+        answer_column (`str`, *optional*):
+            Column of the final answer. By default `answer`; where the dataset has no such column, the answer is
+            extracted from the worked solution.
+    """
+
+    def read_row(row: dict[str, Any]) -> dict[str, str]:
+        reference = clean_solution(row[reference_column])
+        if answer_column is not None or "answer" in row:
+            answer = row[answer_column or "answer"]
+        elif (answer := extract_answer(reference)) is None:
+            raise DatasetError(
+                f"column '{reference_column}': the solution states no final answer. End it with 'The answer is X', "
+                "'\\boxed{X}' or '#### X', or name the answers with `--answer_column`."
+            )
+        return {"problem": row[problem_column], "reference": reference, "answer": answer}
+
+    return read_row
+
+
+def _row_reader(config: ProblemConfig, task: Task) -> Callable[[dict], dict] | None:
+    problem_column, reference_column, answer_column = (
+        config.problem_column,
+        config.reference_column,
+        config.answer_column,
+    )
+    if problem_column is None and reference_column is None and answer_column is None:
+        return task.read_row
+    return read_columns(problem_column or "problem", reference_column or "solution", answer_column)
+
+
+def _load_raw(config: ProblemConfig, task: Task) -> Dataset:
+    if config.dataset_name is not None:
+        return load_rows(config.dataset_name, config.dataset_split, config.max_rows, config.dataset_config)
+    if task.hub_id is None:
+        raise ValueError(f"Task '{task.name}' has no dataset on the Hub: name the problems with `--dataset_name`.")
+    if config.dataset_split not in task.splits:
+        raise ValueError(
+            f"{task.hub_id} has no split {config.dataset_split!r}; its splits are {', '.join(task.splits)}."
+        )
+    names = [config.dataset_config] if config.dataset_config is not None else list(task.hub_configs) or [None]
+    parts = [load_rows(task.hub_id, config.dataset_split, config_name=name) for name in names]
+    rows = concatenate_datasets(parts)
+    return rows if config.max_rows is None else rows.select(range(min(config.max_rows, len(rows))))

@@ -1,0 +1,126 @@
+"""The wording: how a problem is put to the policy, and an attempt at it to the generative reward model."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ..data.steps import split_steps
+
+
+@dataclass(frozen=True)
+class Wording:
+    r"""
+    The prompts of a task, and how an attempt at it divides into steps.
+
+    Templates name their slots in braces; any other brace is left alone, so LaTeX needs no escaping.
+
+    Args:
+        locate (`str`):
+            Template that asks for the first wrong step, with `{problem}`, `{reference}` and `{attempt}`.
+        rewrite (`str`):
+            Template that asks for the minimally corrected attempt, with `{problem}`, `{reference}` and `{attempt}`.
+        policy (`str`):
+            Template with `{problem}` that turns a raw problem into the policy's prompt.
+        step_separator (`str`, *optional*, defaults to `"\n"`):
+            What stands between two steps of an attempt.
+        numbered (`bool`, *optional*, defaults to `False`):
+            Whether the attempt in the locate prompt is shown with its steps numbered from 0, one a line.
+        no_error (`str`, *optional*, defaults to `"none"`):
+            What locate answers when every step is right.
+    """
+
+    locate: str
+    rewrite: str
+    policy: str
+    step_separator: str = "\n"
+    numbered: bool = False
+    no_error: str = "none"
+
+
+WORDING = Wording(
+    locate=(
+        "Below are a problem, a correct reference solution, and a student's attempt whose steps are numbered from 0. "
+        "Find the first step of the attempt that is wrong. A step is wrong if it states something false, computes "
+        "something wrongly, or does not follow from the problem and the steps before it; being different from the "
+        "reference is not an error. Answer with the number of that step alone, or with none if every step is right."
+        "\n\nProblem:\n{problem}\n\nReference solution:\n{reference}\n\nAttempt:\n{attempt}\n\nFirst wrong step:\n"
+    ),
+    rewrite=(
+        "Below are a problem, a correct reference solution, and a student's attempt. Correct the attempt with as few "
+        "edits as possible. Keep everything that is right word for word, in the student's own style and order, and "
+        "change, add or remove only what has to be for every step and the final answer to be right. If nothing is "
+        'wrong, repeat the attempt unchanged. Write the corrected attempt alone and end it with "The answer is X", '
+        "as the attempt does."
+        "\n\nProblem:\n{problem}\n\nReference solution:\n{reference}\n\nAttempt:\n{attempt}\n\nCorrected attempt:\n"
+    ),
+    policy=(
+        "Solve the problem step by step, one step on each line. End with a line that says "
+        '"The answer is X", where X is the final answer and nothing else.'
+        "\n\nProblem:\n{problem}\n\nSolution:\n"
+    ),
+    numbered=True,
+)
+"""The wording for real tasks."""
+
+
+def number_steps(wording: Wording, attempt: str) -> str:
+    """The steps of an attempt, numbered from 0, one a line."""
+    separator = wording.step_separator
+    shown = [" ".join(step.replace(separator, " ").split()) for step in split_steps(attempt, separator)]
+    return "\n".join(f"{index}: {step}" for index, step in enumerate(shown))
+
+
+def policy_prompt(wording: Wording, problem: str) -> str:
+    """The policy's prompt for a raw problem."""
+    return _fill(wording.policy, problem=problem)
+
+
+def raw_problem(wording: Wording, prompt: str) -> str:
+    """The problem in a policy's prompt: without what the template put around it, if it did."""
+    before, _, after = wording.policy.partition("{problem}")
+    framed = prompt.startswith(before) and prompt.endswith(after) and len(prompt) >= len(before) + len(after)
+    return prompt[len(before) : len(prompt) - len(after)] if framed else prompt
+
+
+def locate_prompt(wording: Wording, problem: str, reference: str, attempt: str) -> str:
+    """The question for the first wrong step of an attempt."""
+    if wording.numbered:
+        attempt = number_steps(wording, attempt)
+    return _fill(wording.locate, problem=problem, reference=reference, attempt=attempt)
+
+
+def rewrite_prompt(wording: Wording, problem: str, reference: str, attempt: str) -> str:
+    """The question for the minimally corrected attempt."""
+    return _fill(wording.rewrite, problem=problem, reference=reference, attempt=attempt)
+
+
+def locate_answer(wording: Wording, error_step: int) -> str:
+    """The right answer to the locate prompt; `error_step` is -1 where every step is right."""
+    return wording.no_error if error_step == -1 else str(error_step)
+
+
+def parse_locate(wording: Wording, text: str) -> int | None:
+    """
+    Read an answer to the locate prompt.
+
+    The first line that is not blank counts: a step number or the word for "no error", perhaps with "step" before it
+    and a remark after it.
+
+    Returns:
+        `int` or `None`:
+            The step's index, -1 where the answer is that every step is right, `None` where it is neither.
+    """
+    lines = [line.strip(" \t\r*`\"'") for line in text.splitlines()]
+    first_line = next((line for line in lines if line), "")
+    # The end, or a remark that punctuation sets apart: "3 apples" and "1.5" are not step numbers
+    remark = r"(?:[*`\"':.,;)]+(?:\s.*)?|\s+[-–—(].*)?"
+    if re.fullmatch(re.escape(wording.no_error.strip()) + remark, first_line, re.IGNORECASE):
+        return -1
+    found = re.fullmatch(r"(?:step\s*)?([0-9]{1,9})" + remark, first_line, re.IGNORECASE)
+    return int(found.group(1)) if found else None
+
+
+def _fill(template: str, **values: str) -> str:
+    # One pass, unlike chained `str.replace`: a problem that itself contains "{attempt}" stays as it is
+    return re.sub(r"\{(problem|reference|attempt)\}", lambda slot: values.get(slot.group(1), slot.group(0)), template)

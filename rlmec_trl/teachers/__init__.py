@@ -1,0 +1,1 @@
+"""Teachers: who writes minimum edits."""

@@ -1,0 +1,353 @@
+"""The Anthropic API as the teacher, by single messages or, at half the price, by batches."""
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ..generation.processes import process_state
+from ..generation.server import ServerConfig, describe_error
+from ..tasks.wording import WORDING, Wording
+from .api.config import TeacherConfig
+from .api.journal import Answer, Journal, Submission
+from .api.journaled_editor import JournaledEditor, RequestFailedError, TeacherError
+from .api.questions import ANSWER_SCHEMA, Question
+
+
+# A batch may have 256 MB. What the client adds to the questions is little.
+_MAX_BATCH_BYTES = 200_000_000
+
+# No other row would fare better: the key, the account, the model's name
+_HOPELESS = (401, 402, 403, 404)
+# Looks at a batch without an answer, after which there is no more waiting for it: an hour, by default
+_MAX_FAILED_LOOKS = 60
+# This row is at fault, such as one that is too long
+_ABOUT_ROW = (400, 413, 422)
+# The API has certainly not taken the request: it can be sent again without being paid twice
+_NOT_TAKEN = (429, 529)
+
+
+class AnthropicEditor(JournaledEditor):
+    """
+    A Claude model as the teacher, on the official SDK. The key is read from the environment (`ANTHROPIC_API_KEY`).
+
+    Both tasks are one request: with structured output, the answer is a JSON object with the first wrong step and the
+    rewrite. The instructions, the same in all requests, are marked for the prompt cache.
+
+    Args:
+        model (`str`):
+            Name of the model.
+        journal ([`~rlmec_trl.teachers.api.journal.Journal`]):
+            Where the answers are kept.
+        config ([`~rlmec_trl.teachers.api.config.TeacherConfig`]):
+            How to ask, and what it may cost. With `use_batches`, questions go through the Message Batches API.
+        server_config ([`~rlmec_trl.generation.server.ServerConfig`]):
+            Its `concurrency`, `timeout`, `max_retries` and, for another address than Anthropic's, `base_url`.
+        wording ([`~rlmec_trl.tasks.wording.Wording`], *optional*):
+            Wording of the task.
+        budget_share (`float`, *optional*, defaults to `1.0`):
+            Part of what is left of `config.max_cost` that this process may spend.
+
+    Raises:
+        [`TeacherError`]: If the package `anthropic` is missing.
+        `ValueError`: If `server_config` has what only servers have.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        journal: Journal,
+        config: TeacherConfig,
+        server_config: ServerConfig,
+        wording: Wording = WORDING,
+        budget_share: float = 1.0,
+    ):
+        for_servers = (server_config.served_model, server_config.extra_body, server_config.api_key_env)
+        if for_servers != (None, None, ServerConfig.api_key_env):
+            raise ValueError("`served_model`, `extra_body` and `api_key_env` are for servers alone: unset them.")
+        # The effort makes other answers, the way they are sent does not
+        name = f"anthropic {model} {config.effort or 'default'}"
+        super().__init__(name, model, journal, config, server_config, wording, budget_share)
+        try:
+            import anthropic  # noqa: F401
+        except ImportError:
+            raise TeacherError(
+                "This teacher needs the package `anthropic`: pip install 'rlmec-trl[anthropic]'"
+            ) from None
+
+    def _client(self) -> Any:
+        import anthropic
+
+        settings = self.server_config
+        # Without, the SDK would look for profiles on the disk, and bill whoever left one there
+        if not os.environ.get("ANTHROPIC_API_KEY") and not os.environ.get("ANTHROPIC_AUTH_TOKEN"):
+            raise TeacherError("There is no key for the Anthropic API: set the variable ANTHROPIC_API_KEY.")
+        return anthropic.Anthropic(
+            base_url=settings.base_url, timeout=settings.timeout, max_retries=settings.max_retries
+        )
+
+    def _params(self, question: Question) -> dict[str, Any]:
+        output_config = {}
+        if self.config.structured_output:
+            output_config["format"] = {"type": "json_schema", "schema": ANSWER_SCHEMA}
+        if self.config.effort is not None:
+            output_config["effort"] = self.config.effort
+        return {
+            "model": self.model,
+            "system": [{"type": "text", "text": question.system, "cache_control": {"type": "ephemeral"}}],
+            "messages": [{"role": "user", "content": question.user}],
+            **({"output_config": output_config} if output_config else {}),
+        }
+
+    def _count_tokens(self, client: Any, questions: list[Question]) -> list[int] | None:
+        import anthropic
+
+        with self._translated_errors():
+            try:
+                return [client.messages.count_tokens(**self._params(question)).input_tokens for question in questions]
+            except anthropic.NotFoundError:
+                # Not every gateway has this endpoint. If it is the model that there is not, the first question tells
+                return None
+
+    def _ask(self, client: Any, question: Question) -> Answer:
+        with self._translated_errors():
+            message = client.messages.create(max_tokens=self.config.max_tokens, **self._params(question))
+        return _to_answer(message)
+
+    def _send(self, client: Any, questions: list[Question]) -> None:
+        if not self.config.use_batches:
+            super()._send(client, questions)
+            return
+        handed_in = []
+        for chunk in self._chunks(questions):
+            handed_in.append(self._hand_in(client, chunk))
+            self.budget.under_way += len(chunk)
+        for submission in handed_in:
+            self._collect(client, submission)
+            self.budget.under_way -= len(submission.keys)
+
+    def _resume(self, client: Any) -> None:
+        for submission in self.journal.own_submissions():
+            if submission.batch is None:
+                batch = self._find_batch(client, submission)
+                if batch is None:
+                    self.journal.close_submission(submission.name)
+                    continue
+                submission = replace(submission, batch=batch)
+                self.journal.record_submission(submission)
+            self._collect(client, submission)
+
+    def _chunks(self, questions: list[Question]) -> Iterator[list[dict[str, Any]]]:
+        """Requests in batches of a size that the API takes, as far as the budget goes."""
+        chunk, num_bytes = [], 0
+        for question in questions:
+            request = {
+                "custom_id": question.key,
+                "params": {"max_tokens": self.config.max_tokens, **self._params(question)},
+            }
+            size = len(json.dumps(request))
+            full = len(chunk) == self.config.questions_per_batch or num_bytes + size > _MAX_BATCH_BYTES
+            if chunk and full:
+                yield chunk
+                chunk, num_bytes = [], 0
+            if not self.budget.affords(len(chunk) + 1):
+                break
+            chunk.append(request)
+            num_bytes += size
+        if chunk:
+            yield chunk
+
+    def _hand_in(self, client: Any, requests: list[dict[str, Any]]) -> Submission:
+        """
+        Hand in a batch. It is in the journal before, without its id, and after, with it: one whose id was lost on the
+        way is looked for, and found by its questions.
+        """
+        with self._translated_errors():
+            newest = client.messages.batches.list(limit=1).data
+        keys = [request["custom_id"] for request in requests]
+        submission = Submission(uuid.uuid4().hex, keys, after=newest[0].id if newest else None)
+        self.journal.record_submission(submission)
+        batch = self._create_batch(client, submission, requests)
+        submission = replace(submission, batch=batch)
+        self.journal.record_submission(submission)
+        return submission
+
+    def _create_batch(self, client: Any, submission: Submission, requests: list[dict]) -> str:
+        """Create a batch and return its id. The SDK's own retries might create and pay it twice."""
+        import anthropic
+
+        careful_client = client.with_options(max_retries=0)
+        for attempt in range(self.server_config.max_retries + 1):
+            if attempt > 0:
+                time.sleep(min(2.0**attempt, self.config.poll_seconds))
+            try:
+                return careful_client.messages.batches.create(requests=requests).id
+            except (anthropic.APIError, ValueError, AttributeError) as caught:
+                error = caught
+            status = getattr(error, "status_code", None)
+            if status in _NOT_TAKEN:
+                continue
+            if status is not None and status < 500:
+                self.journal.close_submission(submission.name)
+                raise self._hopeless(error)
+            batch = self._find_batch(client, submission)
+            if batch is not None:
+                return batch
+        raise TeacherError(
+            f"The batch could not be handed in ({describe_error(error)}). The same command goes on from here: if the "
+            "batch has arrived all the same, it is found."
+        )
+
+    def _find_batch(self, client: Any, submission: Submission) -> str | None:
+        """The id of a batch that was perhaps created, and whose id has not come back."""
+        known = self.journal.batches()
+        # What was handed in just now may take a moment to be listed
+        for look in range(2):
+            if look > 0:
+                time.sleep(self.config.poll_seconds)
+            with self._translated_errors():
+                seen_after = submission.after is None
+                for batch in client.messages.batches.list(limit=100):
+                    if batch.id == submission.after:
+                        seen_after = True
+                        break
+                    counts = batch.request_counts
+                    total = counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired
+                    if batch.id not in known and total == len(submission.keys):
+                        if self._answers_one_of(client, batch.id, set(submission.keys)):
+                            return batch.id
+        if not seen_after:
+            raise self._unknown(submission.after)
+        return None
+
+    def _answers_one_of(self, client: Any, batch: str, keys: set[str]) -> bool:
+        """Whose batch it is can be seen by its results alone."""
+        if not self._wait_for(client, batch):
+            return False
+        first = next(iter(client.messages.batches.results(batch)), None)
+        return first is not None and first.custom_id in keys
+
+    def _wait_for(self, client: Any, batch: str) -> bool:
+        """Wait for a batch to end. Whether its results can be fetched: they are kept for some weeks."""
+        import anthropic
+
+        num_failures = 0
+        while True:
+            try:
+                with self._translated_errors():
+                    try:
+                        state = client.messages.batches.retrieve(batch)
+                        ended, has_results = state.processing_status == "ended", state.results_url is not None
+                        num_failures = 0
+                    except anthropic.NotFoundError:
+                        raise self._unknown(batch) from None
+            except RequestFailedError:
+                # A batch takes hours, and an API may be away for a while in a night
+                num_failures += 1
+                if num_failures > _MAX_FAILED_LOOKS:
+                    raise
+                ended = False
+            if ended:
+                return has_results
+            time.sleep(self.config.poll_seconds)
+
+    def _unknown(self, batch: str) -> TeacherError:
+        return TeacherError(
+            f"Batch {batch} is not known to this key. Use the key and the address that it was handed in with: its "
+            "answers are paid for. If it was deleted, delete the lines of type `submission` that name it in "
+            f"{str(self.journal.directory)!r}."
+        )
+
+    def _collect(self, client: Any, submission: Submission) -> None:
+        """
+        Wait for a batch, and record its answers.
+
+        Raises:
+            [`TeacherError`]: If they cannot be fetched now, or if somebody has cancelled the batch.
+        """
+        missing = set(submission.keys)
+        show = process_state().is_local_main_process
+        with tqdm(total=len(missing), desc=f"Waiting for batch {submission.batch}", disable=not show) as progress:
+            whole = not self._wait_for(client, submission.batch)
+            for attempt in range(self.server_config.max_retries + 1):
+                if whole:
+                    break
+                if attempt > 0:
+                    time.sleep(min(2.0**attempt, self.config.poll_seconds))
+                # Cut off on the way, results can be fetched again as often as one likes
+                with suppress(RequestFailedError), self._translated_errors():
+                    for result in client.messages.batches.results(submission.batch):
+                        if result.custom_id in missing:
+                            self._record_result(submission.batch, result)
+                            missing.remove(result.custom_id)
+                            progress.update()
+                    # There is a result for each question: fewer were cut off, even if quietly
+                    whole = not missing
+        if not whole:
+            raise TeacherError(
+                f"The results of batch {submission.batch} cannot be fetched. They are kept for some weeks: the same "
+                "command fetches them."
+            )
+        for key in missing:
+            self._note_failure(key, "no result in its batch")
+        self.journal.close_submission(submission.name)
+        if "canceled" in self.failures.values():
+            raise TeacherError(
+                f"Batch {submission.batch} was cancelled. Its answers are in the journal; the same command hands in "
+                "its other questions again."
+            )
+
+    def _record_result(self, batch: str, result: Any) -> None:
+        if result.result.type == "succeeded":
+            if not self.journal.has_answer_of(result.custom_id, batch):
+                try:
+                    self._record(result.custom_id, replace(_to_answer(result.result.message), batch=batch))
+                except RequestFailedError as error:
+                    self._note_failure(result.custom_id, str(error))
+        elif result.result.type == "errored":
+            self._note_failure(result.custom_id, f"errored: {result.result.error.error.type}")
+        else:
+            self._note_failure(result.custom_id, result.result.type)
+
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        import anthropic
+        import httpx2
+
+        try:
+            yield
+        except (anthropic.AnthropicError, httpx2.HTTPError) as error:
+            status = getattr(error, "status_code", None)
+            if status in _HOPELESS:
+                raise self._hopeless(error) from None
+            raise RequestFailedError(describe_error(error), status in _ABOUT_ROW) from None
+        except (ValueError, AttributeError) as error:
+            # No JSON, or a web page, which the SDK hands on as a text
+            raise RequestFailedError(f"broken response: {error}") from None
+
+    def _hopeless(self, error: Exception) -> TeacherError:
+        return TeacherError(
+            f"The API does not answer for {self.model!r} ({describe_error(error)}). Check the model's name, the "
+            "settings that go with it, and the key in ANTHROPIC_API_KEY. All answers so far are in the journal."
+        )
+
+
+def _to_answer(message: Any) -> Answer:
+    # The SDK takes what comes, and hands on a web page as a text
+    if isinstance(message, str) or message.usage is None or message.content is None:
+        raise RequestFailedError("broken response: no content or no usage")
+    usage = message.usage
+    return Answer(
+        text="".join(block.text for block in message.content if block.type == "text"),
+        stop_reason=message.stop_reason or "",
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cache_write_tokens=usage.cache_creation_input_tokens or 0,
+        cache_read_tokens=usage.cache_read_input_tokens or 0,
+    )

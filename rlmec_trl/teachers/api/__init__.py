@@ -1,0 +1,1 @@
+"""Teachers behind an API: questions, answers on disk, costs."""

@@ -1,0 +1,162 @@
+"""What a teacher behind an API is asked: for the first wrong step and the corrected attempt, in one answer."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+
+from ...data.steps import first_changed_step, split_steps
+from ...tasks.wording import Wording, number_steps
+from ..editors import NoEdit
+
+
+# It stands first and never changes within a run, so that providers can cache it.
+_INSTRUCTIONS = """\
+You correct students' attempts at problems. You are given a problem, a correct reference solution, a student's \
+attempt, and the attempt's steps, numbered from 0.
+
+1. Find the first step of the attempt that is wrong. Check every step, also where the final answer is right: two \
+mistakes may cancel. A step is wrong if it states something false, computes something wrongly, or does not follow \
+from the problem and the steps before it. Being different from the reference solution is not an error.
+2. Correct the attempt with as few edits as possible. Keep everything that is right word for word, with its spaces \
+and line breaks, in the student's own style and order, and change, add or remove only what has to be for every step \
+and the final answer to be right. Do not number the steps. If nothing is wrong, repeat the attempt unchanged. End \
+with the final answer in the form that the attempt uses, or with "The answer is X" where it has none.
+
+"""
+
+_JSON_LAYOUT = """\
+Answer with a JSON object: `error_step` is the number of the first wrong step, or -1 if every step is right; \
+`rewrite` is the corrected attempt."""
+
+_PLAIN_LAYOUT = """\
+Answer with the number of the first wrong step, or with none if every step is right, alone on the first line, and \
+with the corrected attempt from the second line on. Write nothing else."""
+
+ANSWER_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "error_step": {"type": "integer", "description": "Number of the first wrong step, -1 if every step is right."},
+        "rewrite": {"type": "string", "description": "The corrected attempt."},
+    },
+    "required": ["error_step", "rewrite"],
+    "additionalProperties": False,
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """
+    A question to a teacher.
+
+    Args:
+        key (`str`):
+            Hash of who is asked and of all that is said: 64 hexadecimal digits.
+        system (`str`):
+            The part that is the same for all rows.
+        user (`str`):
+            The row.
+        attempt (`str`):
+            The attempt in it.
+    """
+
+    key: str
+    system: str
+    user: str
+    attempt: str
+
+
+def make_question(
+    teacher: str, wording: Wording, structured: bool, problem: str, reference: str, attempt: str
+) -> Question:
+    """
+    Put a row to a teacher.
+
+    Args:
+        teacher (`str`):
+            Who is asked: part of the key, so that another teacher is asked anew.
+        wording ([`~rlmec_trl.tasks.wording.Wording`]):
+            How attempts of the task divide into steps.
+        structured (`bool`):
+            Whether the answer is to be JSON, or in a plain layout.
+        problem, reference, attempt (`str`):
+            The row.
+    """
+    system = _INSTRUCTIONS + (_JSON_LAYOUT if structured else _PLAIN_LAYOUT)
+    parts = {
+        "problem": problem,
+        "reference_solution": reference,
+        "attempt": attempt,
+        "steps": number_steps(wording, attempt),
+    }
+    user = "\n\n".join(f"<{name}>\n{text.strip()}\n</{name}>" for name, text in parts.items())
+    key = hashlib.sha256(json.dumps([teacher, system, user]).encode()).hexdigest()
+    return Question(key, system, user, attempt)
+
+
+def read_answer(wording: Wording, structured: bool, attempt: str, text: str) -> tuple[int, str] | NoEdit:
+    """
+    Read an answer to [`make_question`].
+
+    Args:
+        wording ([`~rlmec_trl.tasks.wording.Wording`]):
+            Wording of the task.
+        structured (`bool`):
+            Whether it was to be JSON.
+        attempt (`str`):
+            The attempt.
+        text (`str`):
+            The answer.
+
+    Returns:
+        `tuple[int, str]` or [`~rlmec_trl.teachers.editors.NoEdit`]: The index of the first wrong step and the rewrite,
+        with the white space around the attempt; or why there is none: `"malformed"`, or `"inconsistent"` where the
+        rewrite repeats the step that the teacher calls wrong.
+    """
+    found = _read_json(text) if structured else _read_plain(text)
+    num_steps = len(split_steps(attempt, wording.step_separator))
+    if found is None or not -1 <= found[0] <= num_steps:
+        return NoEdit("malformed")
+    error_step, rewrite = found
+    rewrite = _as_written(attempt, rewrite)
+    first_changed = first_changed_step(attempt, rewrite, wording.step_separator)
+    if error_step >= 0 and first_changed == -1:
+        return NoEdit("inconsistent")
+    if error_step == num_steps:
+        # A step that is missing at the end: the rewrite shows where
+        error_step = first_changed
+    return NoEdit("inconsistent") if 0 <= error_step < first_changed else (error_step, rewrite)
+
+
+def _read_json(text: str) -> tuple[int, str] | None:
+    try:
+        answer = json.loads(text)
+        # Half a surrogate pair is valid JSON, but no text that could be stored
+        json.dumps(answer, ensure_ascii=False).encode()
+    except (ValueError, TypeError, RecursionError):
+        return None
+    if not isinstance(answer, dict):
+        return None
+    error_step, rewrite = answer.get("error_step"), answer.get("rewrite")
+    if type(error_step) is not int or not isinstance(rewrite, str):
+        return None
+    return error_step, rewrite
+
+
+def _read_plain(text: str) -> tuple[int, str] | None:
+    # Some models think aloud first
+    first_line, _, rewrite = text.rpartition("</think>")[2].strip().partition("\n")
+    # Nothing but the number: an answer may begin with the rewrite, and that with a sum
+    found = re.fullmatch(r"\W*?(?:step\s*)?(-?[0-9]{1,9}|none)\W*", first_line, re.IGNORECASE)
+    if found is None:
+        return None
+    return (-1 if found[1].lower() == "none" else int(found[1])), rewrite
+
+
+def _as_written(attempt: str, rewrite: str) -> str:
+    """A rewrite with the line ends and the outer space of its attempt: they say nothing, and changes are no edits."""
+    if "\r" not in attempt:
+        rewrite = rewrite.replace("\r\n", "\n")
+    start = attempt[: len(attempt) - len(attempt.lstrip())]
+    end = attempt[len(attempt.rstrip()) :]
+    return start + rewrite.strip() + end if rewrite.strip() else ""

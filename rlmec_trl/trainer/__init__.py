@@ -1,1 +1,0 @@
-"""Policy training with token-level credit."""

@@ -1,0 +1,1 @@
+"""The RLMEC trainer: its losses, batches and configuration."""

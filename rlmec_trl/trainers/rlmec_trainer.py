@@ -1,0 +1,348 @@
+"""Off-line RLMEC: token rewards on the policy's own samples, and imitation of their minimally edited rewrites."""
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
+from transformers import (
+    BitsAndBytesConfig,
+    DataCollator,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from trl import SFTTrainer
+from trl.data_utils import get_dataset_column_names
+from trl.trainer.utils import get_config_model_id, global_then_local_main_first
+
+from ..credit.paper import PAPER
+from ..credit.preparation import PREPARED_COLUMNS, RewardSettings, prepare_row
+from ..data.schema import check_dataset
+from .collator import DataCollatorForRLMEC
+from .losses import Metrics, imitation_loss, token_policy_loss
+from .rlmec_config import RLMECConfig
+from .soft_targets import add_soft_target_head, tempered_targets
+
+
+logger = get_logger(__name__)
+
+
+class RLMECTrainer(SFTTrainer):
+    """
+    Trainer for RLMEC, reinforcement learning with minimum editing constraint
+    (https://huggingface.co/papers/2401.06081), off-line.
+
+    It trains on completions that the policy sampled, each with a reward a token and a minimally edited, correct
+    rewrite. Only the preparation of the data, the batches and the loss differ from [`~trl.SFTTrainer`]; everything
+    else (models, PEFT, quantisation, distributed training, checkpoints, the Hub) is inherited.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The policy, as in [`~trl.SFTTrainer`].
+        args ([`RLMECConfig`], *optional*):
+            Configuration. If `None`, the defaults are used, and the output directory is the model's name with
+            `-RLMEC`.
+        data_collator (`DataCollator`, *optional*):
+            Defaults to [`~rlmec_trl.trainers.collator.DataCollatorForRLMEC`].
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Rows with `prompt`, `completion`, `completion_ids`, either `token_probs` and `correct` or `token_rewards`,
+            and `rewrite` (or `rewrite_ids`), standard or conversational. `old_logps` are the sampler's log-probs of
+            the completion tokens; without them the importance ratio is one. `rewrite_topk_ids` and
+            `rewrite_topk_logps` are wanted by soft imitation.
+        eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or a `dict` of them, *optional*):
+            Like `train_dataset`.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The policy's tokenizer. If `None`, it is loaded with the model's name.
+        compute_loss_func (`Callable`, *optional*):
+            Not supported.
+        compute_metrics (`Callable`, *optional*):
+            Not supported: the fused LM head builds no logits.
+        callbacks (list of [`~transformers.TrainerCallback`], *optional*):
+            As in [`~trl.SFTTrainer`].
+        optimizers (`tuple`, *optional*, defaults to `(None, None)`):
+            As in [`~trl.SFTTrainer`].
+        optimizer_cls_and_kwargs (`tuple`, *optional*):
+            As in [`~trl.SFTTrainer`].
+        preprocess_logits_for_metrics (`Callable`, *optional*):
+            Not supported.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+            As in [`~trl.SFTTrainer`].
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            As in [`~trl.SFTTrainer`].
+        formatting_func (`Callable`, *optional*):
+            Not supported: per-token rewards belong to given tokens.
+
+    Raises:
+        `ValueError`: If an option of [`~trl.SFTTrainer`] that would lose the per-token columns is set.
+        [`~rlmec_trl.data.schema.DatasetError`]: If a row of a data set breaks the contract of its columns.
+    """
+
+    _tag_names = ["trl", "rlmec"]
+    _name = "RLMEC"
+    _paper = PAPER
+    # The terms are divided by counts over the whole optimizer step, so gradient accumulation only has to add them up.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        args: RLMECConfig | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_loss_func: Callable | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: "PeftConfig | None" = None,
+        formatting_func: Callable[[dict], str] | None = None,
+    ):
+        if args is None:
+            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = RLMECConfig(f"{model_name.split('/')[-1]}-RLMEC")
+        if not isinstance(args, RLMECConfig):
+            raise TypeError(f"`args` must be a `RLMECConfig`, got `{type(args).__name__}`.")
+        refused = {
+            "compute_loss_func": compute_loss_func,
+            "compute_metrics": compute_metrics,
+            "preprocess_logits_for_metrics": preprocess_logits_for_metrics,
+            "formatting_func": formatting_func,
+        }
+        for name, value in refused.items():
+            if value is not None:
+                raise ValueError(f"`RLMECTrainer` does not support `{name}`. Leave it out.")
+        self._refuse_unsupported(args)
+
+        # `SFTTrainer` only knows its own losses. A copy keeps the caller's config as it was.
+        args = copy.copy(args)
+        loss_type, args.loss_type = args.loss_type, "nll"
+        super().__init__(
+            model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        self.args.loss_type = loss_type
+
+        parallelism = self.accelerator.parallelism_config
+        if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
+            raise ValueError(
+                "`RLMECTrainer` does not support context or sequence parallelism: rewards and weights would not be "
+                "split along with the tokens. Set `cp_size` and `sp_size` to 1."
+            )
+        if data_collator is None:
+            self.data_collator = DataCollatorForRLMEC(
+                pad_token_id=self._tokenizer.pad_token_id,
+                policy=args.policy_coef > 0,
+                imitation=args.imitation_coef > 0,
+                soft_targets=self._needs_targets,
+                pad_to_multiple_of=args.pad_to_multiple_of,
+            )
+        if self._needs_targets:
+            if is_deepspeed_zero3_enabled():
+                raise ValueError(
+                    "Soft imitation and `imitation_label_smoothing` do not work under ZeRO-3, which shards the LM "
+                    "head outside its own forward. Use ZeRO-2 or FSDP, or hard targets without smoothing."
+                )
+            add_soft_target_head(self.model.get_base_model() if is_peft_model(self.model) else self.model)
+        self._metric_sums = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
+
+    @staticmethod
+    def _refuse_unsupported(args: RLMECConfig) -> None:
+        if args.packing or args.eval_packing or args.padding_free:
+            raise ValueError(
+                "`RLMECTrainer` does not support `packing`, `eval_packing` or `padding_free`: they keep only token "
+                "ids and labels and would lose the token rewards. Set them to `False`."
+            )
+        if args.assistant_only_loss or args.completion_only_loss is False:
+            raise ValueError(
+                "`RLMECTrainer` trains on completion tokens, whose rewards the data set gives. Leave "
+                "`assistant_only_loss` and `completion_only_loss` unset."
+            )
+        if args.label_smoothing_factor > 0:
+            raise ValueError("Use `imitation_label_smoothing` instead of `label_smoothing_factor`.")
+        if args.truncation_mode != "keep_start":
+            raise ValueError("`RLMECTrainer` supports only `truncation_mode='keep_start'`.")
+        if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
+            raise ValueError("`RLMECTrainer` has to prepare its data sets. Remove `skip_prepare_dataset`.")
+
+    @property
+    def _needs_targets(self) -> bool:
+        soft = self.args.imitation_targets == "soft" or self.args.imitation_label_smoothing > 0
+        return soft and self.args.imitation_coef > 0
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        column_names = get_dataset_column_names(dataset)
+        if "imitation_weights" in column_names:  # already prepared
+            return dataset
+        if args.correct_samples == "cut" and "token_probs" not in column_names:
+            raise ValueError(
+                f"`correct_samples='cut'` needs the column `token_probs`, which the {dataset_name} data set lacks. "
+                "Score it first, or set `correct_samples` to 'keep' or 'rewrite'."
+            )
+        if args.imitation_targets == "soft" and "rewrite_topk_ids" not in column_names:
+            raise ValueError(
+                "`imitation_targets='soft'` needs the columns `rewrite_topk_ids` and `rewrite_topk_logps`, which the "
+                f"{dataset_name} data set lacks. Score it with `--rewrite_topk`, or set `imitation_targets='hard'`."
+            )
+        map_kwargs, filter_kwargs = {}, {}
+        if isinstance(dataset, Dataset):  # a stream is checked row by row, by what fails on it
+            check_dataset(dataset, "policy")
+            map_kwargs = {"num_proc": args.dataset_num_proc, "desc": f"Preparing {dataset_name} dataset"}
+            filter_kwargs = {"num_proc": args.dataset_num_proc, "desc": f"Filtering {dataset_name} dataset"}
+        with global_then_local_main_first():
+            prepared = dataset.map(
+                prepare_row,
+                fn_kwargs={"processing_class": processing_class, "settings": RewardSettings.from_config(args)},
+                remove_columns=[name for name in column_names or [] if name not in PREPARED_COLUMNS],
+                **map_kwargs,
+            )
+            # Rows that no term would train on: over-long prompts, or wrong samples without reward and rewrite
+            useful = prepared.filter(
+                lambda row, policy, imitation, every_token: (
+                    (policy and (any(row["token_rewards"]) or (every_token and len(row["completion_ids"]) > 0)))
+                    or (imitation and any(row["imitation_weights"]))
+                ),
+                fn_kwargs={
+                    "policy": args.policy_coef > 0,
+                    "imitation": args.imitation_coef > 0,
+                    "every_token": args.normalize_by == "completion_tokens",
+                },
+                **filter_kwargs,
+            )
+        if isinstance(useful, Dataset):
+            if len(useful) == 0:
+                raise ValueError(
+                    f"No row of the {dataset_name} data set has a token to train on: all rewards and imitation "
+                    "weights are zero, or every prompt is longer than `max_length`."
+                )
+            if len(useful) < len(prepared):
+                logger.info(
+                    f"Left out {len(prepared) - len(useful)} rows of the {dataset_name} data set: no trained token."
+                )
+        return useful.shuffle(seed=args.seed) if args.shuffle_dataset else useful
+
+    def _set_signature_columns_if_needed(self):
+        if self._signature_columns is None:
+            self._signature_columns = PREPARED_COLUMNS
+
+    def _denominators(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Local counts that divide the policy term (N) and the imitation term (M), float32 of shape `(2,)`."""
+        if self.args.normalize_by == "active_tokens":
+            num_policy = batch["num_active"].sum()
+        else:
+            num_policy = batch["num_completion_tokens"].sum()
+        return torch.stack([num_policy, batch["num_weighted"].sum()])
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
+        # `Trainer` counts labels. Our terms have a count each, over all micro-batches and processes of the step.
+        if not batch_samples:
+            return None
+        counts = sum(self._denominators(batch) for batch in batch_samples).to(device)
+        return self.accelerator.reduce(counts, reduction="sum")
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if return_outputs:
+            raise ValueError("`RLMECTrainer` has no logits to return: the fused LM head does not build them.")
+        mode = "train" if self.model.training else "eval"
+        model_inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}
+        if self.aux_loss_enabled:
+            model_inputs["output_router_logits"] = True
+        if self._needs_targets:
+            model_inputs |= {
+                "target_ids": inputs["target_ids"],
+                "target_probs": tempered_targets(inputs["target_logps"], self.args.imitation_temperature),
+                "target_mask": inputs["imitation_weights"] != 0,
+                "label_smoothing": self.args.imitation_label_smoothing,
+            }
+        outputs = model(**model_inputs, use_cache=False, fused_lm_head=True)
+
+        # Everything per token is shifted by one: position t predicts token t + 1. Prompt-learning PEFT puts virtual
+        # tokens in front, hence the count from the end.
+        length = inputs["input_ids"].size(1) - 1
+        logps, entropy, is_top1, label_mask = (
+            outputs[name][:, -length:] for name in ("log_probs", "entropy", "is_top1", "label_mask")
+        )
+        rewards, weights, policy_mask = (
+            inputs[name][:, 1:] for name in ("token_rewards", "imitation_weights", "policy_mask")
+        )
+        old_logps = inputs["old_logps"][:, 1:] if "old_logps" in inputs else logps.detach()
+        target_logps = outputs.expected_logps if self._needs_targets else logps
+
+        is_global = num_items_in_batch is not None
+        num_policy, num_weighted = num_items_in_batch if is_global else self._denominators(inputs)
+        policy_term, policy_metrics = token_policy_loss(
+            logps, old_logps, rewards, policy_mask, self.args.epsilon, num_policy, self.args.loss_type
+        )
+        imitation_term, _ = imitation_loss(target_logps, weights, num_weighted)
+        loss = self.args.policy_coef * policy_term + self.args.imitation_coef * imitation_term
+        # The counts are global and DDP averages gradients over processes, so the sum needs their number back.
+        if is_global:
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+        if self.aux_loss_enabled:
+            steps = self.current_gradient_accumulation_steps if is_global else 1
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
+
+        with torch.no_grad():
+            local_num_policy, local_num_weighted = self._denominators(inputs)
+            num_labels = label_mask.sum().float()
+            num_completion_tokens = inputs["num_completion_tokens"].sum()
+            metrics: Metrics = {
+                **policy_metrics,
+                "policy_loss": (policy_term * num_policy.clamp(min=1), local_num_policy),
+                "imitation_loss": (imitation_term * num_weighted.clamp(min=1), local_num_weighted),
+                "token_reward/mean": (inputs["reward_sum"].sum(), num_completion_tokens),
+                "token_reward/active_fraction": (inputs["num_active"].sum(), num_completion_tokens),
+                "edited_fraction": (inputs["num_edited"].sum(), inputs["num_imitated"].sum()),
+                "entropy": (entropy.sum(), num_labels),
+                "mean_token_accuracy": (is_top1.sum().float(), num_labels),
+                "num_tokens": (inputs["attention_mask"].sum().float(), torch.ones_like(num_labels)),
+            }
+            if self.aux_loss_enabled:
+                metrics["aux_loss"] = (outputs.aux_loss.detach(), torch.ones_like(num_labels))
+        self._add_metrics(mode, metrics)
+        return loss
+
+    def _add_metrics(self, mode: str, metrics: Metrics) -> None:
+        # One reduction for all of them, kept on the device: they are read when they are logged.
+        totals = self.accelerator.reduce(
+            torch.stack([value.float() for pair in metrics.values() for value in pair]), reduction="sum"
+        )
+        for index, name in enumerate(metrics):
+            sums = self._metric_sums[mode][name]
+            sums[0] = sums[0] + totals[2 * index]
+            sums[1] = sums[1] + totals[2 * index + 1]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        sums = self._metric_sums[mode]
+        if sums:
+            values = torch.stack([value for pair in sums.values() for value in pair]).tolist()
+            totals = dict(zip(sums, zip(values[::2], values[1::2], strict=True), strict=True))
+            num_tokens, _ = totals.pop("num_tokens")
+            if mode == "train":
+                self._total_train_tokens += int(num_tokens) // self._tp_size
+            for name, (total, count) in totals.items():
+                self._metrics[mode][name] = [total / count if count else 0.0]
+            self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+            sums.clear()
+        super().log(logs, start_time)

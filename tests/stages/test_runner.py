@@ -1,0 +1,286 @@
+"""Work that was cut off goes on, other work starts anew, and processes that share it do not change it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, load_from_disk
+
+from rlmec_trl.stages.runner import map_shards, save_whole
+
+
+ROOT = Path(__file__).parents[2]
+DATASET = Dataset.from_dict({"number": list(range(11)), "text": [f"row {index}" for index in range(11)]})
+
+WORKER = """
+import random, sys, time
+from datetime import timedelta
+from pathlib import Path
+import torch
+from accelerate import PartialState
+from rlmec_trl.generation.processes import end_processes, process_state
+from datasets import Dataset
+from rlmec_trl.stages.runner import map_shards
+
+folder, output_dir = sys.argv[1:]
+state = process_state()
+if state.num_processes > 1:
+    group = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+    assert group.options._timeout > timedelta(days=1), group.options._timeout
+
+wait_for_everyone = PartialState.wait_for_everyone
+
+def wait_for_no_shard(self):
+    # At a barrier, which has a time limit, nobody waits for work
+    assert Path(output_dir).exists() or len(list(Path(folder).glob(".out-*/?????"))) == 6
+    wait_for_everyone(self)
+
+PartialState.wait_for_everyone = wait_for_no_shard
+
+def work(shard, index):
+    if index == 5:
+        time.sleep(0.5)
+    Path(folder, f"shard-{index}-of-process-{state.process_index}").touch()
+    rng = random.Random(index)
+    rows = [{**row, "draw": rng.random()} for row in shard for _ in range(index % 3)]
+    return Dataset.from_list(rows) if rows else shard.select([])
+
+dataset = Dataset.from_dict({"number": list(range(11)), "text": [f"row {index}" for index in range(11)]})
+result = map_shards(dataset, work, output_dir, {}, shard_size=2)
+Path(folder, f"rows-{state.process_index}-of-{state.num_processes}").write_text(repr(result.to_list()))
+end_processes()
+"""
+
+
+def doubling(calls, stop_at=None):
+    """A function for `map_shards` that remembers its calls, and fails at one shard."""
+
+    def work(shard, index):
+        calls.append(index)
+        if index == stop_at:
+            raise KeyboardInterrupt
+        return shard.map(lambda row: {"double": 2 * row["number"]})
+
+    return work
+
+
+def expected_rows(dataset=DATASET):
+    return [{**row, "double": 2 * row["number"]} for row in dataset]
+
+
+def test_the_result_is_in_order_and_nothing_else_is_left(tmp_path):
+    calls = []
+    result = map_shards(DATASET, doubling(calls), tmp_path / "out", {}, shard_size=3)
+    assert calls == [0, 1, 2, 3]
+    assert result.to_list() == load_from_disk(tmp_path / "out").to_list() == expected_rows()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_function_sees_its_rows_and_may_give_back_any_number(tmp_path):
+    seen = []
+
+    def work(shard, index):
+        seen.append((index, shard["number"][:]))
+        return shard.select(range(index))
+
+    result = map_shards(DATASET, work, tmp_path / "out", {}, shard_size=4)
+    assert seen == [(0, [0, 1, 2, 3]), (1, [4, 5, 6, 7]), (2, [8, 9, 10])]
+    assert result["number"][:] == [4, 8, 9]
+
+
+def test_there_may_be_nothing_to_give_back_at_all(tmp_path):
+    result = map_shards(DATASET, lambda shard, index: shard.select([]), tmp_path / "out", {}, shard_size=4)
+    assert len(result) == len(load_from_disk(tmp_path / "out")) == 0
+    assert result.column_names == DATASET.column_names
+
+
+def test_no_rows_to_work_on_are_told(tmp_path):
+    with pytest.raises(ValueError, match="There are no rows to work on for '.*out'"):
+        map_shards(DATASET.select([]), doubling([]), tmp_path / "out", {})
+
+
+def test_a_column_that_is_empty_in_a_shard_is_joined_with_the_others(tmp_path):
+    """As where no rewrite of a shard was verified."""
+
+    def work(shard, index):
+        columns = {"text": ["x"], "messages": [[{"role": "assistant", "content": "x"}]], "ids": [[1, 2]]}
+        rows = {name: value * len(shard) if index == 1 else [None] * len(shard) for name, value in columns.items()}
+        return Dataset.from_dict(rows)
+
+    rows = map_shards(DATASET, work, tmp_path / "out", {}, shard_size=4).to_list()
+    assert [index for index, row in enumerate(rows) if row["text"] is not None] == [4, 5, 6, 7]
+    assert rows[4] == {"text": "x", "messages": [{"role": "assistant", "content": "x"}], "ids": [1, 2]}
+    assert rows[0] == {"text": None, "messages": None, "ids": None}
+
+
+def interrupted(tmp_path, stop_at=2, dataset=DATASET, settings=None):
+    with pytest.raises(KeyboardInterrupt):
+        map_shards(dataset, doubling([], stop_at), tmp_path / "out", settings or {"seed": 0}, shard_size=3)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_was_cut_off_goes_on_where_it_was(tmp_path):
+    interrupted(tmp_path)
+    calls = []
+    # Made anew, with another fingerprint: only the rows count
+    dataset = Dataset.from_dict(DATASET.to_dict())
+    result = map_shards(dataset, doubling(calls), tmp_path / "out", {"seed": 0}, shard_size=3)
+    assert calls == [2, 3]
+    assert result.to_list() == expected_rows()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "settings", "shard_size"),
+    [
+        (DATASET, {"seed": 1}, 3),
+        (DATASET, {"seed": 0, "more": True}, 3),
+        (DATASET, {"seed": 0}, 4),
+        (DATASET.select([*range(10), 9]), {"seed": 0}, 3),
+        (DATASET.rename_column("text", "name"), {"seed": 0}, 3),
+    ],
+    ids=["setting", "further setting", "shard size", "rows", "columns"],
+)
+def test_other_work_starts_anew(tmp_path, dataset, settings, shard_size):
+    interrupted(tmp_path)
+    calls = []
+    result = map_shards(dataset, doubling(calls), tmp_path / "out", settings, shard_size=shard_size)
+    assert calls[0] == 0
+    assert result.to_list() == expected_rows(dataset)
+
+
+def test_a_half_written_shard_is_ignored(tmp_path):
+    interrupted(tmp_path)
+    (shards_dir,) = tmp_path.iterdir()
+    unfinished = shards_dir / "00002.unfinished"
+    shutil.copytree(shards_dir / "00000", unfinished)
+    (arrow_file,) = unfinished.glob("*.arrow")
+    arrow_file.write_bytes(arrow_file.read_bytes()[:20])
+    shutil.copytree(unfinished, tmp_path / "out.unfinished")  # and so is a half-joined result
+    calls = []
+    result = map_shards(DATASET, doubling(calls), tmp_path / "out", {"seed": 0}, shard_size=3)
+    assert calls == [2, 3]
+    assert result.to_list() == expected_rows()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("num_saved", [1, 4], ids=["second shard", "result"])
+def test_a_run_that_was_cut_off_while_saving_goes_on(tmp_path, monkeypatch, num_saved):
+    save_to_disk, saved = Dataset.save_to_disk, []
+
+    def save_half(dataset, path, **kwargs):
+        save_to_disk(dataset, path, **kwargs)
+        saved.append(path)
+        if len(saved) > num_saved:
+            next(Path(path).glob("*.arrow")).write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Dataset, "save_to_disk", save_half)
+    with pytest.raises(KeyboardInterrupt):
+        map_shards(DATASET, doubling([]), tmp_path / "out", {"seed": 0}, shard_size=3)
+    monkeypatch.undo()
+    assert not (tmp_path / "out").exists()
+    calls = []
+    result = map_shards(DATASET, doubling(calls), tmp_path / "out", {"seed": 0}, shard_size=3)
+    assert calls == list(range(num_saved, 4))
+    assert result.to_list() == expected_rows()
+
+
+def test_a_finished_run_is_loaded_and_not_done_again(tmp_path):
+    map_shards(DATASET, doubling([]), tmp_path / "out", {"seed": 0}, shard_size=3)
+    calls = []
+    result = map_shards(DATASET, doubling(calls), tmp_path / "out", {"seed": 0}, shard_size=3)
+    assert calls == []
+    assert result.to_list() == expected_rows()
+    map_shards(DATASET, doubling(calls), tmp_path / "out", {"seed": 1}, shard_size=3)
+    assert calls == [0, 1, 2, 3]
+
+
+def test_an_earlier_result_stays_until_the_new_one_is_there(tmp_path):
+    map_shards(DATASET, doubling([]), tmp_path / "out", {"seed": 0}, shard_size=3)
+    with pytest.raises(KeyboardInterrupt):
+        map_shards(DATASET.select(range(7)), doubling([], 1), tmp_path / "out", {}, shard_size=3)
+    assert load_from_disk(tmp_path / "out").to_list() == expected_rows()
+    result = map_shards(DATASET.select(range(7)), doubling([]), tmp_path / "out", {}, shard_size=3)
+    assert result.to_list() == expected_rows()[:7]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_data_set_can_replace_itself(tmp_path):
+    DATASET.save_to_disk(tmp_path / "out")
+    result = map_shards(load_from_disk(tmp_path / "out"), doubling([]), tmp_path / "out", {}, shard_size=3)
+    assert result.to_list() == expected_rows()
+
+
+# --- A data set that is saved as a whole -----------------------------------------------------------------------------
+
+
+def test_a_data_set_is_saved_in_the_place_of_an_earlier_one(tmp_path):
+    for number, dataset in enumerate([DATASET, DATASET.select([3, 1]), DATASET.remove_columns("text")]):
+        save_whole(dataset, tmp_path / "deep" / "out")
+        assert load_from_disk(tmp_path / "deep" / "out").to_list() == dataset.to_list(), number
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
+
+
+def test_a_data_set_without_rows_can_be_saved_and_loaded(tmp_path):
+    save_whole(DATASET.select([]), tmp_path / "out")
+    assert load_from_disk(tmp_path / "out").column_names == DATASET.column_names
+
+
+def test_a_data_set_can_be_saved_where_it_was_loaded_from(tmp_path):
+    save_whole(DATASET, f"{tmp_path / 'out'}/")
+    loaded = load_from_disk(tmp_path / "out")
+    save_whole(loaded.select(range(5, 0, -1)), tmp_path / "out")
+    assert load_from_disk(tmp_path / "out")["number"][:] == [5, 4, 3, 2, 1]
+
+
+def test_the_earlier_one_stays_where_saving_is_cut_off(tmp_path, monkeypatch):
+    save_whole(DATASET, tmp_path / "out")
+    save_to_disk = Dataset.save_to_disk
+
+    def save_half(dataset, path, **kwargs):
+        save_to_disk(dataset, path, **kwargs)
+        next(Path(path).glob("*.arrow")).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Dataset, "save_to_disk", save_half)
+    with pytest.raises(KeyboardInterrupt):
+        save_whole(DATASET.select([1]), tmp_path / "out")
+    monkeypatch.undo()
+    assert load_from_disk(tmp_path / "out").to_list() == DATASET.to_list()
+    save_whole(DATASET.select([2]), tmp_path / "out")
+    assert load_from_disk(tmp_path / "out").to_list() == DATASET.select([2]).to_list()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_another_result_in_the_same_folder_is_not_taken_for_finished_work(tmp_path):
+    map_shards(DATASET, doubling([]), tmp_path / "out", {}, shard_size=3)
+    save_whole(DATASET, tmp_path / "out")
+    calls = []
+    result = map_shards(DATASET, doubling(calls), tmp_path / "out", {}, shard_size=3)
+    assert calls == [0, 1, 2, 3]
+    assert result.to_list() == expected_rows()
+
+
+# --- Several processes -----------------------------------------------------------------------------------------------
+
+
+def test_two_processes_give_the_rows_of_one_in_the_same_order(tmp_path, run_on_two):
+    (tmp_path / "worker.py").write_text(WORKER, encoding="utf-8")
+    words = {}
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        words[name] = [str(tmp_path / "worker.py"), str(tmp_path / name), str(tmp_path / name / "out")]
+    run_on_two(*words["two"])
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, *words["one"]], env=environment, check=True, timeout=120)
+    took = {tuple(path.name.split("-")[1::3]) for path in (tmp_path / "two").glob("shard-*")}
+    assert took == {("0", "0"), ("1", "1"), ("2", "0"), ("3", "1"), ("4", "0"), ("5", "1")}
+    expected = (tmp_path / "one" / "rows-0-of-1").read_text()
+    assert expected.count("'draw'") == 2 + 4 + 2 + 2, "shards of 0, 1 and 2 times their rows"
+    for process in (0, 1):
+        assert (tmp_path / "two" / f"rows-{process}-of-2").read_text() == expected
+    assert repr(load_from_disk(tmp_path / "two" / "out").to_list()) == expected

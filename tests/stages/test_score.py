@@ -1,0 +1,426 @@
+"""The score stage: what it adds to a row, which rewrites it keeps, and where it lets them begin."""
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+from trl import ModelConfig
+from trl.trainer.utils import add_fused_lm_head
+
+from rlmec_trl import GenerativeRewardModel
+from rlmec_trl.data.schema import DatasetError, check_dataset
+from rlmec_trl.data.tokens import encode_completion
+from rlmec_trl.generation.server import ServerConfig, TokenServer
+from rlmec_trl.grm import generative_reward_model
+from rlmec_trl.grm.generative_reward_model import TokenizerMismatchError
+from rlmec_trl.grm.prompts import save_wording
+from rlmec_trl.stages.score import ScoreConfig, check_shared_tokenizer, score_dataset, score_to_disk
+from rlmec_trl.tasks.arithmetic import WORDING, make_tokenizer
+from rlmec_trl.tasks.task import load_task
+from rlmec_trl.tasks.wording import locate_answer, locate_prompt, rewrite_prompt
+from tests.fake_openai import KINDS, FakeServer
+
+
+TASK = load_task("arithmetic")
+SAMPLE_COLUMNS = ["prompt", "reference", "answer", "completion", "completion_ids", "correct"]
+
+
+@pytest.fixture
+def grm(make_policy, tokenizer):
+    model = make_policy(sharpness=20.0, mixing=20.0, num_hidden_layers=2)
+    return GenerativeRewardModel(model, tokenizer, WORDING, batch_size=4, max_new_tokens=40, show_progress=False)
+
+
+@pytest.fixture
+def rows(make_rows):
+    """Right, wrong and flawed samples in turn, without what a teacher adds; what it would write is beside them."""
+    return make_rows(9)
+
+
+def samples(rows):
+    return Dataset.from_list([{name: row[name] for name in SAMPLE_COLUMNS} for row in rows])
+
+
+@pytest.fixture
+def rewrite_with(monkeypatch, tokenizer, grm):
+    """Let the reward model write given texts or ids, whatever part of them is there already; returns the prefixes."""
+
+    def install(rows, rewrites):
+        contexts = [rewrite_prompt(WORDING, row["prompt"], row["reference"], row["completion"]) for row in rows]
+        targets = dict(zip(contexts, rewrites, strict=True))
+        prefixes = {}
+
+        def generate(model, processing_class, prompt_ids, *args, **kwargs):
+            generated = []
+            for ids in prompt_ids:
+                text = tokenizer.decode(ids)
+                context = next(context for context in contexts if text.startswith(context))
+                target = targets[context]
+                if isinstance(target, str):
+                    target = encode_completion(tokenizer, target)
+                prefix = ids[len(tokenizer(context)["input_ids"]) :]
+                prefixes[contexts.index(context)] = prefix
+                generated.append(target[len(prefix) :])
+            return generated
+
+        monkeypatch.setattr(generative_reward_model, "generate_ids", generate)
+        monkeypatch.setattr(grm, "locate", lambda *args: [row["error_step"] for row in rows])
+        return prefixes
+
+    return install
+
+
+# --- Columns ---------------------------------------------------------------------------------------------------------
+
+
+def test_columns_and_shapes(grm, rows, rewrite_with, make_policy, tokenizer):
+    rewrite_with(rows, [row["rewrite"] for row in rows])
+    policy = make_policy(sharpness=10.0)
+    add_fused_lm_head(policy, cast_lm_head_to_fp32=True)
+    dataset = samples(rows)
+    scored = score_dataset(dataset, grm, TASK, policy, rewrite_topk=5)
+    new = ["token_probs", "rewrite", "rewrite_ids", "old_logps", "rewrite_topk_ids", "rewrite_topk_logps"]
+    assert scored.column_names == [*SAMPLE_COLUMNS, *new]
+    assert scored.select_columns(SAMPLE_COLUMNS).to_list() == dataset.to_list()
+    check_dataset(scored, "scores", tokenizer.eos_token_id)
+    check_dataset(scored, "policy", tokenizer.eos_token_id)
+    for row, expected in zip(scored, rows, strict=True):
+        assert row["rewrite"] == expected["rewrite"]
+        assert row["rewrite_ids"] == encode_completion(tokenizer, expected["rewrite"])
+        assert len(row["token_probs"]) == len(row["old_logps"]) == len(row["completion_ids"])
+        assert [len(ids) for ids in row["rewrite_topk_ids"]] == [5] * len(row["rewrite_ids"])
+        assert [len(logps) for logps in row["rewrite_topk_logps"]] == [5] * len(row["rewrite_ids"])
+
+
+def test_probabilities_and_topk_are_the_reward_models_own(grm, rows, rewrite_with):
+    rewrite_with(rows, [row["rewrite"] for row in rows])
+    scored = score_dataset(samples(rows), grm, TASK, rewrite_topk=3)
+    inputs = [[row[name] for row in rows] for name in ("prompt", "reference", "completion", "completion_ids")]
+    assert scored["token_probs"][:] == grm.score(*inputs)
+    topk_ids, topk_logps = grm.rewrite_topk(*inputs[:3], scored["rewrite_ids"][:], 3)
+    assert scored["rewrite_topk_ids"][:] == topk_ids
+    assert scored["rewrite_topk_logps"][:] == topk_logps
+
+
+def test_old_logps_are_those_of_a_naive_softmax(grm, rows, rewrite_with, make_policy, tokenizer):
+    rewrite_with(rows, [row["rewrite"] for row in rows])
+    policy = make_policy(sharpness=10.0, mixing=10.0)
+    add_fused_lm_head(policy, cast_lm_head_to_fp32=True)
+    scored = score_dataset(samples(rows), grm, TASK, policy)
+    for row in scored:
+        prompt_ids, ids = tokenizer(row["prompt"])["input_ids"], row["completion_ids"]
+        with torch.no_grad():
+            logits = policy(torch.tensor([prompt_ids + ids])).logits[0, len(prompt_ids) - 1 : -1]
+        expected = logits.log_softmax(-1)[range(len(ids)), ids]
+        torch.testing.assert_close(torch.tensor(row["old_logps"]), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_without_policy_and_topk_those_columns_are_left_out(grm, rows, rewrite_with):
+    rewrite_with(rows, [row["rewrite"] for row in rows])
+    scored = score_dataset(samples(rows), grm, TASK)
+    assert scored.column_names == [*SAMPLE_COLUMNS, "token_probs", "rewrite", "rewrite_ids"]
+
+
+def test_scoring_again_replaces_the_columns(grm, rows, rewrite_with):
+    rewrite_with(rows, [row["rewrite"] for row in rows])
+    once = score_dataset(samples(rows), grm, TASK)
+    assert score_dataset(once, grm, TASK).to_list() == once.to_list()
+
+
+def test_messages_stay_messages(grm, rows, rewrite_with):
+    rewrite_with(rows, [*[row["rewrite"] for row in rows[:-1]], "The answer is 1"])
+    as_messages = [
+        row
+        | {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "completion": [{"role": "assistant", "content": row["completion"]}],
+        }
+        for row in rows
+    ]
+    # The task's tokenizer has no chat template, which the policy's log-probabilities alone would need
+    scored = score_dataset(samples(as_messages), grm, TASK)
+    expected = [[{"role": "assistant", "content": row["rewrite"]}] for row in rows]
+    assert scored["rewrite"][:] == [*expected[:-1], None]
+    check_dataset(scored.add_column("old_logps", scored["token_probs"][:]), "scores")
+
+
+# --- Verified rewrites only ------------------------------------------------------------------------------------------
+
+
+def test_a_rewrite_with_a_wrong_answer_or_without_end_is_left_out(grm, rows, rewrite_with, tokenizer):
+    rewrites = [row["rewrite"] for row in rows]
+    rewrites[1] = "The answer is 1"
+    rewrites[2] = encode_completion(tokenizer, rewrites[2])[:-1]  # cut off before EOS, though the answer is there
+    rewrites[4] = rows[4]["completion"]
+    # A wrong step before a right answer: no real task could tell
+    head, answer = rewrites[5].rsplit(" ; ", 1)
+    rewrites[5] = f"{head}0 ; {answer}"
+    rewrite_with(rows, rewrites)
+    scored = score_dataset(samples(rows), grm, TASK, rewrite_topk=2)
+    missing = [index for index, rewrite in enumerate(scored["rewrite"]) if rewrite is None]
+    assert missing == [1, 2, 4]
+    assert scored[5]["rewrite"] == rewrites[5]
+    for name in ("rewrite_ids", "rewrite_topk_ids", "rewrite_topk_logps"):
+        assert [index for index, value in enumerate(scored[name]) if value is None] == missing
+    assert all(len(row["token_probs"]) == len(row["completion_ids"]) for row in scored), "judged all the same"
+
+
+def test_a_wrong_sample_that_is_found_right_has_no_rewrite(grm, rows, rewrite_with):
+    rewrite_with(rows, [row["rewrite"] for row in rows])
+    grm.locate = lambda *args: [-1] * len(rows)
+    scored = score_dataset(samples(rows), grm, TASK)
+    assert scored["rewrite"][:] == [row["completion"] if row["correct"] else None for row in rows]
+
+
+def test_right_samples_can_be_left_as_they_are(grm, rows, rewrite_with):
+    prefixes = rewrite_with(rows, [row["rewrite"] for row in rows])
+    scored = score_dataset(samples(rows), grm, TASK, rewrite_correct=False)
+    for row, expected in zip(scored, rows, strict=True):
+        assert row["rewrite"] == (expected["completion"] if expected["correct"] else expected["rewrite"])
+        assert not expected["correct"] or row["rewrite_ids"] == expected["completion_ids"]
+    assert set(prefixes) == {index for index, row in enumerate(rows) if not row["correct"]}, (
+        "nothing else is generated"
+    )
+
+
+# --- Where a rewrite begins ------------------------------------------------------------------------------------------
+
+TEXT = "59 - 16 is 43 ; 43 + 23 = 67 ; The answer is 67"
+# The space of a separator's end belongs to the token after it, which belongs to the next step
+STEP_OF_TOKEN = [0] * 9 + [1] * 9 + [2] * 6
+
+
+def flagged(tokenizer, grm, *positions, text=TEXT, threshold=0.5, below=0.4):
+    ids = encode_completion(tokenizer, text)
+    probs = [below if position in positions else 0.9 for position in range(len(ids))]
+    (step,) = grm.flagged_steps([text], [ids], [probs], threshold=threshold)
+    return step
+
+
+def test_the_step_of_every_token(tokenizer, grm):
+    ids = encode_completion(tokenizer, TEXT)
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    assert len(ids) == len(STEP_OF_TOKEN)
+    assert (tokens[8], tokens[9], tokens[-1]) == (" ;", " 4", "<eos>")
+    assert [flagged(tokenizer, grm, position) for position in range(len(ids))] == STEP_OF_TOKEN
+
+
+def test_the_first_flagged_token_counts(tokenizer, grm):
+    assert flagged(tokenizer, grm, 20, 9, 17) == 1
+    assert flagged(tokenizer, grm) == -1
+    assert flagged(tokenizer, grm, 3, below=0.5) == -1, "flagged is under the threshold"
+    assert flagged(tokenizer, grm, 3, below=0.5, threshold=0.6) == 0
+
+
+def test_an_attempt_that_ends_with_a_separator(tokenizer, grm):
+    text = "59 - 16 is 43 ; 43 + 23 = 67 ;"
+    assert flagged(tokenizer, grm, 17, text=text) == 1
+    assert flagged(tokenizer, grm, 18, text=text) == 1, "EOS has no step of its own"
+
+
+def test_flagged_steps_of_messages_in_the_order_given(tokenizer, grm):
+    ids = encode_completion(tokenizer, TEXT)
+    probs = [[0.9] * 10 + [0.1] + [0.9] * 13, [0.9] * 24, [0.1] * 24]
+    messages = [[{"role": "assistant", "content": TEXT}]] * 3
+    assert grm.flagged_steps(messages, [ids] * 3, probs) == [1, -1, 0]
+
+
+@pytest.mark.parametrize("rewrite_correct", [True, False])
+def test_rewriting_begins_at_the_first_flagged_token(grm, rows, rewrite_with, monkeypatch, tokenizer, rewrite_correct):
+    prefixes = rewrite_with(rows, [row["rewrite"] for row in rows])
+    grm.locate = None  # not asked
+    probs = [[0.9] * len(row["completion_ids"]) for row in rows]
+    flagged_steps = {1: 0, 2: 1, 4: 2, 5: 0}
+    for index, step in flagged_steps.items():
+        kept = " ; ".join(rows[index]["completion"].split(" ; ")[:step])
+        start = len(tokenizer(kept + " ;")["input_ids"]) if step else 0
+        probs[index][start + 1] = 0.1
+        expected_prefix = rows[index]["completion_ids"][:start]
+        flagged_steps[index] = expected_prefix
+    monkeypatch.setattr(grm, "score", lambda *args: probs)
+    scored = score_dataset(samples(rows), grm, TASK, locate_by="probability", rewrite_correct=rewrite_correct)
+    expected = {i: prefix for i, prefix in flagged_steps.items() if rewrite_correct or not rows[i]["correct"]}
+    assert prefixes == expected
+    assert scored["token_probs"][:] == probs
+    # Right and unflagged: left as it is. Wrong and unflagged: nothing to imitate
+    assert (scored[0]["rewrite"], scored[7]["rewrite"]) == (rows[0]["completion"], None)
+
+
+def test_an_unknown_way_to_locate_is_refused(grm, rows):
+    with pytest.raises(ValueError, match="`locate_by` must be 'question' or 'probability', got 'guess'"):
+        score_dataset(samples(rows), grm, TASK, locate_by="guess")
+
+
+# --- Rewrites from a server ------------------------------------------------------------------------------------------
+
+
+def locating(row):
+    return locate_prompt(WORDING, row["prompt"], row["reference"], row["completion"])
+
+
+def rewriting(row):
+    return rewrite_prompt(WORDING, row["prompt"], row["reference"], row["completion"])
+
+
+@pytest.fixture
+def judge(rows, tokenizer):
+    """`complete` of a reward model that is never wrong. It keeps what it was asked: which row, and for a rewrite?"""
+    questions = {}
+    for index, row in enumerate(rows):
+        questions[locating(row)] = index, locate_answer(WORDING, row["error_step"])
+        questions[rewriting(row)] = index, row["rewrite"]
+
+    def complete(prompt_ids, body):
+        text = tokenizer.decode(prompt_ids)
+        question = next(question for question in questions if text.startswith(question))
+        index, said = questions[question]
+        rest = encode_completion(tokenizer, said)[len(prompt_ids) - len(tokenizer(question)["input_ids"]) :]
+        complete.asked.append((index, question.endswith("rewrite :")))
+        return rest
+
+    complete.asked = []
+    return complete
+
+
+@pytest.fixture
+def connect(grm):
+    def connect(server):
+        ends = {grm.processing_class.eos_token_id}
+        grm.server = TokenServer(ServerConfig(server.url), grm.processing_class, ends)
+        return grm
+
+    return connect
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("locate_by", ["question", "probability"])
+def test_rewrites_from_a_server_are_kept_where_they_are_verified(kind, locate_by, rows, judge, connect, tokenizer):
+    with FakeServer(tokenizer, judge, kind=kind) as server:
+        scored = score_dataset(samples(rows), connect(server), TASK, locate_by=locate_by, rewrite_topk=2)
+    check_dataset(scored.add_column("old_logps", scored["token_probs"][:]), "scores", tokenizer.eos_token_id)
+    assert all(is_rewrite for _, is_rewrite in judge.asked) == (locate_by == "probability")
+    if locate_by == "question":
+        assert scored["rewrite"][:] == [row["rewrite"] for row in rows]
+        assert scored["rewrite_ids"][:] == [encode_completion(tokenizer, row["rewrite"]) for row in rows]
+
+
+def test_a_row_that_the_server_refuses_has_no_rewrite_and_costs_no_other(rows, judge, connect, tokenizer):
+    first, second = [row for row in rows if not row["correct"]][:2]
+    # The first is to be rewritten from the start, so that nothing at all is left of it
+    refused = [tokenizer(question(row))["input_ids"] for row, question in ((first, rewriting), (second, locating))]
+
+    def refuse(body):
+        return "seed" in body and any(body["prompt"][: len(ids)] == ids for ids in refused)
+
+    def complete(prompt_ids, body):
+        if prompt_ids == tokenizer(locating(first))["input_ids"]:
+            return encode_completion(tokenizer, "0")
+        return judge(prompt_ids, body)
+
+    with FakeServer(tokenizer, complete, refuse=refuse) as server:
+        grm = connect(server)
+        scored = score_dataset(samples(rows), grm, TASK, rewrite_topk=2)
+    expected = [None if row is first or row is second else row["rewrite"] for row in rows]
+    assert scored["rewrite"][:] == expected
+    assert [ids is None for ids in scored["rewrite_ids"]] == [rewrite is None for rewrite in expected]
+    assert all(len(row["token_probs"]) == len(row["completion_ids"]) for row in scored), "judged all the same"
+    assert grm.server.left_out == {"refused by the server": 2}
+
+
+def test_a_server_that_refuses_every_row_leaves_the_right_samples(rows, judge, connect, tokenizer):
+    with FakeServer(tokenizer, judge, refuse=lambda body: "seed" in body) as server:
+        scored = score_dataset(samples(rows), connect(server), TASK, rewrite_topk=2)
+    assert scored["rewrite"][:] == [row["completion"] if row["correct"] else None for row in rows]
+
+
+# --- Shared tokenizers -----------------------------------------------------------------------------------------------
+
+
+def test_the_same_vocabulary_passes(tokenizer):
+    check_shared_tokenizer(tokenizer, make_tokenizer())
+
+
+def test_different_vocabularies_are_refused(tokenizer):
+    other = make_tokenizer()
+    other.add_tokens(["<new>"])
+    message = rf"\({len(tokenizer)} tokens\) and the reward model's \({len(other)}\) differ, first at '<new>'"
+    with pytest.raises(TokenizerMismatchError, match=message):
+        check_shared_tokenizer(tokenizer, other)
+    with pytest.raises(TokenizerMismatchError, match="differ, first at '<new>'"):
+        check_shared_tokenizer(other, tokenizer)
+
+
+# --- To disk ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, make_policy, tokenizer):
+    for name, sharpness in (("policy", 10.0), ("grm", 20.0)):
+        make_policy(sharpness=sharpness, mixing=sharpness).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    save_wording(WORDING, tmp_path / "grm")
+    return tmp_path
+
+
+def settings(folder, **kwargs):
+    defaults = {"grm": str(folder / "grm"), "task": "arithmetic", "score_batch_size": 4, "rewrite_max_new_tokens": 6}
+    return ScoreConfig(**(defaults | kwargs)), ModelConfig(model_name_or_path=str(folder / "policy"))
+
+
+def test_scores_on_disk_do_not_depend_on_the_shards(folder, rows, tokenizer):
+    config, model_args = settings(folder, shard_size=2, rewrite_topk=3, locate_by="probability")
+    scored = score_to_disk(samples(rows), folder / "scored", config, model_args)
+    # An untrained reward model mends nothing: some shards have no rewrite at all
+    assert scored[1]["rewrite"] is None
+    check_dataset(scored, "scores", tokenizer.eos_token_id)
+
+    grm = GenerativeRewardModel.from_pretrained(str(folder / "grm"), max_new_tokens=6, show_progress=False)
+    policy = AutoModelForCausalLM.from_pretrained(folder / "policy")
+    add_fused_lm_head(policy, cast_lm_head_to_fp32=True)
+    expected = score_dataset(samples(rows), grm, TASK, policy, "probability", rewrite_topk=3)
+    assert scored.column_names == expected.column_names
+    for row, other in zip(scored, expected, strict=True):
+        assert row["rewrite_ids"] == other["rewrite_ids"]
+        for name in ("token_probs", "old_logps"):
+            assert row[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6)
+
+
+def test_a_reward_model_has_to_be_named(folder, rows):
+    config, model_args = settings(folder, grm=None)
+    with pytest.raises(ValueError, match="`--grm`"):
+        score_to_disk(samples(rows), folder / "scored", config, model_args)
+
+
+def test_a_reward_model_of_another_family_is_refused_before_work_begins(folder, rows):
+    other = make_tokenizer()
+    other.add_tokens(["<new>"])
+    other.save_pretrained(folder / "grm")
+    with pytest.raises(TokenizerMismatchError, match="have to share a tokenizer"):
+        score_to_disk(samples(rows), folder / "scored", *settings(folder))
+    assert not (folder / "scored").exists()
+
+
+def test_samples_that_were_cut_off_are_refused(folder, rows):
+    rows[3]["completion_ids"] = rows[3]["completion_ids"][:-1]
+    with pytest.raises(DatasetError, match="Row 3, column 'completion_ids': .* not with EOS"):
+        score_to_disk(samples(rows), folder / "scored", *settings(folder))
+
+
+def test_a_server_with_the_reward_model_writes_the_rewrites_of_the_score_stage(folder, rows, judge, tokenizer):
+    config, model_args = settings(folder, shard_size=4, rewrite_max_new_tokens=40)
+    wrong = next(row for row in rows if not row["correct"])
+    refused = tokenizer(rewriting(wrong))["input_ids"]
+    with FakeServer(tokenizer, judge) as server:
+        server.refuse = lambda body: body["prompt"][: len(refused)] == refused
+        scored = score_to_disk(samples(rows), folder / "scored", config, model_args, ServerConfig(server.url))
+        num_asked = len(server.exchanges)
+        assert num_asked
+        again = score_to_disk(samples(rows), folder / "scored", config, model_args, ServerConfig(server.url))
+        assert len(server.exchanges) == num_asked, "what is finished is loaded"
+    assert again.to_list() == scored.to_list()
+    check_dataset(scored, "scores", tokenizer.eos_token_id)
+    assert scored["rewrite"][:] == [None if row is wrong else row["rewrite"] for row in rows]
+    # Without a server the same model says something else: probabilities are its own, rewrites are not
+    alone = score_to_disk(samples(rows), folder / "alone", config, model_args)
+    assert alone["token_probs"][:] == scored["token_probs"][:]
+    assert alone["rewrite"][:] != scored["rewrite"][:]

@@ -1,0 +1,165 @@
+"""A wrong verdict poisons every later stage, so what counts as the answer is nailed down here."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlmec_trl.tasks.answers import check_choice, check_math, extract_answer
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        ("48 + 24 = 72\nThe answer is 72", "72"),
+        ("the ANSWER is 72.", "72"),
+        ("The answer is **72**.", "72"),
+        ("**The answer is:** 72.", "72"),
+        ("**The answer is 72.**", "72"),
+        ("The final answer is $72$.", "72"),
+        (r"The answer is \(72\).", "72"),
+        ("The answer is $72.", "$72"),
+        ("The answer is 3.5", "3.5"),
+        ("The answer is -3", "-3"),
+        ("The answer is a muscle. The bone moves", "a muscle. The bone moves"),
+        ("The answer is 3\nNo, wait.\nThe answer is 4\nDone", "4"),
+        ("First 5.\n#### 1,072", "1,072"),
+        ("#### Step 2\nThe answer is 3\n#### Remarks", "3"),
+        (r"Hence $x = \boxed{\frac{1}{\sqrt{2}}}$, which is real.", r"\frac{1}{\sqrt{2}}"),
+        (r"\boxed{1} or rather \boxed{ 2 }", "2"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\left\{ x \mid x > 1 \right\}}", r"\left\{ x \mid x > 1 \right\}"),
+        (r"The answer is $\boxed{18}$ years.", "18"),
+        ("The answer is:\n\\[\n\\boxed{7}\n\\]", "7"),
+        (r"\boxed{3} and then it breaks off \boxed{4", "3"),
+        ("It is 72", None),
+        ("The answer is", None),
+        ("The answer is **", None),
+        ("", None),
+    ],
+)
+def test_the_last_stated_answer_is_found_bare(solution, answer):
+    assert extract_answer(solution) == answer
+
+
+@pytest.mark.parametrize(
+    ("stated", "answer"),
+    [
+        ("72", "72"),
+        ("72.0", "72"),
+        ("$1,080", "1080"),
+        ("1080", "1,080"),
+        ("72 clips", "72"),
+        ("$72$ clips because she sold 48 and 24", "72"),
+        (r"12 \text{ cm}", "12"),
+        ("18. Therefore she has 20 left", "18"),
+        ("1/2", r"\frac{1}{2}"),
+        (r"\dfrac12", "0.5"),
+        ("1 1/2", r"\frac{3}{2}"),
+        ("½", "0.5"),
+        ("50%", r"50\%"),
+        ("x = 5", "5"),
+        ("3, 1 and 2", "1, 2, 3"),
+        (r"2(x+1)", "2x + 2"),
+        ("90°", r"90^\circ"),
+        ("−3", "-3"),
+        ("√2", r"\sqrt{2}"),
+        (r"\text{Even}", "even"),
+        (r"\text{(A)}", "A"),
+        ("72", "48 / 2 = 24\n#### 72"),
+        (r"\frac{1}{2}", r"Thus $x = \boxed{0.5}$."),
+    ],
+)
+def test_equal_mathematics_is_equal_however_it_is_written(stated, answer):
+    assert check_math(f"Some steps with 7 in them.\nThe answer is {stated}", answer)
+    assert check_math(rf"So it is $\boxed{{{stated}}}$, as 7 shows.", answer)
+
+
+@pytest.mark.parametrize(
+    ("stated", "answer"),
+    [
+        ("71", "72"),
+        ("3", "-3"),
+        ("1 1/2", "1"),
+        ("between 5 and 18", "18"),
+        ("5 and 18", "18"),
+        ("20. Not 18", "18"),
+        ("(3,4]", "[3,4)"),
+        ("(1,2)", "(2,1)"),
+        ("listen", "silent"),
+        (r"\frac{1}{", "1"),
+        ("nothing", "0"),
+        ("?", "5"),
+    ],
+)
+def test_different_mathematics_is_not_equal(stated, answer):
+    assert not check_math(f"Some steps with {answer} in them.\nThe answer is {stated}", answer)
+
+
+def test_a_number_on_the_way_is_no_answer():
+    assert not check_math("48 / 2 = 24 clips in May. Then 48 + 24 = 72", "72")
+    assert not check_math("Natalia sold 24", "24")
+
+
+@pytest.mark.parametrize("completion", ["0.5", " $1/2$ ", r"\frac12"])
+def test_a_completion_that_is_nothing_but_its_answer_counts(completion):
+    assert check_math(completion, "1/2")
+
+
+@pytest.mark.parametrize("completion", ["", "The answer is ", "((((", "\x00", "\ud800", "The answer is \\frac{" * 40])
+def test_odd_texts_are_wrong_not_errors(completion):
+    assert not check_math(completion, "5")
+    assert not check_choice(completion, "five")
+
+
+@given(st.text(alphabet="0123456789+-*/^=.,()[]{}$\\ \nabx%!", max_size=20))
+def test_no_text_makes_the_math_check_fail(text):
+    # Powers and factorials of large numbers take their full time limit, which is not what is tested here
+    text = text.replace("^", "+").replace("!", "?").replace("**", "*")
+    assert check_math(f"The answer is {text}", "5") in (True, False)
+
+
+def test_an_expression_that_explodes_is_given_up():
+    assert not check_math("The answer is " + "(" * 5000, "5")
+
+
+def test_math_is_checked_in_threads_too():
+    # The time limit rests on a signal, which only the main thread may set
+    with ThreadPoolExecutor(2) as pool:
+        verdicts = list(pool.map(check_math, ["The answer is 1/2", "The answer is 1/3"], ["0.5", "0.5"]))
+    assert verdicts == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        ("Cars race there.\nThe answer is race track", "Race track"),
+        ("The answer is 'race  track'.", "race track"),
+        ("The answer is “Race track”!", "race track"),
+        ("The answer is **(race track)**", "race track"),
+        ("The answer is race\u00a0track", "race track"),
+        ("The answer is do algae use sunlight.", "Do algae use sunlight?"),
+        ("The answer is ﬁsh", "fish"),
+        ("Race track.", "race track"),
+        ("The answer is U.S.", "U.S."),
+        ("The answer is ?!", "?!"),
+    ],
+)
+def test_an_option_is_recognised_through_its_dress(completion, answer):
+    assert check_choice(completion, answer)
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        ("The answer is track", "race track"),
+        ("It is the race track, I think", "race track"),
+        ("The answer is race track\nThe answer is road", "race track"),
+        ("The answer is -3", "3"),
+        ("The answer is 50%", "50"),
+        ("The answer is", "race track"),
+    ],
+)
+def test_another_option_is_not_mistaken_for_the_right_one(completion, answer):
+    assert not check_choice(completion, answer)

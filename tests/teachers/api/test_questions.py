@@ -1,0 +1,374 @@
+"""A question says all that a teacher has to know; of an answer nothing is believed that it does not say."""
+
+import dataclasses
+import json
+import random
+import re
+
+import pytest
+from datasets import Dataset
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from rlmec_trl.data.steps import split_steps
+from rlmec_trl.tasks import arithmetic
+from rlmec_trl.tasks.task import load_task
+from rlmec_trl.tasks.wording import WORDING
+from rlmec_trl.teachers.api.questions import ANSWER_SCHEMA, make_question, read_answer
+from rlmec_trl.teachers.editors import NoEdit, edit_dataset
+
+
+PROBLEM = "Tom has 59 nuts, loses 16, finds 23, buys 20."
+REFERENCE = "59 - 16 + 23 + 20 = 86"
+RIGHT = "59 - 16 = 43\n43 + 23 = 66\n66 + 20 = 86\nThe answer is 86"
+WRONG = "59 - 16 = 43\n43 + 23 = 67\n67 + 20 = 87\nThe answer is 87"
+MALFORMED, INCONSISTENT = NoEdit("malformed"), NoEdit("inconsistent")
+BOTH = pytest.mark.parametrize("structured", [True, False], ids=["json", "plain"])
+
+
+def question(**changes):
+    settings = {
+        "teacher": "anthropic claude default",
+        "wording": WORDING,
+        "structured": True,
+        "problem": PROBLEM,
+        "reference": REFERENCE,
+        "attempt": WRONG,
+    }
+    return make_question(**(settings | changes))
+
+
+def say(structured, error_step, rewrite):
+    """What a teacher answers that keeps to its instructions."""
+    if structured:
+        return json.dumps({"error_step": error_step, "rewrite": rewrite})
+    return f"{'none' if error_step == -1 else error_step}\n{rewrite}"
+
+
+def read(structured, error_step, rewrite, attempt=WRONG):
+    return read_answer(WORDING, structured, attempt, say(structured, error_step, rewrite))
+
+
+# --- The question ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"teacher": "anthropic claude high"},
+        {"structured": False},
+        {"wording": dataclasses.replace(WORDING, step_separator=" + ")},
+        {"problem": PROBLEM + "!"},
+        {"reference": REFERENCE.replace("86", "87")},
+        {"attempt": WRONG.replace("87", "88")},
+        # The same words, divided otherwise between the parts of the row
+        {"problem": PROBLEM + "\n" + REFERENCE, "reference": ""},
+        {"problem": REFERENCE, "reference": PROBLEM},
+    ],
+    ids=lambda changes: "+".join(changes),
+)
+def test_whatever_changes_the_question_changes_its_key(changes):
+    assert question(**changes).key != question().key
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"wording": dataclasses.replace(WORDING, locate="x", rewrite="y", policy="z", numbered=False)},
+        {"problem": f"\n{PROBLEM} ", "reference": REFERENCE + "\n"},
+        {"attempt": WRONG + "\n\n"},
+    ],
+    ids=["templates of other stages", "outer space of the row", "outer space of the attempt"],
+)
+def test_what_the_teacher_does_not_see_does_not_change_the_key(changes):
+    assert question(**changes).key == question().key
+
+
+def test_a_key_can_be_the_name_of_a_question_in_a_batch():
+    for text in ("", "é 🧮 \u2028 \ud800", "x" * 100_000):
+        assert re.fullmatch("[0-9a-f]{64}", question(problem=text).key)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"Simplify {attempt}, {reference}, {0} and \frac{1}{x} with \1 \g<0> %s",
+        "</problem>\n<attempt>\nThe answer is 1\n</attempt>",
+        "<steps> & &lt; <!-- x --> ]]>",
+        "</think>\n3\nno",
+    ],
+)
+@pytest.mark.parametrize("part", ["problem", "reference", "attempt"])
+def test_a_row_is_shown_as_it_is_whatever_it_looks_like(part, text):
+    tag = {"reference": "reference_solution"}.get(part, part)
+    asked, plain = question(**{part: text}), question(**{part: "PLACE"})
+    assert f"<{tag}>\n{text}\n</{tag}>" in asked.user
+    assert asked.system == plain.system
+    if part != "attempt":  # it is also shown step by step
+        assert asked.user.replace(text, "PLACE") == plain.user
+
+
+def test_the_steps_are_shown_with_the_numbers_that_are_asked_for():
+    wording = dataclasses.replace(WORDING, step_separator=" ; ")
+    user = question(wording=wording, attempt="a = 1 ; b\n= 2 ;  ; c").user
+    assert "<attempt>\na = 1 ; b\n= 2 ;  ; c\n</attempt>" in user
+    assert "<steps>\n0: a = 1\n1: b = 2\n2: c\n</steps>" in user
+    parts = ["<problem>", PROBLEM, "<reference_solution>", REFERENCE, "<attempt>", "<steps>"]
+    positions = [user.index(part) for part in parts]
+    assert positions == sorted(positions)
+
+
+@BOTH
+def test_the_system_part_is_the_same_for_all_rows(structured):
+    first = question(structured=structured)
+    second = question(structured=structured, problem="p", reference="r", attempt="a", teacher="t")
+    assert first.system == second.system
+    assert not any(part in first.system for part in (PROBLEM, REFERENCE, WRONG))
+    assert ("JSON" in first.system) == structured
+
+
+def test_the_schema_names_what_the_instructions_and_the_reader_name():
+    assert set(ANSWER_SCHEMA["required"]) == set(ANSWER_SCHEMA["properties"]) == {"error_step", "rewrite"}
+    # Without it the API refuses the schema
+    assert ANSWER_SCHEMA["additionalProperties"] is False
+    system = question().system
+    assert all(f"`{name}`" in system for name in ANSWER_SCHEMA["required"])
+
+
+# --- The answer ------------------------------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("error_step", "rewrite", "expected"),
+    [
+        (1, RIGHT, (1, RIGHT)),
+        (-1, WRONG, (-1, WRONG)),
+        # Something before the step that it calls wrong was changed too: that is no contradiction
+        (2, RIGHT, (2, RIGHT)),
+        # Nothing is called wrong, and something was changed: judged later, when it is known whether it was right
+        (-1, RIGHT, (-1, RIGHT)),
+        # Nothing at all: verification sees to that
+        (1, "", (1, "")),
+        (-1, "", (-1, "")),
+        # It calls a step wrong and repeats it
+        (0, RIGHT, INCONSISTENT),
+        (0, WRONG, INCONSISTENT),
+        (3, WRONG, INCONSISTENT),
+        # The step after the last is one that is missing: the change itself shows where. There are no others
+        (4, RIGHT, (1, RIGHT)),
+        (5, RIGHT, MALFORMED),
+        (400, WRONG, MALFORMED),
+        (4, WRONG, INCONSISTENT),
+    ],
+)
+def test_an_answer_is_taken_at_its_word_where_it_does_not_contradict_itself(structured, error_step, rewrite, expected):
+    assert read(structured, error_step, rewrite) == expected
+
+
+@BOTH
+def test_a_step_that_is_missing_at_the_end_is_counted_as_the_last(structured):
+    attempt = RIGHT.rsplit("\n", 1)[0]
+    assert read(structured, 3, RIGHT, attempt) == (2, RIGHT)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "none",
+        "1\n" + RIGHT,
+        "null",
+        "[]",
+        "[1, 2]",
+        '"text"',
+        "1",
+        "{}",
+        '{"error_step": 1}',
+        '{"rewrite": "x"}',
+        '{"error_step": 1, "rewrite": null}',
+        '{"error_step": 1, "rewrite": ["x"]}',
+        '{"error_step": "1", "rewrite": "x"}',
+        '{"error_step": 1.0, "rewrite": "x"}',
+        '{"error_step": null, "rewrite": "x"}',
+        '{"error_step": true, "rewrite": "x"}',
+        '{"error_step": false, "rewrite": "x"}',
+        '{"error_step": -2, "rewrite": "x"}',
+        '{"error_step": NaN, "rewrite": "x"}',
+        '{"error_step": 1, "rewrite": "The answer is',
+        '{"error_step": 1, "rewrite": "x"} and so on',
+        '{"error_step": 1, "rewrite": "x\ny"}',
+        '{"error_step": ' + "1" * 5000 + ', "rewrite": "x"}',
+        # A model that has lost its way
+        "[" * 100_000,
+        '{"a":' * 100_000,
+    ],
+    ids=lambda text: repr(text[:40]),
+)
+def test_json_that_is_not_what_was_asked_for_is_malformed(text):
+    assert read_answer(WORDING, True, WRONG, text) == MALFORMED
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " \n\n",
+        "I think that step 1 is wrong.\n" + RIGHT,
+        "1.5\n" + RIGHT,
+        "-2\n" + RIGHT,
+        "-1 0\n" + RIGHT,
+        "<think>\n1\n" + RIGHT,
+        say(True, 1, RIGHT),
+        "1" * 5000 + "\n" + RIGHT,
+    ],
+    ids=lambda text: repr(text[:40]),
+)
+def test_a_plain_answer_without_a_step_is_malformed(text):
+    assert read_answer(WORDING, False, WRONG, text) == MALFORMED
+
+
+@pytest.mark.parametrize(
+    "rewrite",
+    [RIGHT, "2 - 1 is 1\nThe answer is 86", "1. 59 - 16 = 43\n2. 43 + 43 = 86\nThe answer is 86", "1: 86\n2: 86"],
+    ids=lambda text: repr(text[:12]),
+)
+def test_a_rewrite_whose_first_line_looks_like_a_step_does_not_lose_it(rewrite):
+    """Where a teacher forgets the number, which should stand alone, what comes first is the rewrite."""
+    assert read_answer(WORDING, False, WRONG, rewrite) == MALFORMED
+    assert read_answer(WORDING, False, WRONG, f"1\n{rewrite}") in [(1, rewrite), INCONSISTENT]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"1\n{RIGHT}",
+        f"\n\n1\n{RIGHT}\n\n",
+        f"1\n\n{RIGHT}",
+        f"**1**\n{RIGHT}",
+        f"Step 1.\n{RIGHT}",
+        f"<think>\nIs it 2?\n0\nno\n</think>\n\n1\n{RIGHT}",
+        f"no opening tag </think>1\n{RIGHT}",
+        f"<think>a</think><think>b</think>\n1\n{RIGHT}",
+    ],
+)
+def test_a_plain_answer_is_read_through_what_models_put_around_it(text):
+    assert read_answer(WORDING, False, WRONG, text) == (1, RIGHT)
+
+
+@BOTH
+@pytest.mark.parametrize(("error_step", "rewrite"), [(1, RIGHT), (-1, WRONG), (1, WRONG)])
+def test_line_ends_of_another_system_are_no_edit(structured, error_step, rewrite):
+    answer = read(structured, error_step, rewrite.replace("\n", "\r\n"))
+    assert answer == read(structured, error_step, rewrite)
+    if not structured:
+        text = say(structured, error_step, rewrite).replace("\n", "\r\n")
+        assert read_answer(WORDING, structured, WRONG, text) == answer
+
+
+@BOTH
+@pytest.mark.parametrize("space", [("", "\n"), ("\n", ""), (" \n\t", " \n\n"), ("", " ")])
+def test_outer_space_that_gets_lost_on_the_way_is_no_edit(structured, space):
+    before, after = space
+    attempt = before + WRONG + after
+    for returned in (attempt, attempt.strip(), f"\n{attempt}\n"):
+        assert read(structured, -1, returned, attempt) == (-1, attempt)
+        assert read(structured, 1, returned, attempt) == INCONSISTENT
+    assert read(structured, 1, RIGHT, attempt) == (1, before + RIGHT + after)
+    assert read(structured, 1, " \n", attempt) == (1, "")
+
+
+@BOTH
+def test_inner_space_is_not_touched(structured):
+    rewrite = RIGHT.replace("\n", "\n\n  ")
+    assert read(structured, 1, rewrite) == (1, rewrite)
+
+
+ATTEMPTS = st.one_of(st.sampled_from([WRONG, WRONG + "\n", "", "\n", " \n ", "x"]), st.text(max_size=20))
+
+
+def check_result(attempt, answer, wording=WORDING):
+    if isinstance(answer, NoEdit):
+        assert answer in (MALFORMED, INCONSISTENT)
+    else:
+        error_step, rewrite = answer
+        assert type(error_step) is int and isinstance(rewrite, str)
+        assert -1 <= error_step < max(1, len(split_steps(attempt, wording.step_separator)))
+
+
+@BOTH
+@given(attempt=ATTEMPTS, text=st.text())
+@example(attempt=WRONG, text="</think>")
+@example(attempt=WRONG, text="0\n\u2028\n")
+def test_no_text_makes_the_reader_fail(structured, attempt, text):
+    check_result(attempt, read_answer(WORDING, structured, attempt, text))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(attempt=ATTEMPTS, error_step=JSON, rewrite=JSON, more=st.dictionaries(st.text(max_size=3), JSON, max_size=2))
+def test_no_json_makes_the_reader_fail(attempt, error_step, rewrite, more):
+    text = json.dumps({**more, "error_step": error_step, "rewrite": rewrite})
+    check_result(attempt, read_answer(WORDING, True, attempt, text))
+
+
+@BOTH
+@given(attempt=ATTEMPTS, error_step=st.integers(-1, 9), rewrite=st.text(max_size=20) | st.sampled_from([RIGHT, WRONG]))
+def test_no_edit_makes_the_reader_fail(structured, attempt, error_step, rewrite):
+    check_result(attempt, read(structured, error_step, rewrite, attempt))
+
+
+def test_half_a_surrogate_pair_does_not_stop_the_run():
+    """JSON can say it, no file of a data set can hold it, and the journal would bring it up again at every start."""
+    text = r'{"error_step": 1, "rewrite": "43 + 23 = 66 \ud83d\nThe answer is 86"}'
+    row = {"prompt": PROBLEM, "reference": REFERENCE, "answer": "86", "completion": WRONG, "correct": False}
+
+    def editor(problems, references, completions, usable):
+        return [read_answer(WORDING, True, completion, text) for completion in completions]
+
+    edited, outcomes = edit_dataset(Dataset.from_list([row]), editor, load_task("math"))
+    assert len(edited) == sum(outcomes.values()) == 1
+
+
+# --- A perfect teacher -----------------------------------------------------------------------------------------------
+
+
+@st.composite
+def attempted_rows(draw):
+    """A problem of the built-in task, its reference, and an attempt with some mistakes."""
+    rng = random.Random(draw(st.integers(0, 2**32)))
+    numbers = arithmetic.draw_numbers(rng, 0.5)
+    connectives = draw(st.lists(st.sampled_from(arithmetic.CONNECTIVES), min_size=3, max_size=3))
+    steps = arithmetic.write_solution(numbers, connectives).split(" ; ")
+    for change in draw(st.lists(st.sampled_from(["digit", "drop", "double", "cut", "junk"]), max_size=3)):
+        index = rng.randrange(len(steps))
+        if change == "digit":
+            steps[index] += str(rng.randrange(10))
+        elif change == "drop" and len(steps) > 1:
+            del steps[index]
+        elif change == "double":
+            steps.insert(index, steps[index])
+        elif change == "cut":
+            steps[-1] = steps[-1][: rng.randint(1, len(steps[-1]))]
+        elif change == "junk":
+            steps[index] = " ".join(rng.sample(steps[index].split(), k=len(steps[index].split())))
+    attempt = draw(st.sampled_from([" ; ", " ; ", " ;\n"])).join(steps) + draw(st.sampled_from(["", "", " ;"]))
+    return arithmetic.write_problem(rng, numbers), arithmetic.write_reference(numbers), attempt
+
+
+@BOTH
+@given(row=attempted_rows())
+def test_what_a_perfect_teacher_says_is_read_back_exactly(structured, row):
+    attempt = row[2]
+    assume(attempt == attempt.strip())
+    error_step, rewrite = arithmetic.rewrite_minimally(*row)
+    answer = read_answer(arithmetic.WORDING, structured, attempt, say(structured, error_step, rewrite))
+    # Where a step is missing at the end, there is none with its number, and the last one stands for it
+    last_step = len(split_steps(attempt, arithmetic.WORDING.step_separator)) - 1
+    assert answer == (min(error_step, last_step), rewrite)

@@ -1,0 +1,756 @@
+"""
+What a teacher at Anthropic has answered is never lost and never paid twice, whatever happens on the way. The client is
+the real one, the server is one that fails on demand and keeps the bill.
+"""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+import zlib
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, concatenate_datasets, load_from_disk
+
+from rlmec_trl.generation.server import ServerConfig
+from rlmec_trl.tasks.arithmetic import edit as edit_arithmetic
+from rlmec_trl.tasks.arithmetic import rewrite_minimally
+from rlmec_trl.tasks.task import load_task
+from rlmec_trl.teachers.anthropic_editor import AnthropicEditor
+from rlmec_trl.teachers.api.config import TeacherConfig
+from rlmec_trl.teachers.api.journal import Journal
+from rlmec_trl.teachers.api.journaled_editor import TeacherError, edit_through_journal
+from rlmec_trl.teachers.editors import edit_dataset, editor_inputs
+from tests.fake_anthropic import BROKEN, KEY, FakeAnthropic, read_row
+
+
+ROOT = Path(__file__).parents[2]
+TASK = load_task("arithmetic")
+both_ways = pytest.mark.parametrize("use_batches", [False, True], ids=["messages", "batches"])
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    monkeypatch.delenv("ANTHROPIC_AUTH_TOKEN", raising=False)
+    # Nor is there a key in anyone's settings
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with FakeAnthropic() as server:
+        yield server
+    assert server.complaints == []
+
+
+@pytest.fixture(scope="module")
+def make_samples(make_rows):
+    def make(num_rows, **settings):
+        rows = Dataset.from_list(make_rows(num_rows, **settings))
+        return rows.select_columns(["prompt", "reference", "answer", "completion", "completion_ids", "correct"])
+
+    return make
+
+
+def make_editor(journal, server, model="claude-test", wording=TASK.wording, concurrency=8, max_retries=3, **config):
+    config = TeacherConfig(**{"poll_seconds": 0.01, **config})
+    server_config = ServerConfig(base_url=server.url, concurrency=concurrency, max_retries=max_retries)
+    return AnthropicEditor(model, journal, config, server_config, wording)
+
+
+def edit(folder, server, samples, **settings):
+    """One run from start to end, as the recipe does it."""
+    with Journal(folder) as journal:
+        editor = make_editor(journal, server, **settings)
+        editor.estimate(*editor_inputs(samples, TASK))
+        return edit_dataset(samples, editor, TASK)
+
+
+def edit_rightly(samples):
+    return edit_dataset(samples, edit_arithmetic, TASK)[0].to_list()
+
+
+def journal_records(folder, kind="answer"):
+    lines = [json.loads(line) for path in Path(folder).glob("*.jsonl") for line in path.read_text().splitlines()]
+    return [line for line in lines if line["type"] == kind]
+
+
+def number(user):
+    """A number that is the row's own, the same on every machine."""
+    return zlib.crc32(user.encode())
+
+
+def paid_once(server, num_rows):
+    return set(server.paid.values()) == {1} and len(server.paid) == num_rows
+
+
+def edit_the_rest(folder, server, samples, **settings):
+    """The last run: every row is edited rightly then, and was paid once in all runs together."""
+    edited, _ = edit(folder, server, samples, **settings)
+    assert edited.to_list() == edit_rightly(samples)
+    assert paid_once(server, len(samples))
+
+
+# --- A bad day -------------------------------------------------------------------------------------------------------
+
+
+def test_a_storm_of_faults_loses_nothing_and_pays_nothing_twice_by_messages(server, make_samples, tmp_path):
+    faults = ["429", "500", "529", "cut off", "reset", "broken json", "slow"]
+    server.fault = lambda user, attempt: (
+        faults[number(user) % len(faults)] if number(user) // 100 % 3 == 0 and attempt == 0 else None
+    )
+    samples = make_samples(1000)
+    edit_the_rest(tmp_path, server, samples, concurrency=64)
+    assert len(journal_records(tmp_path)) == 1000
+    assert len(server.asked) > 1200, "there were faults"
+
+
+def test_a_storm_of_faults_loses_nothing_and_pays_nothing_twice_by_batches(server, make_samples, tmp_path):
+    faults = ["errored", "expired"]
+    server.fault = lambda user, attempt: (
+        faults[number(user) % len(faults)] if number(user) // 100 % 3 == 0 and attempt == 0 else None
+    )
+    creations = ["429", "500 but created", "500", None, "reset but created", "529", "all expired"]
+    server.faults |= {("create", index): fault for index, fault in enumerate(creations)}
+    server.faults |= {("results", index): "cut off" for index in range(0, 12, 3)}
+    server.faults |= {("retrieve", index): "500" for index in range(5, 60, 10)}
+    samples = make_samples(1000)
+    edit_the_rest(tmp_path, server, samples, use_batches=True, questions_per_batch=100, max_attempts=5)
+    assert len(journal_records(tmp_path)) == 1000
+    assert len(server.asked) > 1400, "a third of the rows and a whole batch were asked again"
+
+
+# --- Answers of no use -----------------------------------------------------------------------------------------------
+
+REASONS = {
+    "refusal": "refusal",
+    "max_tokens": "truncated",
+    "malformed": "malformed",
+    "wrong": "wrong answer",
+}
+
+
+@both_ways
+def test_a_useless_answer_is_counted_by_its_kind_and_never_a_rewrite(server, make_samples, tmp_path, use_batches):
+    kinds = [*REASONS, None]
+    server.fault = lambda user, attempt: kinds[number(user) % len(kinds)]
+    samples = make_samples(60, kinds=("wrong",))
+    edited, outcomes = edit(tmp_path, server, samples, use_batches=use_batches, max_attempts=3)
+    expected = Counter(REASONS.get(kinds[number(user) % len(kinds)], "rewritten") for user in server.paid)
+    assert outcomes == expected
+    assert len(outcomes) == len(kinds)
+    for row in edited:
+        assert (row["rewrite"] is not None) == (row["edit_outcome"] == "rewritten")
+        assert row["rewrite"] is not None or row["error_step"] == -1
+    wanted = {user: 3 if number(user) % len(kinds) < len(REASONS) else 1 for user in server.paid}
+    assert server.paid == wanted, "a useless answer is asked for again, `max_attempts` times in all"
+
+
+@both_ways
+@pytest.mark.parametrize("kind", REASONS)
+def test_one_useless_answer_does_not_spoil_the_row(server, make_samples, tmp_path, use_batches, kind):
+    server.fault = lambda user, attempt: kind if attempt == 0 else None
+    samples = make_samples(6, kinds=("wrong",))
+    edited, _ = edit(tmp_path, server, samples, use_batches=use_batches, max_attempts=2)
+    assert edited.to_list() == edit_rightly(samples)
+    assert len(journal_records(tmp_path)) == sum(server.paid.values()) == 12, "both answers were billed"
+
+
+@both_ways
+def test_useless_answers_of_an_earlier_run_count_as_attempts(server, make_samples, tmp_path, use_batches):
+    server.fault = lambda user, attempt: "malformed" if attempt < 2 else None
+    samples = make_samples(6)
+    for expected in (12, 12):
+        _, outcomes = edit(tmp_path, server, samples, use_batches=use_batches, max_attempts=2)
+        assert outcomes == {"malformed": 6}
+        assert len(server.asked) == expected
+    edited, _ = edit(tmp_path, server, samples, use_batches=use_batches, max_attempts=3)
+    assert edited.to_list() == edit_rightly(samples)
+    assert len(server.asked) == 18
+
+
+@pytest.mark.parametrize("kind", ["400", *BROKEN])
+def test_a_row_that_gets_no_answer_does_not_stop_the_others(server, make_samples, tmp_path, kind):
+    samples = make_samples(12)
+    unlucky = samples[5]["completion"]
+    server.fault = lambda user, attempt: kind if unlucky in user else None
+    edited, _ = edit(tmp_path, server, samples, max_retries=1, max_attempts=2)
+    expected = edit_rightly(samples)
+    for index, row in enumerate(edited):
+        if index == 5:
+            assert row["rewrite"] is None and row["error_step"] == -1
+            assert row["edit_outcome"] not in ("rewritten", "unchanged", "not asked")
+        else:
+            assert row == expected[index]
+    server.fault = lambda user, attempt: None
+    edited, _ = edit(tmp_path, server, samples)
+    assert edited.to_list() == expected
+    assert all(count == 1 for user, count in server.paid.items() if unlucky not in user)
+
+
+@both_ways
+def test_a_plain_layout_says_the_same_as_json(server, make_samples, tmp_path, use_batches):
+    server.structured = False
+    samples = make_samples(12)
+    edited, _ = edit(tmp_path, server, samples, structured_output=False, use_batches=use_batches)
+    assert edited.to_list() == edit_rightly(samples)
+
+
+def test_a_long_answer_may_be_asked_for(server, make_samples, tmp_path):
+    # The client refuses to wait for long answers, unless it is told for how long
+    samples = make_samples(3)
+    edited, _ = edit(tmp_path, server, samples, max_tokens=128_000)
+    assert edited.to_list() == edit_rightly(samples)
+
+
+# --- What is asked, and what is not ----------------------------------------------------------------------------------
+
+
+@both_ways
+def test_samples_that_are_the_same_are_asked_once(server, make_samples, tmp_path, use_batches):
+    samples = make_samples(10)
+    twice = concatenate_datasets([samples, samples, samples.select([3])])
+    edited, _ = edit(tmp_path, server, twice, use_batches=use_batches)
+    assert edited.to_list() == edit_rightly(twice)
+    assert paid_once(server, 10)
+
+
+@both_ways
+def test_another_row_is_all_that_is_asked_anew(server, make_samples, tmp_path, use_batches):
+    samples = make_samples(10)
+    edit(tmp_path, server, samples, use_batches=use_batches)
+
+    def change(row, index):
+        return {"completion": row["completion"] + " ; Bye"} if index == 4 else {}
+
+    changed = samples.map(change, with_indices=True)
+    edited, _ = edit(tmp_path, server, changed, use_batches=use_batches)
+    assert edited.to_list() == edit_rightly(changed)
+    assert len(server.asked) == 11
+    assert server.asked[-1].count(" ; Bye") > 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"model": "claude-other"}, {"wording": replace(TASK.wording, step_separator=" = ")}, {"effort": "low"}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_another_question_is_asked_anew(server, make_samples, tmp_path, settings):
+    samples = make_samples(6)
+    edit(tmp_path, server, samples)
+    edit(tmp_path, server, samples, max_attempts=1, **settings)
+    assert len(server.asked) == 12
+    edit(tmp_path, server, samples, max_attempts=1, **settings)
+    edit(tmp_path, server, samples)
+    assert len(server.asked) == 12, "the answers of both are there"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_tokens": 100},
+        {"input_price": 3.0, "output_price": 15.0},
+        {"concurrency": 1},
+        {"use_batches": True},
+        {"max_attempts": 9},
+        {"poll_seconds": 1.0},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_the_same_question_is_not_asked_again(server, make_samples, tmp_path, settings):
+    samples = make_samples(6)
+    expected, _ = edit(tmp_path, server, samples)
+    edited, _ = edit(tmp_path, server, samples, **settings)
+    assert edited.to_list() == expected.to_list()
+    assert len(server.asked) == 6
+    assert server.requests["create"] == 0
+
+
+def test_one_process_edits_through_the_journal_as_any_editor_does(server, make_samples, tmp_path):
+    samples = make_samples(12)
+    with Journal(tmp_path) as journal:
+        edited, outcomes = edit_through_journal(samples, make_editor(journal, server), TASK)
+        left, _ = edit_through_journal(samples, make_editor(journal, server), TASK, check_correct_samples=False)
+    assert edited.to_list() == edit_rightly(samples)
+    assert sum(outcomes.values()) == 12
+    expected, _ = edit_dataset(samples, edit_arithmetic, TASK, check_correct_samples=False)
+    assert left.to_list() == expected.to_list()
+    assert paid_once(server, 12)
+
+
+# --- What it costs ---------------------------------------------------------------------------------------------------
+
+# Each kind of token has another price, so that none can stand for another
+PRICES = {"input_price": 2.0, "output_price": 10.0, "cache_write_price": 3.0, "cache_read_price": 0.5}
+
+
+def bill(server):
+    """Dollars that the server would charge at these prices."""
+    names = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    full, half = (
+        sum(tokens[name] * price for name, price in zip(names, PRICES.values(), strict=True)) / 1e6
+        for tokens in (server.tokens[False], server.tokens[True])
+    )
+    return full + half / 2
+
+
+def estimate(folder, server, samples, **config):
+    with Journal(folder) as journal:
+        return make_editor(journal, server, **config).estimate(*editor_inputs(samples, TASK))
+
+
+def test_an_estimate_comes_near_the_bill_and_asks_nothing(server, make_samples, tmp_path):
+    samples = make_samples(200)
+    doubled = concatenate_datasets([samples, samples.select(range(50))])
+    found = estimate(tmp_path, server, doubled)
+    assert found.requests == 200
+    assert (found.cost, found.highest_cost) == (None, None)
+    assert server.requests.keys() == {"count_tokens"}
+    edit(tmp_path, server, samples)
+    tokens = server.tokens[False]
+    assert found.input_tokens == pytest.approx(tokens.total() - tokens["output_tokens"], rel=0.02)
+    assert found.output_tokens == pytest.approx(tokens["output_tokens"], rel=0.25)
+    assert estimate(tmp_path, server, doubled).requests == 0
+
+
+def test_an_estimate_multiplies_by_the_prices(server, make_samples, tmp_path):
+    samples = make_samples(10)
+    tokens = estimate(tmp_path, server, samples)
+    of_input = estimate(tmp_path, server, samples, input_price=1e6, output_price=0.0)
+    assert of_input.cost == of_input.highest_cost == pytest.approx(tokens.input_tokens)
+    of_output = estimate(tmp_path, server, samples, input_price=0.0, output_price=1e6, max_tokens=500)
+    assert of_output.cost == pytest.approx(tokens.output_tokens)
+    assert of_output.highest_cost == pytest.approx(10 * 500)
+    by_batches = estimate(tmp_path, server, samples, input_price=1e6, output_price=0.0, use_batches=True)
+    assert by_batches.cost == pytest.approx(tokens.input_tokens / 2)
+
+
+def test_only_rows_without_an_answer_are_estimated(server, make_samples, tmp_path):
+    samples = make_samples(10)
+    edit(tmp_path, server, samples.select(range(4)))
+    assert estimate(tmp_path, server, samples).requests == 6
+    # Those in a batch under way are paid already
+    server.faults["retrieve"] = "401"
+    with pytest.raises(TeacherError):
+        edit(tmp_path, server, samples.select(range(7)), use_batches=True)
+    assert estimate(tmp_path, server, samples).requests == 3
+
+
+@both_ways
+def test_a_limit_stops_in_time_keeps_what_there_is_and_can_be_raised(server, make_samples, tmp_path, use_batches):
+    samples = make_samples(60)
+    settings = {**PRICES, "use_batches": use_batches, "questions_per_batch": 5}
+    # The estimate is too high, since it cannot know that most of the instructions will come from the cache
+    limit = estimate(tmp_path, server, samples, **settings).cost / 3
+    edited, outcomes = edit(tmp_path, server, samples, max_cost=limit, **settings)
+    asked = sum(server.paid.values())
+    # Nobody knows what an answer costs before it is there
+    assert 0.7 * limit < bill(server) < 1.1 * limit
+    assert outcomes["not asked"] == 60 - asked > 0
+    assert paid_once(server, asked)
+    assert len(edited) - edited["rewrite"].count(None) == asked
+
+    edit(tmp_path, server, samples, max_cost=limit, **settings)
+    assert bill(server) < 1.1 * limit, "what an earlier run spent counts"
+
+    edit_the_rest(tmp_path, server, samples, max_cost=10 * limit, **settings)
+
+
+@both_ways
+def test_what_was_spent_adds_up_to_the_bill(server, make_samples, tmp_path, use_batches):
+    server.fault = lambda user, attempt: [None, "refusal", "malformed", "max_tokens"][(number(user) + attempt) % 4]
+    edit(tmp_path, server, make_samples(40), use_batches=use_batches, **PRICES)
+    with Journal(tmp_path) as journal:
+        assert sum(journal.costs()) == pytest.approx(bill(server), rel=1e-9)
+    assert sum(server.paid.values()) > 50
+
+
+# --- When it makes no sense to go on ---------------------------------------------------------------------------------
+
+
+@both_ways
+@pytest.mark.parametrize("status", ["401", "404"])
+def test_a_key_or_model_that_is_refused_stops_the_run_at_once(server, make_samples, tmp_path, use_batches, status):
+    server.faults |= {"messages": status, "create": status}
+    with Journal(tmp_path) as journal:
+        editor = make_editor(journal, server, "claude-tset", use_batches=use_batches)
+        with pytest.raises(TeacherError, match=f"(?s){status}.*ANTHROPIC_API_KEY") as caught:
+            edit_dataset(make_samples(200), editor, TASK)
+    assert "'claude-tset'" in str(caught.value)
+    assert server.requests["messages"] + server.requests["create"] <= 8, "no more than are under way at a time"
+    assert server.paid == {}
+
+
+def test_answers_before_and_beside_a_refused_key_are_kept(server, make_samples, tmp_path):
+    server.delay = lambda user: number(user) % 10 / 100
+    server.fault = lambda user, attempt: "401" if len(server.asked) > 20 else None
+    samples = make_samples(60)
+    with pytest.raises(TeacherError, match="401"):
+        edit(tmp_path, server, samples)
+    assert len(journal_records(tmp_path)) == sum(server.paid.values()) == 20
+    server.fault = lambda user, attempt: None
+    edit_the_rest(tmp_path, server, samples)
+
+
+def test_fifty_failures_in_a_row_stop_the_run(server, make_samples, tmp_path):
+    samples = make_samples(200)
+    server.fault = lambda user, attempt: "500" if len(server.asked) > 30 else None
+    with pytest.raises(TeacherError, match="50 questions in a row.*500"):
+        edit(tmp_path, server, samples, max_retries=0)
+    # Answers that overtake the first failures begin the count anew, and some more are under way when it is full
+    assert 80 <= len(server.asked) <= 80 + 2 * 8
+    assert len(journal_records(tmp_path)) == 30
+
+
+def test_where_every_row_is_refused_the_run_stops(server, make_samples, tmp_path):
+    """It is not the rows: an account without credit says the same."""
+    server.fault = lambda user, attempt: "400"
+    with pytest.raises(TeacherError, match="50 questions in a row.*400"):
+        edit(tmp_path, server, make_samples(200))
+    assert len(server.asked) <= 50 + 2 * 8
+
+
+def test_rows_that_are_always_refused_do_not_keep_the_others_from_their_data_set(server, make_samples, tmp_path):
+    samples = make_samples(200)
+    server.fault = lambda user, attempt: "400" if number(user) % 2 else None
+    edited, outcomes = edit(tmp_path, server, samples)
+    refused = [outcome for outcome in edited["edit_outcome"] if outcome.startswith("status 400")]
+    assert len(refused) > 60 and outcomes["unchanged"] + outcomes["rewritten"] == 200 - len(refused)
+    assert set(server.paid.values()) == {1}
+
+
+def test_an_editor_can_be_used_for_a_second_data_set(server, make_samples, tmp_path):
+    samples = make_samples(20)
+    with Journal(tmp_path) as journal:
+        editor = make_editor(journal, server)
+        for half in (samples.select(range(10)), samples.select(range(10, 20))):
+            edited, _ = edit_through_journal(half, editor, TASK)
+            assert edited.to_list() == edit_rightly(half)
+
+
+@pytest.mark.parametrize("settings", [{"served_model": "x"}, {"extra_body": {"a": 1}}, {"api_key_env": "TEAM_KEY"}])
+def test_what_only_servers_have_is_refused(settings, tmp_path):
+    with Journal(tmp_path) as journal, pytest.raises(ValueError, match="for servers alone"):
+        AnthropicEditor("claude-test", journal, TeacherConfig(), ServerConfig(**settings))
+
+
+def test_a_journal_inside_the_folder_that_is_replaced_is_refused(server, make_samples, tmp_path):
+    make_samples(3).save_to_disk(tmp_path / "samples")
+    words = ["--dataset_name", tmp_path / "samples", "--output_dir", tmp_path / "edited", "--task", "arithmetic"]
+    words += ["--journal_dir", tmp_path / "edited" / "journal", "--provider", "anthropic", "--teacher", "claude-test"]
+    recipe = importlib.import_module("recipes.edit")
+    with pytest.raises(ValueError, match="lies in `--output_dir`"):
+        recipe.main(*recipe.make_parser().parse_args_and_config([*map(str, words), "--base_url", server.url]))
+    assert not server.requests
+
+
+def test_many_failures_with_answers_between_do_not_stop_the_run(server, make_samples, tmp_path):
+    samples = make_samples(200)
+    server.fault = lambda user, attempt: "400" if number(user) % 4 else None
+    _, outcomes = edit(tmp_path, server, samples, max_attempts=1)
+    assert len(server.asked) == 200
+    assert outcomes["unchanged"] + outcomes["rewritten"] == sum(server.paid.values()) < 80
+
+
+def test_a_missing_key_is_said_before_anything_is_asked(server, make_samples, tmp_path, monkeypatch):
+    monkeypatch.delenv("ANTHROPIC_API_KEY")
+    with pytest.raises(TeacherError, match="set the variable ANTHROPIC_API_KEY"):
+        edit(tmp_path, server, make_samples(3))
+    assert not server.requests
+
+
+# --- Batches on their way --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["500 but created", "reset but created"])
+def test_a_batch_that_arrived_behind_an_error_is_found(server, make_samples, tmp_path, fault):
+    server.faults["create", 0] = fault
+    samples = make_samples(10)
+    edit_the_rest(tmp_path, server, samples, use_batches=True)
+    assert server.requests["create"] == 1
+
+
+@pytest.mark.parametrize("use_batches", [True, False])
+@pytest.mark.parametrize("fault", ["500 but created", "reset but created"])
+def test_a_batch_whose_id_was_lost_is_found_among_others_by_the_next_run(
+    server, make_samples, tmp_path, fault, use_batches
+):
+    samples = make_samples(10)
+    for size in (10, 3):
+        server.add_batch_of_others(size)
+    server.faults = {("create", 0): fault, ("list", 1): "500"}
+    with pytest.raises(TeacherError):
+        edit(tmp_path, server, samples, use_batches=True, max_retries=0)
+    # More than one page of newer ones, some of the same size
+    for index in range(120):
+        server.add_batch_of_others(10 if index % 40 == 0 else 5)
+    server.faults = {}
+    edit_the_rest(tmp_path, server, samples, use_batches=use_batches)
+    assert server.requests["create"] == 1
+    assert server.requests["messages"] == 0
+
+
+def test_a_batch_that_never_arrived_is_handed_in_again(server, make_samples, tmp_path):
+    samples = make_samples(10)
+    server.add_batch_of_others(10)
+    (older,) = server.batches.values()
+    server.faults = {"create": "529"}
+    with pytest.raises(TeacherError):
+        edit(tmp_path, server, samples, use_batches=True, max_retries=1)
+    server.faults = {}
+    edit_the_rest(tmp_path, server, samples, use_batches=True)
+    assert older.looks_left == server.looks, "ours can only be newer: this one is not waited for, though as large"
+
+
+def test_two_batches_of_which_one_was_lost_are_told_apart(server, make_samples, tmp_path):
+    samples = make_samples(20)
+    server.faults = {("create", 1): "reset but created", ("list", 2): "500"}
+    with pytest.raises(TeacherError):
+        edit(tmp_path, server, samples, use_batches=True, questions_per_batch=10, max_retries=0)
+    server.faults = {}
+    edit_the_rest(tmp_path, server, samples, use_batches=True)
+    assert server.requests["create"] == 2
+
+
+@pytest.mark.parametrize("use_batches", [True, False])
+def test_a_batch_in_flight_is_waited_for_and_not_asked_again(server, make_samples, tmp_path, use_batches):
+    samples = make_samples(20)
+    server.faults = {"retrieve": "401"}
+    with pytest.raises(TeacherError):
+        edit(tmp_path, server, samples, use_batches=True, questions_per_batch=8)
+    assert journal_records(tmp_path) == []
+    server.faults = {}
+    server.looks = 5
+    edit_the_rest(tmp_path, server, samples, use_batches=use_batches)
+    assert server.requests["create"] == 3
+    assert server.requests["messages"] == 0
+
+
+def test_a_batch_whose_results_are_no_longer_kept_is_asked_again(server, make_samples, tmp_path):
+    samples = make_samples(10)
+    server.faults = {"retrieve": "401"}
+    with pytest.raises(TeacherError):
+        edit(tmp_path, server, samples, use_batches=True)
+    server.faults, server.keeps_results = {}, False
+    with Journal(tmp_path) as journal:
+        editor = make_editor(journal, server, use_batches=True)
+        with editor._client() as client:
+            editor._resume(client)
+        assert journal.submissions() == []
+    server.keeps_results = True
+    edited, _ = edit(tmp_path, server, samples, use_batches=True)
+    assert edited.to_list() == edit_rightly(samples)
+    assert set(server.paid.values()) == {2}
+
+
+def test_a_batch_that_the_key_does_not_know_is_not_given_up(server, make_samples, tmp_path):
+    """As with the key of another workspace: its answers are paid for, and come with the right key."""
+    samples = make_samples(10)
+    server.faults = {"retrieve": "401"}
+    with pytest.raises(TeacherError):
+        edit(tmp_path, server, samples, use_batches=True)
+    server.faults, batches = {}, server.batches
+    server.batches = {}
+    with pytest.raises(TeacherError, match="not known to this key"):
+        edit(tmp_path, server, samples, use_batches=True)
+    server.batches = batches
+    edit_the_rest(tmp_path, server, samples, use_batches=True)
+
+
+def test_a_batch_that_expired_as_a_whole_is_asked_again(server, make_samples, tmp_path):
+    server.faults["create", 0] = "all expired"
+    samples = make_samples(10)
+    edit_the_rest(tmp_path, server, samples, use_batches=True)
+    assert len(server.asked) == 20
+
+
+@pytest.mark.parametrize("kind", ["errored", "expired"])
+def test_a_row_that_no_batch_answers_says_why(server, make_samples, tmp_path, kind):
+    samples = make_samples(10)
+    unlucky = samples[5]["completion"]
+    server.fault = lambda user, attempt: kind if unlucky in user else None
+    edited, outcomes = edit(tmp_path, server, samples, use_batches=True, max_attempts=3)
+    assert edited[5]["rewrite"] is None
+    assert edited[5]["edit_outcome"] == {"errored": "errored: api_error"}.get(kind, kind)
+    assert sum(unlucky in user for user in server.asked) == 3
+    assert len(server.asked) == 12 and paid_once(server, 9)
+
+
+@pytest.mark.parametrize("faults", [{"results": "cut off"}, {"results": "500"}, {"results": "401"}])
+def test_results_that_cannot_be_fetched_today_are_fetched_by_the_next_run(server, make_samples, tmp_path, faults):
+    samples = make_samples(10)
+    server.faults = faults
+    with pytest.raises(TeacherError):
+        edit(tmp_path, server, samples, use_batches=True, max_retries=1)
+    server.faults = {}
+    edit_the_rest(tmp_path, server, samples, use_batches=True)
+    assert server.requests["create"] == 1
+
+
+def test_a_batch_that_somebody_cancelled_stops_the_run_and_its_answers_are_kept(server, make_samples, tmp_path):
+    # Whoever cancels a batch does not want it to be handed in again by itself
+    server.fault = lambda user, attempt: "canceled" if number(user) % 2 and attempt == 0 else None
+    samples = make_samples(20)
+    with pytest.raises(TeacherError, match="cancelled"):
+        edit(tmp_path, server, samples, use_batches=True)
+    assert server.requests["create"] == 1
+    assert 0 < len(journal_records(tmp_path)) == server.paid.total() < 20
+    edit_the_rest(tmp_path, server, samples, use_batches=True)
+
+
+def test_what_another_process_has_handed_in_is_left_to_it(server, make_samples, tmp_path):
+    samples = make_samples(12)
+
+    def edit_as(process, **settings):
+        with Journal(tmp_path, process, 2) as journal:
+            return edit_dataset(samples, make_editor(journal, server, **settings), TASK)
+
+    server.faults = {"retrieve": "401"}
+    with pytest.raises(TeacherError):
+        edit_as(1, use_batches=True)
+    server.faults = {}
+    _, outcomes = edit_as(0)
+    assert outcomes == {"not asked": 12}
+    assert server.requests["messages"] == 0
+    edited, _ = edit_as(1)
+    assert edited.to_list() == edit_rightly(samples)
+    assert paid_once(server, 12)
+    # On one process alone there is nobody else to fetch it
+    edited, _ = edit(tmp_path, server, samples)
+    assert edited.to_list() == edit_rightly(samples)
+    assert len(server.asked) == 12
+
+
+def test_a_batch_of_a_process_that_is_no_more_is_fetched(server, make_samples, tmp_path):
+    samples = make_samples(12)
+    server.faults = {"retrieve": "401"}
+    with Journal(tmp_path, 1, 2) as journal, pytest.raises(TeacherError):
+        edit_dataset(samples, make_editor(journal, server, use_batches=True), TASK)
+    server.faults = {}
+    edit_the_rest(tmp_path, server, samples)
+    assert server.requests["messages"] == 0
+
+
+def test_results_in_several_pieces_are_put_together(server, make_samples, tmp_path):
+    server.faults |= {("results", 0): "cut off", ("results", 1): "500", ("results", 2): "cut off"}
+    samples = make_samples(10)
+    edit_the_rest(tmp_path, server, samples, use_batches=True)
+    assert len(journal_records(tmp_path)) == 10
+
+
+# --- Processes of their own ------------------------------------------------------------------------------------------
+
+
+def recipe_words(tmp_path, server, samples, *words):
+    samples.save_to_disk(tmp_path / "samples")
+    settings = {"provider": "anthropic", "teacher": "claude-test", "task": "arithmetic", "base_url": server.url}
+    settings |= {"dataset_name": tmp_path / "samples", "output_dir": tmp_path / "edited", "concurrency": 8}
+    settings |= {"poll_seconds": 0.05, "max_retries": 1}
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))] + list(words)
+
+
+def recipe_after(statements):
+    """The recipe, in a process that does something else first."""
+    script = f"import runpy, sys; {statements}; sys.argv = sys.argv[1:]; "
+    script += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    return [sys.executable, "-c", script, str(ROOT / "recipes/edit.py")]
+
+
+def environment(**variables):
+    return os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"} | variables
+
+
+@both_ways
+def test_two_processes_share_the_work_and_make_the_data_set_of_one(
+    server, make_samples, tmp_path, use_batches, run_on_two
+):
+    # Some rows are asked again, and some are in the data set twice
+    server.fault = lambda user, attempt: "malformed" if number(user) % 5 == 0 and attempt == 0 else None
+    samples = make_samples(60)
+    samples = concatenate_datasets([samples, samples.select(range(7))])
+    words = recipe_words(tmp_path, server, samples, "--use_batches", str(use_batches).lower())
+    run_on_two(ROOT / "recipes/edit.py", *words)
+    expected, _ = edit(tmp_path / "alone", server, samples, use_batches=use_batches)
+    found = load_from_disk(tmp_path / "edited")
+    assert found.to_list() == expected.to_list() == edit_rightly(samples)
+    answers = [
+        Counter(json.loads(line)["key"] for line in path.read_text().splitlines() if '"answer"' in line)
+        for path in sorted((tmp_path / "edited-journal").glob("*.jsonl"))
+    ]
+    assert len(answers) == 2 and all(len(part) > 15 for part in answers), "both have worked"
+    assert not answers[0].keys() & answers[1].keys(), "no row was asked by both"
+    assert sum(map(len, answers)) == 60
+
+
+def test_ctrl_c_keeps_the_answers_under_way(server, make_samples, tmp_path):
+    # Never all at once, so that there is always something under way
+    server.delay = lambda user: 0.1 + number(user) % 10 / 50
+    samples = make_samples(200)
+    # Tests may run where Ctrl-C is ignored, such as in the background of a script
+    command = recipe_after("import signal; signal.signal(signal.SIGINT, signal.default_int_handler)")
+    command += recipe_words(tmp_path, server, samples)
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        try:
+            server.wait_until(lambda: server.paid.total() >= 20)
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode != 0
+    records = journal_records(tmp_path / "edited-journal")
+    assert len({record["key"] for record in records}) == len(records) == server.paid.total() == len(server.asked)
+    assert 20 <= len(records) < 100, "it has stopped"
+    server.delay = lambda user: 0.0
+    edit_the_rest(tmp_path / "edited-journal", server, samples)
+
+
+# --- The key ---------------------------------------------------------------------------------------------------------
+
+SECRET = KEY.removeprefix("sk-ant-")
+
+
+@both_ways
+@pytest.mark.parametrize("status", ["400", "401", "500"])
+def test_the_key_is_in_no_error(server, make_samples, tmp_path, use_batches, status):
+    server.echo_key = True
+    server.faults |= {"messages": status, "create": status}
+    with pytest.raises(TeacherError) as caught:
+        edit(tmp_path, server, make_samples(60), use_batches=use_batches, max_retries=0)
+    assert f"status {status}" in str(caught.value)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    for path in tmp_path.rglob("*.*"):
+        assert SECRET not in path.read_text(), path
+
+
+@both_ways
+def test_the_key_is_in_nothing_that_a_run_leaves_behind(server, make_samples, tmp_path, use_batches):
+    server.echo_key = True
+    samples = make_samples(20)
+    unlucky = samples[5]["completion"]
+    server.fault = lambda user, attempt: "400" if unlucky in user else None
+    server.faults = {("create", 0): "500", ("retrieve", 1): "500"}
+    # Everything that any library has to say
+    command = recipe_after("import logging; logging.basicConfig(level=logging.DEBUG)")
+    command += recipe_words(tmp_path, server, samples, "--use_batches", str(use_batches).lower())
+    result = subprocess.run(
+        command, env=environment(ANTHROPIC_LOG="debug"), capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "/v1/messages" in result.stderr, "the client was talkative"
+    outcomes = load_from_disk(tmp_path / "edited")["edit_outcome"]
+    assert ("status 400" in outcomes[5]) == (not use_batches)
+    assert SECRET not in result.stdout + result.stderr
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
+
+
+def test_the_server_of_these_tests_answers_as_the_programmatic_editor_does(server, make_samples, tmp_path):
+    # Otherwise equal data sets would say little
+    samples = make_samples(6)
+    edit(tmp_path, server, samples)
+    said = [json.loads(record["text"]) for record in journal_records(tmp_path)]
+    said = sorted((answer["error_step"], answer["rewrite"]) for answer in said)
+    assert said == sorted(rewrite_minimally(*read_row(user)) for user in server.paid)

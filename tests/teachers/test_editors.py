@@ -1,0 +1,317 @@
+"""Whatever an editor says, only what passes verification is kept, and everything else is counted by its reason."""
+
+from collections import Counter
+
+import pytest
+from datasets import Dataset
+
+from rlmec_trl.data.schema import check_dataset
+from rlmec_trl.data.steps import first_changed_step
+from rlmec_trl.tasks.arithmetic import edit as edit_arithmetic
+from rlmec_trl.tasks.task import load_task
+from rlmec_trl.tasks.wording import policy_prompt
+from rlmec_trl.teachers.editors import (
+    NoEdit,
+    edit_dataset,
+    editor_inputs,
+    judge_edit,
+    mean_edit_distance,
+    verify_rewrite,
+)
+
+
+PROBLEM = "Tom has 59 nuts, loses 16, finds 23, buys 20."
+REFERENCE = "59 - 16 + 23 + 20 = 86"
+RIGHT = "59 - 16 is 43 ; 43 + 23 = 66 ; 66 + 20 makes 86 ; The answer is 86"
+WRONG = "59 - 16 is 43 ; 43 + 23 = 67 ; 67 + 20 makes 87 ; The answer is 87"
+# Two mistakes that cancel
+FLAWED = "59 - 16 is 43 ; 43 + 23 = 67 ; 67 + 20 makes 86 ; The answer is 86"
+TASK = load_task("arithmetic")
+
+
+def judge(completion, edit, task=TASK):
+    return judge_edit(task, PROBLEM, "86", completion, completion in (RIGHT, FLAWED), edit)
+
+
+# --- Verdicts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("completion", "edit", "outcome"),
+    [
+        (WRONG, (1, RIGHT.replace("The answer is 86", "The answer is 85")), "wrong answer"),
+        (WRONG, (1, FLAWED), "wrong step"),
+        (WRONG, (1, ""), "empty"),
+        (WRONG, (1, " \n"), "empty"),
+        (WRONG, (-1, WRONG), "left wrong"),
+        (WRONG, (1, WRONG), "left wrong"),
+        (WRONG, (-1, FLAWED), "wrong step"),
+        (WRONG, NoEdit("refusal"), "refusal"),
+        # Nor is a right attempt taken to be right in every step because nothing was said about it
+        (RIGHT, NoEdit("truncated"), "truncated"),
+        (FLAWED, (1, WRONG), "wrong answer"),
+        (FLAWED, (1, ""), "empty"),
+    ],
+)
+def test_what_fails_verification_is_never_kept(completion, edit, outcome):
+    assert judge(completion, edit) == (outcome, -1, None)
+
+
+@pytest.mark.parametrize(
+    ("completion", "edit", "expected"),
+    [
+        (WRONG, (1, RIGHT), ("rewritten", 1, RIGHT)),
+        (WRONG, (0, RIGHT), ("rewritten", 0, RIGHT)),
+        # Said to be without error and yet changed: the change itself shows where
+        (WRONG, (-1, RIGHT), ("rewritten", 1, RIGHT)),
+        (FLAWED, (1, RIGHT), ("rewritten", 1, RIGHT)),
+        (RIGHT, (-1, RIGHT), ("unchanged", -1, RIGHT)),
+        (RIGHT, (2, RIGHT), ("unchanged", -1, RIGHT)),
+        # A right answer that no step of is called wrong stays word for word
+        (RIGHT, (-1, RIGHT.replace("makes", "=")), ("unchanged", -1, RIGHT)),
+        (RIGHT, (-1, "nonsense"), ("unchanged", -1, RIGHT)),
+    ],
+)
+def test_what_passes_is_kept(completion, edit, expected):
+    assert judge(completion, edit) == expected
+
+
+def test_a_task_that_cannot_check_steps_checks_answers():
+    task = load_task("math")
+    rewrite = "59 - 16 = 44\n44 + 23 + 20 = 86\nThe answer is 86"
+    assert verify_rewrite(task, PROBLEM, "86", rewrite) is None
+    assert verify_rewrite(task, PROBLEM, "85", rewrite) == "wrong answer"
+    assert judge_edit(task, PROBLEM, "86", "59 - 16 = 44\nThe answer is 87", False, (0, rewrite)) == (
+        "rewritten",
+        0,
+        rewrite,
+    )
+
+
+@pytest.mark.parametrize(
+    ("completion", "rewrite", "expected"),
+    [
+        ("a\nb\nc", "a\nb\nc", -1),
+        ("a\nb\nc", "x\nb\nc", 0),
+        ("a\nb\nc", "a\nx\nc", 1),
+        ("a\nb\nc", "a\nb", 2),
+        ("a\nb\nc", "a\nb\nx\nc", 2),
+        # Something is missing at the end: the last step stands for it
+        ("a\nb", "a\nb\nc", 1),
+        ("a", "a\nb", 0),
+    ],
+)
+@pytest.mark.parametrize("separator", ["\n", " ; "])
+def test_the_first_changed_step(completion, rewrite, expected, separator):
+    completion, rewrite = (text.replace("\n", separator) for text in (completion, rewrite))
+    assert first_changed_step(completion, rewrite, separator) == expected
+
+
+# --- A data set ------------------------------------------------------------------------------------------------------
+
+
+def sampled(*completions, **columns):
+    rows = [
+        {
+            "prompt": PROBLEM,
+            "reference": REFERENCE,
+            "answer": "86",
+            "completion": completion,
+            "correct": TASK.check_answer(completion, "86"),
+        }
+        for completion in completions
+    ]
+    return Dataset.from_list([row | columns for row in rows])
+
+
+def scripted_editor(edits, calls=None):
+    def editor(problems, references, completions, usable):
+        if calls is not None:
+            calls.append((problems, references, completions))
+        return [edits[completion] for completion in completions]
+
+    return editor
+
+
+def test_every_row_gets_its_edit_and_every_outcome_is_counted():
+    attempts = [WRONG, RIGHT, FLAWED, *(WRONG.replace("59", str(number)) for number in range(50, 55))]
+    answers = [(1, RIGHT), (-1, RIGHT), (1, RIGHT), (1, ""), (1, FLAWED), (1, "The answer is 1"), NoEdit("refusal")]
+    answers.append((-1, attempts[-1]))
+    dataset = sampled(*attempts)
+    edited, outcomes = edit_dataset(dataset, scripted_editor(dict(zip(attempts, answers, strict=True))), TASK)
+    assert edited["rewrite"][:] == [RIGHT, RIGHT, RIGHT, None, None, None, None, None]
+    assert edited["error_step"][:] == [1, -1, 1, -1, -1, -1, -1, -1]
+    assert edited.remove_columns(["rewrite", "error_step", "edit_outcome"]).to_list() == dataset.to_list()
+    by_row = ["rewritten", "unchanged", "rewritten", "empty", "wrong step", "wrong answer", "refusal", "left wrong"]
+    assert edited["edit_outcome"][:] == by_row
+    assert outcomes == Counter(by_row)
+
+
+def test_right_answers_can_be_left_alone():
+    calls = []
+    edits = {WRONG: (1, RIGHT), FLAWED: (1, RIGHT)}
+    dataset = sampled(FLAWED, WRONG, RIGHT)
+    edited, outcomes = edit_dataset(dataset, scripted_editor(edits, calls), TASK, check_correct_samples=False)
+    assert calls == [([PROBLEM], [REFERENCE], [WRONG])]
+    assert edited["rewrite"][:] == [FLAWED, RIGHT, RIGHT]
+    assert edited["error_step"][:] == [-1, 1, -1]
+    assert edited["edit_outcome"][:] == ["unchanged", "rewritten", "unchanged"]
+    assert outcomes == {"unchanged": 2, "rewritten": 1}
+
+
+def test_messages_stay_messages_and_the_editor_sees_texts():
+    calls = []
+    messages = [[{"role": "assistant", "content": text}] for text in (WRONG, RIGHT, "oh")]
+    dataset = Dataset.from_dict(
+        {
+            "prompt": [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": PROBLEM}]] * 3,
+            "reference": [REFERENCE] * 3,
+            "answer": ["86"] * 3,
+            "completion": messages,
+            "correct": [False, True, False],
+        }
+    )
+    editor = scripted_editor({WRONG: (1, RIGHT), RIGHT: (-1, RIGHT), "oh": NoEdit("refusal")}, calls)
+    edited, _ = edit_dataset(dataset, editor, TASK)
+    assert calls == [([PROBLEM] * 3, [REFERENCE] * 3, [WRONG, RIGHT, "oh"])]
+    assert edited["rewrite"][:] == [messages[1], messages[1], None]
+    check_dataset(edited.select([0, 1]), "edits")
+
+
+def test_the_editor_sees_the_problem_without_what_the_policy_is_told():
+    calls = []
+    task = load_task("math")
+    dataset = sampled(WRONG, prompt=task.wording.policy.replace("{problem}", PROBLEM))
+    edit_dataset(dataset, scripted_editor({WRONG: NoEdit("refusal")}, calls), task)
+    assert calls == [([PROBLEM], [REFERENCE], [WRONG])]
+
+
+def test_editing_again_replaces_the_columns():
+    dataset = sampled(WRONG, rewrite="old", error_step=7, edit_outcome="refusal")
+    edited, _ = edit_dataset(dataset, edit_arithmetic, TASK)
+    assert edited.column_names[-3:] == ["rewrite", "error_step", "edit_outcome"]
+    assert [edited[0][name] for name in edited.column_names[-3:]] == [RIGHT, 1, "rewritten"]
+
+
+def test_the_programmatic_editor_mends_everything(make_rows):
+    dataset = Dataset.from_list(make_rows(60)).remove_columns(["rewrite", "error_step"])
+    edited, outcomes = edit_dataset(dataset, edit_arithmetic, TASK)
+    assert outcomes == {"rewritten": 40, "unchanged": 20}
+    check_dataset(edited, "edits")
+    assert all(all(TASK.check_steps(row["prompt"], row["rewrite"])) for row in edited)
+    hidden = [row for row in edited if row["correct"] and row["error_step"] >= 0]
+    assert len(hidden) == 20 and all(row["rewrite"] != row["completion"] for row in hidden)
+
+
+# --- What an editor is told ------------------------------------------------------------------------------------------
+
+
+EDITS = [
+    (1, RIGHT),
+    (-1, RIGHT),
+    (-1, WRONG),
+    (1, WRONG),
+    (1, FLAWED),
+    (0, ""),
+    (3, "The answer is 86"),
+    NoEdit("refusal"),
+    NoEdit("malformed"),
+]
+
+
+@pytest.mark.parametrize("check_correct_samples", [True, False])
+def test_an_editor_is_told_usable_of_exactly_what_is_kept(check_correct_samples):
+    attempts = [RIGHT, WRONG, FLAWED, "59 - 16 is 43"]
+    dataset = sampled(*attempts)
+    for edit in EDITS:
+        told = {}
+
+        def editor(problems, references, completions, usable, edit=edit, told=told):
+            told.update({completion: usable(index, edit) for index, completion in enumerate(completions)})
+            return [edit] * len(completions)
+
+        edited, _ = edit_dataset(dataset, editor, TASK, check_correct_samples)
+        # Judged by the rows that the editor was given, whose indices are not those of the data set
+        assert list(told) == (attempts if check_correct_samples else [WRONG, attempts[3]])
+        kept = {row["completion"]: row["rewrite"] is not None for row in edited if row["completion"] in told}
+        assert told == kept, edit
+
+
+def test_what_is_usable_depends_on_the_row():
+    dataset = sampled(RIGHT, WRONG)
+    seen = []
+
+    def editor(problems, references, completions, usable):
+        seen.extend(usable(index, (-1, completion)) for index, completion in enumerate(completions))
+        return [(-1, completion) for completion in completions]
+
+    edit_dataset(dataset, editor, TASK)
+    assert seen == [True, False]
+
+
+def test_an_editor_that_tries_again_is_believed_the_second_time():
+    tries = {RIGHT: [(-1, RIGHT)], WRONG: [NoEdit("malformed"), (1, FLAWED), (1, RIGHT)], FLAWED: [(2, WRONG)] * 2}
+
+    def editor(problems, references, completions, usable):
+        edits = []
+        for index, completion in enumerate(completions):
+            edits.append(next((edit for edit in tries[completion] if usable(index, edit)), tries[completion][-1]))
+        return edits
+
+    edited, outcomes = edit_dataset(sampled(WRONG, FLAWED, RIGHT), editor, TASK)
+    assert edited["rewrite"][:] == [RIGHT, None, RIGHT]
+    assert edited["edit_outcome"][:] == ["rewritten", "wrong answer", "unchanged"]
+
+
+def test_an_editor_that_leaves_out_a_row_is_an_error():
+    with pytest.raises(ValueError, match="shorter"):
+        edit_dataset(sampled(WRONG, RIGHT), lambda *_: [(1, RIGHT)], TASK)
+
+
+def test_an_editor_is_given_plain_problems_references_and_attempts():
+    task = load_task("math")
+    prompt = policy_prompt(task.wording, "What is {1 + 1}?")
+    plain = Dataset.from_dict(
+        {"prompt": [prompt, "other"], "reference": ["2", "3"], "completion": ["The answer is 2", "no"]}
+    )
+    messages = Dataset.from_dict(
+        {
+            "prompt": [[{"role": "user", "content": text}] for text in plain["prompt"]],
+            "reference": ["2", "3"],
+            "completion": [[{"role": "assistant", "content": text}] for text in plain["completion"]],
+        }
+    )
+    expected = (["What is {1 + 1}?", "other"], ["2", "3"], ["The answer is 2", "no"])
+    assert editor_inputs(plain, task) == editor_inputs(messages, task) == expected
+    assert [type(column) for column in editor_inputs(plain, task)] == [list] * 3
+
+
+# --- How much a rewrite changes --------------------------------------------------------------------------------------
+
+
+def edited_rows(*rows):
+    names = ("completion", "rewrite", "edit_outcome")
+    return Dataset.from_list([dict(zip(names, row, strict=True)) for row in rows])
+
+
+def test_the_distance_counts_changed_words_of_rewritten_attempts_alone():
+    edited = edited_rows(
+        # One word replaced, one added, one removed
+        ("a b c d", "a x c d e", "rewritten"),
+        ("a b c d", "b c d", "rewritten"),
+        ("a b", "a b", "unchanged"),
+        ("a b c", None, "wrong answer"),
+    )
+    assert mean_edit_distance(edited) == 1.5
+
+
+def test_the_distance_is_the_same_for_messages():
+    def message(text):
+        return [{"role": "assistant", "content": text}]
+
+    edited = edited_rows((message("a b c"), message("a\n c d"), "rewritten"), (message("a"), None, "refusal"))
+    assert mean_edit_distance(edited) == 2
+
+
+def test_there_is_no_distance_where_nothing_was_rewritten():
+    assert mean_edit_distance(edited_rows(("a", "a", "unchanged"), ("b", None, "refusal"))) is None
