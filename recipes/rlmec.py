@@ -17,7 +17,8 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from rlmec_trl import RLMECConfig, RLMECTrainer
 from rlmec_trl.data.loading import load_rows
-from rlmec_trl.stages.score import ScoreConfig, score_to_disk
+from rlmec_trl.stages import score
+from rlmec_trl.stages.score import ScoreConfig
 from rlmec_trl.trainers.launch import set_model_init_kwargs, train_and_save
 
 
@@ -38,7 +39,7 @@ def load_scored(name: str, split: str, output_dir: str, score_config: ScoreConfi
     dataset = load_rows(name, split)
     if score_config.grm is None or {"token_probs", "token_rewards"} & set(dataset.column_names):
         return dataset
-    return score_to_disk(dataset, output_dir, score_config, model_args)
+    return score.run(score_config, dataset, output_dir, model_args)
 
 
 def main(args: RLMECArguments, training_args: RLMECConfig, score_config: ScoreConfig, model_args: ModelConfig) -> None:

@@ -1,25 +1,24 @@
 """
-Stage 4: a generative reward model judges every token of the samples and rewrites them.
+Stage 4: a generative reward model scores every token of the samples and rewrites them.
 
 ```bash
 accelerate launch --config_file recipes/accelerate_configs/ddp.yaml recipes/score.py \
-    --config recipes/ecqa/score.yaml --model_name_or_path Qwen/Qwen2.5-7B-Instruct --grm runs/ecqa/grm
+    --config recipes/configs/score.yaml --task gsm8k --grm runs/gsm8k/grm \
+    --dataset_name runs/gsm8k/samples --output_dir runs/gsm8k/scored
 ```
 
-With `--base_url`, a server that has the reward model (such as `vllm serve runs/ecqa/grm`) writes the rewrites.
-
-`--model_name_or_path` is the policy that sampled the completions; its log-probabilities are stored beside.
+`--model_name_or_path` is the policy that sampled the completions; its log-probabilities are stored too. With
+`--base_url`, a server that has the reward model (such as `vllm serve runs/gsm8k/grm`) writes the rewrites.
 """
 
 from dataclasses import dataclass, field
 
-from accelerate import PartialState
 from trl import ModelConfig, TrlParser
 
 from rlmec_trl.data.loading import load_rows
 from rlmec_trl.generation.processes import end_processes
 from rlmec_trl.generation.server import ServerConfig
-from rlmec_trl.stages.score import ScoreConfig, score_to_disk
+from rlmec_trl.stages import score
 
 
 @dataclass
@@ -27,24 +26,20 @@ class ScoreArguments:
     """What to score."""
 
     dataset_name: str = field(metadata={"help": "Samples, as `sample.py` writes them."})
-    output_dir: str = field(metadata={"help": "Folder to write the scored samples to."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of a data set on the Hub."})
+    output_dir: str = field(metadata={"help": "Folder to save the scored samples to."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a dataset on the Hub."})
     max_rows: int | None = field(default=None, metadata={"help": "Number of samples to take from the start."})
 
 
 def make_parser() -> TrlParser:
-    return TrlParser((ScoreArguments, ScoreConfig, ServerConfig, ModelConfig))
+    return TrlParser((ScoreArguments, score.ScoreConfig, ModelConfig, ServerConfig))
 
 
 def main(
-    args: ScoreArguments, score_config: ScoreConfig, server_config: ServerConfig, model_args: ModelConfig
+    args: ScoreArguments, score_config: score.ScoreConfig, model_args: ModelConfig, server_config: ServerConfig
 ) -> None:
     samples = load_rows(args.dataset_name, args.dataset_split, args.max_rows)
-    scored = score_to_disk(
-        samples, args.output_dir, score_config, model_args, server_config if server_config.base_url else None
-    )
-    verified = len(scored) - scored["rewrite"].count(None)
-    PartialState().print(f"{verified} of {len(scored)} samples have a verified rewrite. Saved to {args.output_dir}")
+    score.run(score_config, samples, args.output_dir, model_args, server_config)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from accelerate.utils import is_peft_model
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.utils import pad
+from trl.trainer.utils import add_fused_lm_head, pad
 
 from .processes import process_state
 
@@ -34,6 +35,26 @@ def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
+
+
+@contextmanager
+def fused_lm_head(model: PreTrainedModel) -> Iterator[None]:
+    """
+    TRL's fused LM head, in float32 whatever the model's dtype; the model's own forward is restored afterwards.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Causal language model, with or without such a head of its own.
+    """
+    model = model.get_base_model() if is_peft_model(model) else model
+    own_forward = vars(model).get("forward")
+    add_fused_lm_head(model, cast_lm_head_to_fp32=True)
+    try:
+        yield
+    finally:
+        del model.forward
+        if own_forward is not None:
+            model.forward = own_forward
 
 
 def length_batches(lengths: Sequence[int], batch_size: int, desc: str | None = None) -> Iterator[list[int]]:
@@ -130,7 +151,7 @@ def completion_logps(
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            Causal language model, given a fused head by [`~trl.trainer.utils.add_fused_lm_head`].
+            Causal language model.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
         prompt_ids, completion_ids (`Sequence[list[int]]`):
@@ -146,7 +167,7 @@ def completion_logps(
     sequences = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
     pad_token_id = padding_id(processing_class)
     logps = [[] for _ in sequences]
-    with evaluation_mode(model):
+    with evaluation_mode(model), fused_lm_head(model):
         for batch in length_batches([len(ids) for ids in sequences], batch_size, desc):
             rows = [torch.tensor(sequences[index]) for index in batch]
             labels = [row.clone() for row in rows]

@@ -1,5 +1,6 @@
 """Models for inference, by path or name."""
 
+import json
 from pathlib import Path
 
 from transformers import (
@@ -16,62 +17,77 @@ from .inference import eos_token_ids
 from .processes import process_state
 
 
-def model_fingerprint(name_or_path: str) -> str:
-    """What tells a model from another under the same path: its weight files' sizes and times; on the Hub, its name."""
-    files = sorted(Path(name_or_path).glob("*.safetensors"))
-    return " ".join(
-        [name_or_path, *(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files)]
-    )
+def model_fingerprint(name_or_path: str, revision: str = "main") -> str:
+    """
+    What tells a model from another under the same name: of a folder, the sizes and times of its weight files (of an
+    adapter too, with the fingerprint of its base model); of a name on the Hub, the revision.
+    """
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        return f"{name_or_path}@{revision}"
+    parts = [
+        f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in sorted(folder.glob("*.safetensors"))
+    ]
+    adapter = folder / "adapter_config.json"
+    if adapter.exists():
+        base = json.loads(adapter.read_text(encoding="utf-8"))
+        parts.append(model_fingerprint(base["base_model_name_or_path"], base.get("revision") or "main"))
+    return " ".join([name_or_path, *parts])
 
 
 def load_model(
-    model_args: ModelConfig, name_or_path: str | None = None, trust_remote_code: bool = False
+    model_args: ModelConfig, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     Load a causal language model and its tokenizer on this process's device, in evaluation mode.
 
     Args:
         model_args ([`~trl.ModelConfig`]):
-            How to load it: `dtype`, `attn_implementation`, revision, quantisation.
-        name_or_path (`str`, *optional*):
-            What to load instead of `model_args.model_name_or_path`.
+            What to load and how: name, revision, `dtype`, `attn_implementation`, quantization.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run Python code that the model's repository ships.
     """
-    name_or_path = name_or_path or model_args.model_name_or_path
-    kwargs = {"revision": model_args.model_revision, "trust_remote_code": trust_remote_code}
     quantization_config = get_quantization_config(model_args)
     model = AutoModelForCausalLM.from_pretrained(
-        name_or_path,
+        model_args.model_name_or_path,
+        revision=model_args.model_revision,
+        trust_remote_code=trust_remote_code,
         dtype=model_args.dtype,
         attn_implementation=model_args.attn_implementation,
         quantization_config=quantization_config,
         device_map={"": process_state().device} if quantization_config is not None else None,
-        **kwargs,
     )
     if quantization_config is None:
         model = model.to(process_state().device)
-    return model.eval(), AutoTokenizer.from_pretrained(name_or_path, **kwargs)
+    return model.eval(), load_tokenizer(model_args, trust_remote_code)
 
 
-def load_tokenizer(
-    model_args: ModelConfig, trust_remote_code: bool = False
-) -> tuple[PreTrainedTokenizerBase, set[int]]:
+def load_tokenizer(model_args: ModelConfig, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model."""
+    return AutoTokenizer.from_pretrained(
+        model_args.model_name_or_path, revision=model_args.model_revision, trust_remote_code=trust_remote_code
+    )
+
+
+def load_eos_token_ids(
+    model_args: ModelConfig, processing_class: PreTrainedTokenizerBase, trust_remote_code: bool = False
+) -> set[int]:
     """
-    The tokenizer of a model that runs elsewhere, and the ids that end its completions.
+    The ids that end the completions of a model that runs elsewhere.
 
     Args:
         model_args ([`~trl.ModelConfig`]):
             The model and its revision.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run Python code that the model's repository ships.
     """
     name_or_path, revision = model_args.model_name_or_path, model_args.model_revision
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     try:
         generation_config = GenerationConfig.from_pretrained(name_or_path, revision=revision)
     except OSError:
         # There is none: the model would make it of its own configuration
         config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
         generation_config = GenerationConfig.from_model_config(config)
-    return tokenizer, eos_token_ids(generation_config, tokenizer)
+    return eos_token_ids(generation_config, processing_class)

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -42,21 +42,36 @@ class ServerConfig:
         default=None,
         metadata={
             "help": "Name under which the server has the model. If unset, the one model that it has, or of a teacher "
-            "its name."
+            "its name.",
         },
     )
     concurrency: int = field(default=32, metadata={"help": "Greatest number of requests under way at a time."})
     timeout: float = field(default=600.0, metadata={"help": "Seconds to wait for an answer."})
     max_retries: int = field(
-        default=5, metadata={"help": "How often a request that failed is sent again, with growing pauses."}
+        default=5,
+        metadata={"help": "How often a request that failed is sent again, with growing pauses."},
     )
     api_key_env: str = field(
         default="RLMEC_SERVER_API_KEY",
-        metadata={"help": "Name of the environment variable that holds the server's key, if it wants one."},
+        metadata={
+            "help": "Name of the environment variable that holds the server's key, if it wants one.",
+        },
     )
     extra_body: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": 'Further fields of each request, as JSON, such as `{"top_k": -1}`.'}
+        default=None,
+        metadata={"help": 'Further fields of each request, as JSON, such as `{"top_k": -1}`.'},
     )
+
+    # What each field is to the key of a result (see `stages/keys.py`)
+    key_parts: ClassVar[dict[str, str]] = {
+        "base_url": "none",
+        "served_model": "value",
+        "concurrency": "none",
+        "timeout": "none",
+        "max_retries": "none",
+        "api_key_env": "none",
+        "extra_body": "value",
+    }
 
     def __post_init__(self):
         if isinstance(self.extra_body, str):

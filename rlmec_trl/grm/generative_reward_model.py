@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.utils import add_fused_lm_head, pad
+from trl.trainer.utils import pad
 
 from ..data.messages import message_text
 from ..data.steps import split_steps
@@ -71,8 +71,6 @@ class GenerativeRewardModel:
         self.generation_kwargs = generation_kwargs or {}
         self.show_progress = show_progress
         self.server = server
-        # In float32 whatever the model's dtype: a token's probability is the whole result.
-        add_fused_lm_head(model, cast_lm_head_to_fp32=True)
 
     @classmethod
     def from_pretrained(cls, model_name_or_path: str, **kwargs) -> "GenerativeRewardModel":

@@ -44,11 +44,12 @@ def save_wording(wording: Wording, directory: str) -> None:
     Path(directory, WORDING_FILE).write_text(json.dumps(asdict(wording), indent=2) + "\n", encoding="utf-8")
 
 
-def load_wording(model_name_or_path: str) -> Wording:
+def load_wording(model_name_or_path: str, revision: str = "main") -> Wording:
     """The wording that a model, by path or Hub name, was trained on, or the default one where none was kept."""
     path = cached_file(
         model_name_or_path,
         WORDING_FILE,
+        revision=revision,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )

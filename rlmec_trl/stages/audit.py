@@ -1,18 +1,53 @@
 """How good is a generative reward model? Its verdicts against a checker that judges every step."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..credit.alignment import edit_distance
+from ..data.loading import load_rows
 from ..data.messages import message_text
+from ..data.schema import check_dataset
 from ..data.steps import first_changed_step, split_steps
 from ..data.tokens import encode_completion
 from ..reports.accuracy import Accuracy
-from ..tasks.task import Task
+from ..tasks.task import Task, load_task
 from ..teachers.editors import Editor
+from .output import write_text
+
+
+@dataclass
+class AuditConfig:
+    r"""
+    Settings of the audit stage.
+
+    Parameters:
+        dataset_name (`str`):
+            Scored samples, as the score stage writes them.
+        seen_dataset_name (`str`):
+            Edited samples whose problems the reward model was trained on.
+        tokenizer (`str`):
+            Path or Hub name of the policy's tokenizer.
+        task (`str`):
+            A task with an editor of its own that can check every step: a built-in one, `package.module:NAME` or
+            `path/to/file.py:NAME`.
+        output_file (`str`, *optional*):
+            JSON file to write the audit to.
+    """
+
+    dataset_name: str = field(metadata={"help": "Scored samples, as `score.py` writes them."})
+    seen_dataset_name: str = field(metadata={"help": "Edited samples whose problems the reward model was trained on."})
+    tokenizer: str = field(metadata={"help": "Path or Hub name of the policy's tokenizer."})
+    task: str = field(
+        metadata={
+            "help": "A task with an editor of its own that can check every step: a built-in one, "
+            "`package.module:NAME` or `path/to/file.py:NAME`.",
+        }
+    )
+    output_file: str | None = field(default=None, metadata={"help": "JSON file to write the audit to."})
 
 
 @dataclass(frozen=True)
@@ -44,6 +79,28 @@ class GRMAudit:
     flawed_flagged: Accuracy
     error_located: Accuracy
     edits_made_over_needed: float
+
+
+def run(config: AuditConfig) -> GRMAudit:
+    """
+    Audit a generative reward model on the scored samples of problems that it was not trained on.
+
+    Raises:
+        `ValueError`: If the task cannot check steps, or has no editor.
+        [`~rlmec_trl.data.schema.DatasetError`]: If a row breaks the contract of its columns.
+    """
+    task = load_task(config.task)
+    if task.editor is None:
+        raise ValueError(f"The audit needs a task with an editor of its own; '{task.name}' has none.")
+    scored = load_rows(config.dataset_name)
+    check_dataset(scored, "scores")
+    seen = {json.dumps(prompt) for prompt in load_rows(config.seen_dataset_name)["prompt"]}
+    unseen = [index for index, prompt in enumerate(scored["prompt"]) if json.dumps(prompt) not in seen]
+    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
+    audit = audit_grm(scored.select(unseen), task, task.editor, tokenizer)
+    if config.output_file is not None:
+        write_text(config.output_file, json.dumps(asdict(audit), indent=2) + "\n")
+    return audit
 
 
 def first_wrong_token(

@@ -1,13 +1,96 @@
-"""Let a policy solve problems greedily and count its right answers, on as many processes as there are."""
+"""The evaluate stage: accuracy of a policy on problems, by greedy decoding, on as many processes as there are."""
+
+import json
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import ModelConfig
 
+from ..generation.loading import load_model, load_tokenizer
 from ..generation.processes import process_state
 from ..generation.sampling import sample_completions
 from ..reports.accuracy import Accuracy
-from ..tasks.task import Task
+from ..tasks.problems import ProblemConfig, load_problems
+from ..tasks.task import Task, load_task
+from .output import write_text
+
+
+@dataclass
+class EvaluateConfig:
+    r"""
+    Settings of the evaluate stage.
+
+    Parameters:
+        task (`str`):
+            A built-in task, `package.module:NAME` or `path/to/file.py:NAME`.
+        output_file (`str`, *optional*):
+            JSON file to write the result to.
+        max_new_tokens (`int`, *optional*, defaults to `512`):
+            Maximum length of a completion, in tokens.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Number of completions generated at a time, on each process.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run Python code that the model's repository ships.
+    """
+
+    task: str = field(
+        metadata={
+            "help": "A built-in task, `package.module:NAME` or `path/to/file.py:NAME`.",
+        }
+    )
+    output_file: str | None = field(default=None, metadata={"help": "JSON file to write the result to."})
+    max_new_tokens: int = field(default=512, metadata={"help": "Maximum length of a completion, in tokens."})
+    batch_size: int = field(
+        default=16,
+        metadata={"help": "Number of completions generated at a time, on each process."},
+    )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Whether to run Python code that the model's repository ships."},
+    )
+
+    # What each field is to the key of a result (see `stages/keys.py`)
+    key_parts: ClassVar[dict[str, str]] = {
+        "task": "content",
+        "output_file": "none",
+        "max_new_tokens": "value",
+        "batch_size": "none",
+        "trust_remote_code": "none",
+    }
+
+
+def run(config: EvaluateConfig, problem_config: ProblemConfig, model_args: ModelConfig) -> Accuracy:
+    """
+    Evaluate a policy.
+
+    Args:
+        config ([`EvaluateConfig`]):
+            How to evaluate.
+        problem_config ([`~rlmec_trl.tasks.problems.ProblemConfig`]):
+            Where the problems are.
+        model_args ([`~trl.ModelConfig`]):
+            The policy.
+
+    Raises:
+        [`~rlmec_trl.data.schema.DatasetError`]: If a problem breaks the contract of its columns.
+    """
+    task = load_task(config.task)
+    problems = load_problems(problem_config, task, load_tokenizer(model_args, config.trust_remote_code))
+    model, tokenizer = load_model(model_args, config.trust_remote_code)
+    accuracy = solve(model, tokenizer, problems, task, config.max_new_tokens, config.batch_size)
+    low, high = accuracy.interval
+    state = process_state()
+    state.print(
+        f"{model_args.model_name_or_path}: {accuracy.mean:.3f} ({accuracy.correct} of {accuracy.total} correct, 95% "
+        f"interval {low:.3f} to {high:.3f})"
+    )
+    if config.output_file is not None and state.is_main_process:
+        result = {"correct": accuracy.correct, "total": accuracy.total, "mean": accuracy.mean, "interval": [low, high]}
+        write_text(config.output_file, json.dumps(result, indent=2) + "\n")
+    return accuracy
 
 
 def solve(
@@ -19,7 +102,7 @@ def solve(
     batch_size: int = 16,
 ) -> Accuracy:
     """
-    Accuracy of greedy decoding. A completion that `max_new_tokens` cut off counts by what it says until there.
+    Accuracy of greedy decoding. A completion that is truncated by `max_new_tokens` counts by what it says until there.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -31,9 +114,9 @@ def solve(
         task ([`~rlmec_trl.tasks.task.Task`]):
             How answers are checked.
         max_new_tokens (`int`, *optional*, defaults to `512`):
-            Greatest length of a completion, in tokens.
+            Maximum length of a completion, in tokens.
         batch_size (`int`, *optional*, defaults to `16`):
-            Completions generated at a time, on each process.
+            Number of completions generated at a time, on each process.
     """
     state = process_state()
     own = dataset.select(range(state.process_index, len(dataset), state.num_processes))
@@ -48,5 +131,6 @@ def solve(
         desc="Evaluating",
     )
     texts = [processing_class.decode(ids, skip_special_tokens=True) for (ids,) in completions]
-    correct = sum(task.check_answer(text, answer) for text, answer in zip(texts, own["answer"], strict=True))
+    problems = map(task.raw_problem, own["prompt"])
+    correct = sum(map(task.check_answer, texts, own["answer"], problems))
     return Accuracy(sum(gather_object([correct])), len(dataset))

@@ -1,12 +1,169 @@
 """The sample stage: completions of a policy, each with the verdict on its answer."""
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import ClassVar
 
-from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from datasets import Dataset, Features, List, Value
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import ModelConfig
 
 from ..data.messages import is_conversational
-from ..tasks.task import Task
+from ..generation.loading import load_eos_token_ids, load_model, load_tokenizer
+from ..generation.processes import gather_counts, process_state
+from ..generation.sampling import sample_completions, sample_from_server
+from ..generation.server import ServerConfig, TokenServer
+from ..tasks.problems import ProblemConfig, load_problems
+from ..tasks.task import Task, load_task
+from .keys import config_key, model_key, task_key
+from .runner import map_shards
+
+
+@dataclass
+class SampleConfig:
+    r"""
+    Settings of the sample stage. The defaults are those of RLMEC (https://huggingface.co/papers/2401.06081).
+
+    Parameters:
+        output_dir (`str`):
+            Folder to save the samples to.
+        task (`str`):
+            A built-in task, `package.module:NAME` or `path/to/file.py:NAME`.
+        num_samples (`int`, *optional*, defaults to `5`):
+            Number of completions of each prompt.
+        temperature (`float`, *optional*, defaults to `0.7`):
+            Sampling temperature; `0.0` decodes greedily.
+        top_p (`float`, *optional*, defaults to `0.95`):
+            Probability mass to sample from.
+        max_new_tokens (`int`, *optional*, defaults to `512`):
+            Maximum length of a completion, in tokens.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the sampling.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Number of completions generated at a time, in this process.
+        shard_size (`int`, *optional*, defaults to `500`):
+            Number of prompts between two saves.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run Python code that the model's repository ships.
+    """
+
+    output_dir: str = field(metadata={"help": "Folder to save the samples to."})
+    task: str = field(
+        metadata={
+            "help": "A built-in task, `package.module:NAME` or `path/to/file.py:NAME`.",
+        }
+    )
+    num_samples: int = field(default=5, metadata={"help": "Number of completions of each prompt."})
+    temperature: float = field(default=0.7, metadata={"help": "Sampling temperature; `0.0` decodes greedily."})
+    top_p: float = field(default=0.95, metadata={"help": "Probability mass to sample from."})
+    max_new_tokens: int = field(default=512, metadata={"help": "Maximum length of a completion, in tokens."})
+    seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
+    batch_size: int = field(
+        default=16,
+        metadata={
+            "help": "Number of completions generated at a time, in this process.",
+        },
+    )
+    shard_size: int = field(default=500, metadata={"help": "Number of prompts between two saves."})
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Whether to run Python code that the model's repository ships."},
+    )
+
+    # What each field is to the key of a result (see `stages/keys.py`). Another batch size draws other random numbers
+    # from the same distribution, which is no reason to sample again
+    key_parts: ClassVar[dict[str, str]] = {
+        "output_dir": "none",
+        "task": "content",
+        "num_samples": "value",
+        "temperature": "value",
+        "top_p": "value",
+        "max_new_tokens": "value",
+        "seed": "value",
+        "batch_size": "none",
+        "shard_size": "none",
+        "trust_remote_code": "none",
+    }
+
+
+def run(
+    config: SampleConfig,
+    problem_config: ProblemConfig,
+    model_args: ModelConfig,
+    server_config: ServerConfig | None = None,
+) -> Dataset:
+    """
+    Sample completions from a policy, check their answers, and save the rows. Re-running resumes.
+
+    Args:
+        config ([`SampleConfig`]):
+            How to sample.
+        problem_config ([`~rlmec_trl.tasks.problems.ProblemConfig`]):
+            Where the problems are.
+        model_args ([`~trl.ModelConfig`]):
+            The policy.
+        server_config ([`~rlmec_trl.generation.server.ServerConfig`], *optional*):
+            With a `base_url`, the policy runs behind that server.
+
+    Returns:
+        [`~datasets.Dataset`]: One row a completion: the columns of its problem, `completion`, `completion_ids` (token
+        ids with EOS) and `correct`.
+
+    Raises:
+        `ValueError`: If no completion came to its end.
+        [`~rlmec_trl.stages.output.OutputError`]: If `output_dir` cannot be replaced, or another run is writing to it.
+        [`~rlmec_trl.data.schema.DatasetError`]: If a problem breaks the contract of its columns.
+    """
+    task = load_task(config.task)
+    tokenizer = load_tokenizer(model_args, config.trust_remote_code)
+    problems = load_problems(problem_config, task, tokenizer)
+    ends = load_eos_token_ids(model_args, tokenizer, config.trust_remote_code)
+    server = None
+    if server_config is not None and server_config.base_url is not None:
+        server = TokenServer(server_config, tokenizer, ends)
+
+    @cache  # loaded for the first shard, so not at all where everything is sampled already
+    def load_policy() -> PreTrainedModel:
+        return load_model(model_args, config.trust_remote_code)[0]
+
+    def sample(shard: Dataset, index: int) -> Dataset:
+        settings = {
+            "num_samples": config.num_samples,
+            "temperature": config.temperature,
+            "top_p": config.top_p,
+            "max_new_tokens": config.max_new_tokens,
+            "seed": config.seed + index,
+            "desc": f"Sampling, shard {index + 1}",
+        }
+        if server is not None:
+            completions = sample_from_server(server, shard["prompt"], **settings)
+        else:
+            completions = sample_completions(
+                load_policy(), tokenizer, shard["prompt"], batch_size=config.batch_size, **settings
+            )
+        return to_sample_rows(shard, completions, ends, tokenizer, task)
+
+    settings = {**config_key(config), **model_key(model_args, tokenizer), "task": task_key(task)}
+    if server is not None:
+        settings["server"] = config_key(server_config)
+    samples = map_shards(problems, sample, config.output_dir, settings, config.shard_size)
+
+    # By reason, in this run: completions whose ids a server did not give exactly
+    left_out = gather_counts(server.left_out if server else Counter())
+    reasons = "".join(f"; {reason}: {count}" for reason, count in left_out.most_common())
+    if len(samples) == 0:
+        raise ValueError(
+            f"No completion reached EOS: all were truncated at {config.max_new_tokens} tokens, or empty{reasons}. "
+            "Raise `--max_new_tokens`, and check that the policy ends its answers with EOS."
+        )
+    requested = len(problems) * config.num_samples
+    process_state().print(
+        f"{len(samples)} samples, {sum(samples['correct'])} with a correct answer; {requested - len(samples)} left "
+        f"out (truncated at {config.max_new_tokens} tokens, or empty{reasons}). Saved to {config.output_dir}"
+    )
+    return samples
 
 
 def to_sample_rows(
@@ -19,13 +176,14 @@ def to_sample_rows(
     """
     One row a completion: the columns of its problem, `completion`, `completion_ids` and `correct`.
 
-    Completions that were cut off before EOS, or say nothing, are left out: what they were going to say is unknown.
+    Completions that were truncated before EOS, or are empty, are left out: what they were going to say is unknown.
 
     Args:
         dataset ([`~datasets.Dataset`]):
             The problems.
         completions (`Sequence[Sequence[list[int]]]`):
-            What [`sample_completions`] or [`sample_from_server`] gave for them.
+            What [`~rlmec_trl.generation.sampling.sample_completions`] or
+            [`~rlmec_trl.generation.sampling.sample_from_server`] returned for them.
         ends (`set[int]`):
             Ids that end a completion.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
@@ -33,16 +191,27 @@ def to_sample_rows(
         task ([`~rlmec_trl.tasks.task.Task`]):
             How answers are checked.
     """
-    columns = {name: [] for name in [*dataset.column_names, "completion", "completion_ids", "correct"]}
+    text = Value("string")
+    conversational = len(dataset) > 0 and is_conversational(dataset[0]["prompt"])
+    # Given, not inferred: the types of the problems' columns are kept, and a shard may have no row at all
+    features = Features(
+        {
+            **dataset.features,
+            "completion": List({"role": text, "content": text}) if conversational else text,
+            "completion_ids": List(Value("int64")),
+            "correct": Value("bool"),
+        }
+    )
+    columns = {name: [] for name in features}
     for row, samples in zip(dataset, completions, strict=True):
+        problem = task.raw_problem(row["prompt"])
         for ids in samples:
             text = processing_class.decode(ids, skip_special_tokens=True)
             if not ids or ids[-1] not in ends or not text.strip():
                 continue
-            conversational = is_conversational(row["prompt"])
             row["completion"] = [{"role": "assistant", "content": text}] if conversational else text
             row["completion_ids"] = ids
-            row["correct"] = task.check_answer(text, row["answer"], task.raw_problem(row["prompt"]))
+            row["correct"] = task.check_answer(text, row["answer"], problem)
             for name, values in columns.items():
                 values.append(row[name])
-    return Dataset.from_dict(columns)
+    return Dataset.from_dict(columns, features=features)

@@ -1,26 +1,27 @@
-"""The score stage: a generative reward model judges and rewrites every sample of a data set."""
+"""The score stage: a generative reward model scores every token of the samples and rewrites them."""
 
 import os
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 from accelerate.logging import get_logger
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import ModelConfig
-from trl.trainer.utils import add_fused_lm_head
 
 from ..data.messages import is_conversational
 from ..data.schema import check_dataset
 from ..data.tokens import encode_prompt
 from ..generation.inference import completion_logps, eos_token_ids
-from ..generation.loading import load_model, model_fingerprint
+from ..generation.loading import load_eos_token_ids, load_model, load_tokenizer
+from ..generation.processes import process_state
 from ..generation.server import ServerConfig, TokenServer
 from ..grm.generative_reward_model import GenerativeRewardModel, TokenizerMismatchError
 from ..grm.prompts import load_wording
 from ..tasks.task import Task, load_task
+from .keys import config_key, model_key, task_key, wording_key
 from .runner import map_shards
 
 
@@ -35,57 +36,223 @@ class ScoreConfig:
     Parameters:
         grm (`str`, *optional*):
             Path or Hub name of the generative reward model.
+        grm_revision (`str`, *optional*, defaults to `"main"`):
+            Revision of the generative reward model on the Hub.
+        grm_dtype (`str`, *optional*):
+            Dtype of the generative reward model. That of the policy (`dtype`) if unset.
+        grm_load_in_8bit, grm_load_in_4bit (`bool`, *optional*, default to `False`):
+            Whether to quantize the generative reward model.
         task (`str`, *optional*, defaults to `"math"`):
-            How the rewrites' answers are checked: `"arithmetic"`, `"math"` or `"choice"`.
+            How rewrites are checked: a built-in task, `package.module:NAME` or `path/to/file.py:NAME`.
         locate_by (`str`, *optional*, defaults to `"question"`):
             Where rewriting begins: at the step that the reward model names (`"question"`), or at the step of the first
-            token that it gives less than one half (`"probability"`).
+            token with a probability under one half (`"probability"`).
         rewrite_correct (`bool`, *optional*, defaults to `True`):
-            Whether samples with a right answer are rewritten too. Without, they are their own rewrites.
+            Whether samples with a correct answer are rewritten too. Without, they are their own rewrites.
         rewrite_topk (`int`, *optional*, defaults to `0`):
             Number of ids of the reward model's distribution on each token of the rewrite to store, for soft imitation.
         rewrite_max_new_tokens (`int`, *optional*, defaults to `512`):
-            Greatest number of tokens that a rewrite may add to the steps it keeps.
+            Maximum number of tokens that a rewrite may add to the steps it keeps.
         score_batch_size (`int`, *optional*, defaults to `16`):
             Number of samples scored or rewritten at a time.
         shard_size (`int`, *optional*, defaults to `1000`):
             Number of samples between two saves.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run Python code that the repositories of policy and reward model ship.
     """
 
-    grm: str | None = field(default=None, metadata={"help": "Path or Hub name of the generative reward model."})
+    grm: str | None = field(
+        default=None,
+        metadata={"help": "Path or Hub name of the generative reward model."},
+    )
+    grm_revision: str = field(
+        default="main",
+        metadata={"help": "Revision of the generative reward model on the Hub."},
+    )
+    grm_dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dtype of the generative reward model. That of the policy (`dtype`) if unset.",
+            "choices": ["auto", "bfloat16", "float16", "float32"],
+        },
+    )
+    grm_load_in_8bit: bool = field(
+        default=False,
+        metadata={"help": "Whether to load the generative reward model in 8 bits."},
+    )
+    grm_load_in_4bit: bool = field(
+        default=False,
+        metadata={"help": "Whether to load the generative reward model in 4 bits."},
+    )
     task: str = field(
         default="math",
         metadata={
-            "help": "How the rewrites' answers are checked: `arithmetic`, `math` or `choice`.",
-            "choices": ["arithmetic", "math", "choice"],
+            "help": "How rewrites are checked: a built-in task, `package.module:NAME` or `path/to/file.py:NAME`.",
         },
     )
     locate_by: str = field(
         default="question",
         metadata={
             "help": "Where rewriting begins: at the step that the reward model names (`question`), or at the step of "
-            "the first token that it gives less than one half (`probability`).",
+            "the first token with a probability under one half (`probability`).",
             "choices": ["question", "probability"],
         },
     )
     rewrite_correct: bool = field(
         default=True,
         metadata={
-            "help": "Whether samples with a right answer are rewritten too. Without, they are their own rewrites."
+            "help": "Whether samples with a correct answer are rewritten too. Without, they are their own rewrites.",
         },
     )
     rewrite_topk: int = field(
         default=0,
         metadata={
             "help": "Number of ids of the reward model's distribution on each token of the rewrite to store, for soft "
-            "imitation."
+            "imitation.",
         },
     )
     rewrite_max_new_tokens: int = field(
-        default=512, metadata={"help": "Greatest number of tokens that a rewrite may add to the steps it keeps."}
+        default=512,
+        metadata={
+            "help": "Maximum number of tokens that a rewrite may add to the steps it keeps.",
+        },
     )
-    score_batch_size: int = field(default=16, metadata={"help": "Number of samples scored or rewritten at a time."})
+    score_batch_size: int = field(
+        default=16,
+        metadata={"help": "Number of samples scored or rewritten at a time."},
+    )
     shard_size: int = field(default=1000, metadata={"help": "Number of samples between two saves."})
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to run Python code that the repositories of policy and reward model ship.",
+        },
+    )
+
+    # What each field is to the key of a result (see `stages/keys.py`)
+    key_parts: ClassVar[dict[str, str]] = {
+        "grm": "content",
+        "grm_revision": "content",
+        "grm_dtype": "content",
+        "grm_load_in_8bit": "content",
+        "grm_load_in_4bit": "content",
+        "task": "content",
+        "locate_by": "value",
+        "rewrite_correct": "value",
+        "rewrite_topk": "value",
+        "rewrite_max_new_tokens": "value",
+        "score_batch_size": "none",
+        "shard_size": "none",
+        "trust_remote_code": "none",
+    }
+
+    def grm_model_args(self, model_args: ModelConfig) -> ModelConfig:
+        """
+        How the reward model is loaded. Dtype and attention are those of the policy where nothing else is said; its
+        revision, quantization and adapter settings are not.
+        """
+        return ModelConfig(
+            model_name_or_path=self.grm,
+            model_revision=self.grm_revision,
+            dtype=self.grm_dtype or model_args.dtype,
+            attn_implementation=model_args.attn_implementation,
+            load_in_8bit=self.grm_load_in_8bit,
+            load_in_4bit=self.grm_load_in_4bit,
+        )
+
+
+def run(
+    config: ScoreConfig,
+    dataset: Dataset,
+    output_dir: str | os.PathLike,
+    model_args: ModelConfig,
+    server_config: ServerConfig | None = None,
+) -> Dataset:
+    """
+    Score a dataset shard by shard, on as many processes as there are, and save the rows. Re-running resumes.
+
+    Args:
+        config ([`ScoreConfig`]):
+            How to score.
+        dataset ([`~datasets.Dataset`]):
+            Sampled rows.
+        output_dir (`str` or `os.PathLike`):
+            Folder to save the scored rows to.
+        model_args ([`~trl.ModelConfig`]):
+            The policy that sampled the completions.
+        server_config ([`~rlmec_trl.generation.server.ServerConfig`], *optional*):
+            With a `base_url`, that server has the reward model too, and writes its rewrites. Probabilities are
+            computed in this process all the same.
+
+    Returns:
+        [`~datasets.Dataset`]: The rows with the columns of [`score_dataset`].
+
+    Raises:
+        `ValueError`: If no reward model is named, or under ZeRO-3, whose sharded models cannot generate here.
+        [`TokenizerMismatchError`]: If policy and reward model have different tokenizers.
+        [`~rlmec_trl.stages.output.OutputError`]: If `output_dir` cannot be replaced, or another run is writing to it.
+        [`~rlmec_trl.data.schema.DatasetError`]: If a row breaks the contract of its columns.
+    """
+    if config.grm is None:
+        raise ValueError("Name the generative reward model with `--grm`.")
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "Under ZeRO-3 the samples must be scored before training, in a run of their own: launch "
+            "`recipes/score.py` without DeepSpeed and name its output with `--dataset_name`."
+        )
+    task = load_task(config.task)
+    grm_args, trust_remote_code = config.grm_model_args(model_args), config.trust_remote_code
+    policy_tokenizer = load_tokenizer(model_args, trust_remote_code)
+    grm_tokenizer = load_tokenizer(grm_args, trust_remote_code)
+    check_shared_tokenizer(policy_tokenizer, grm_tokenizer)
+    check_dataset(dataset, "samples", load_eos_token_ids(model_args, policy_tokenizer, trust_remote_code))
+    wording = load_wording(config.grm, config.grm_revision)
+    server = None
+    if server_config is not None and server_config.base_url is not None:
+        ends = load_eos_token_ids(grm_args, grm_tokenizer, trust_remote_code)
+        server = TokenServer(server_config, grm_tokenizer, ends)
+
+    @cache  # loaded for the first shard, so not at all where everything is scored already
+    def load_models() -> tuple[GenerativeRewardModel, PreTrainedModel]:
+        policy, _ = load_model(model_args, trust_remote_code)
+        reward_model, tokenizer = load_model(grm_args, trust_remote_code)
+        grm = GenerativeRewardModel(
+            reward_model,
+            tokenizer,
+            wording=wording,
+            batch_size=config.score_batch_size,
+            max_new_tokens=config.rewrite_max_new_tokens,
+            server=server,
+        )
+        return grm, policy
+
+    def score(shard: Dataset, index: int) -> Dataset:
+        scored = score_dataset(
+            shard,
+            load_models()[0],
+            task,
+            load_models()[1],
+            config.locate_by,
+            config.rewrite_correct,
+            config.rewrite_topk,
+        )
+        if server is not None and server.left_out:
+            logger.warning(f"The server gave no usable answer, so far in this run: {dict(server.left_out)}")
+        return scored
+
+    settings = {
+        **config_key(config),
+        "policy": model_key(model_args, policy_tokenizer),
+        "grm": model_key(grm_args, grm_tokenizer),
+        "grm_wording": wording_key(wording),
+        "task": task_key(task),
+    }
+    if server is not None:
+        settings["server"] = config_key(server_config)
+    scored = map_shards(dataset, score, output_dir, settings, config.shard_size)
+    verified = len(scored) - scored.data["rewrite"].null_count
+    process_state().print(f"{verified} of {len(scored)} samples have a verified rewrite. Saved to {output_dir}")
+    return scored
 
 
 def check_shared_tokenizer(
@@ -128,7 +295,7 @@ def score_dataset(
             How the rewrites' answers are checked. Steps are not checked, even where the task could: what the policy
             learns from has passed no other test than a real task allows.
         policy ([`~transformers.PreTrainedModel`], *optional*):
-            The model that sampled the completions, given a fused LM head.
+            The model that sampled the completions.
         locate_by (`str`, *optional*, defaults to `"question"`):
             Where rewriting begins: `"question"` asks the reward model for the first wrong step, as in the paper;
             `"probability"` takes the step of the first token that it gives less than one half.
@@ -164,6 +331,7 @@ def score_dataset(
     ]
     if is_conversational(columns["completion"][0]):
         texts = [[{"role": "assistant", "content": text}] for text in texts]
+    types = _column_types(conversational=is_conversational(columns["completion"][0]))
     scored: dict[str, list[Any]] = {
         "token_probs": token_probs,
         "rewrite": _where(verified, texts),
@@ -184,85 +352,24 @@ def score_dataset(
         scored["rewrite_topk_ids"] = _where(verified, topk_ids)
         scored["rewrite_topk_logps"] = _where(verified, topk_logps)
     kept = dataset.remove_columns([name for name in scored if name in dataset.column_names])
-    return Dataset.from_dict({**kept.to_dict(), **scored})
+    for name, values in scored.items():
+        # Typed, because every rewrite of a shard may be None
+        kept = kept.add_column(name, values, feature=types[name])
+    return kept
 
 
-def score_to_disk(
-    dataset: Dataset,
-    output_dir: str | os.PathLike,
-    config: ScoreConfig,
-    model_args: ModelConfig,
-    server_config: ServerConfig | None = None,
-) -> Dataset:
-    """
-    Score a data set shard by shard, on as many processes as there are; a run that was cut off goes on.
-
-    Args:
-        dataset ([`~datasets.Dataset`]):
-            Sampled rows.
-        output_dir (`str` or `os.PathLike`):
-            Folder to save the scored rows to.
-        config ([`ScoreConfig`]):
-            How to score.
-        model_args ([`~trl.ModelConfig`]):
-            The policy that sampled the completions, and how models are loaded.
-        server_config ([`~rlmec_trl.generation.server.ServerConfig`], *optional*):
-            A server that has the reward model too, and writes its rewrites. Probabilities are computed here all the
-            same.
-
-    Raises:
-        `ValueError`: If no reward model is named, or under ZeRO-3, whose sharded models cannot generate here.
-        [`TokenizerMismatchError`]: If policy and reward model have different tokenizers.
-        [`~rlmec_trl.data.schema.DatasetError`]: If a row breaks the contract of its columns.
-    """
-    if config.grm is None:
-        raise ValueError("Name the generative reward model with `--grm`.")
-    if is_deepspeed_zero3_enabled():
-        raise ValueError(
-            "Under ZeRO-3 the samples have to be scored before training, in a run of their own: launch "
-            "`recipes/score.py` without DeepSpeed and name its output with `--dataset_name`."
-        )
-    check_dataset(dataset, "samples")
-
-    @cache  # loaded for the first shard, so not at all where everything is scored already
-    def load_models() -> tuple[GenerativeRewardModel, PreTrainedModel]:
-        policy, policy_tokenizer = load_model(model_args)
-        check_dataset(dataset, "samples", eos_token_ids(policy.generation_config, policy_tokenizer))
-        reward_model, tokenizer = load_model(model_args, config.grm)
-        check_shared_tokenizer(policy_tokenizer, tokenizer)
-        add_fused_lm_head(policy, cast_lm_head_to_fp32=True)
-        grm = GenerativeRewardModel(
-            reward_model,
-            tokenizer,
-            wording=load_wording(config.grm),
-            batch_size=config.score_batch_size,
-            max_new_tokens=config.rewrite_max_new_tokens,
-            server=None
-            if server_config is None
-            else TokenServer(server_config, tokenizer, eos_token_ids(reward_model.generation_config, tokenizer)),
-        )
-        return grm, policy
-
-    def score(shard: Dataset, index: int) -> Dataset:
-        grm, policy = load_models()
-        scored = score_dataset(
-            shard,
-            grm,
-            load_task(config.task),
-            policy,
-            config.locate_by,
-            config.rewrite_correct,
-            config.rewrite_topk,
-        )
-        if grm.server is not None and grm.server.left_out:
-            logger.warning(f"The server gave no usable answer, so far in this run: {dict(grm.server.left_out)}")
-        return scored
-
-    models = {"policy": model_fingerprint(model_args.model_name_or_path), "grm": model_fingerprint(config.grm)}
-    settings = {**vars(config), **models}
-    if server_config is not None:
-        settings["server"] = [server_config.served_model, server_config.extra_body]
-    return map_shards(dataset, score, output_dir, settings, config.shard_size)
+def _column_types(conversational: bool) -> Features:
+    text = Value("string")
+    return Features(
+        {
+            "token_probs": List(Value("float64")),
+            "rewrite": List({"role": text, "content": text}) if conversational else text,
+            "rewrite_ids": List(Value("int64")),
+            "old_logps": List(Value("float64")),
+            "rewrite_topk_ids": List(List(Value("int64"))),
+            "rewrite_topk_logps": List(List(Value("float64"))),
+        }
+    )
 
 
 def _where(keep: list[bool], values: list[Any]) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
@@ -36,24 +36,41 @@ class ProblemConfig:
 
     dataset_name: str | None = field(
         default=None,
-        metadata={"help": "Folder, file of JSON lines or Hub name. If unset, the task's own dataset on the Hub."},
+        metadata={
+            "help": "Folder, file of JSON lines or Hub name. If unset, the task's own dataset on the Hub.",
+        },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
     dataset_split: str = field(default="train", metadata={"help": "Split of a dataset on the Hub."})
     max_rows: int | None = field(default=None, metadata={"help": "Number of problems to take from the start."})
     problem_column: str | None = field(
-        default=None, metadata={"help": "Column of the problem, where it is not the one that the task knows."}
+        default=None,
+        metadata={"help": "Column of the problem, where it is not the one that the task knows."},
     )
     reference_column: str | None = field(
-        default=None, metadata={"help": "Column of the worked solution, where it is not the one that the task knows."}
+        default=None,
+        metadata={
+            "help": "Column of the worked solution, where it is not the one that the task knows.",
+        },
     )
     answer_column: str | None = field(
         default=None,
         metadata={
             "help": "Column of the final answer, where it is not the one that the task knows. A dataset without one "
-            "has its answers extracted from the worked solutions."
+            "has its answers extracted from the worked solutions.",
         },
     )
+
+    # What each field is to the key of a result (see `stages/keys.py`)
+    key_parts: ClassVar[dict[str, str]] = {
+        "dataset_name": "content",
+        "dataset_config": "content",
+        "dataset_split": "content",
+        "max_rows": "content",
+        "problem_column": "content",
+        "reference_column": "content",
+        "answer_column": "content",
+    }
 
 
 def load_problems(config: ProblemConfig, task: Task, processing_class: PreTrainedTokenizerBase) -> Dataset:

@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from trl.trainer.utils import add_fused_lm_head
 
 from rlmec_trl.generation.inference import (
@@ -102,7 +103,6 @@ def test_generation_arguments_are_passed_on(model, tokenizer):
 
 def test_no_prompts_give_no_completions(model, tokenizer):
     assert generate_ids(model, tokenizer, [], max_new_tokens=8) == []
-    add_fused_lm_head(model)
     assert completion_logps(model, tokenizer, [], []) == []
 
 
@@ -121,7 +121,6 @@ def test_log_probabilities_are_those_of_a_full_softmax_in_the_order_given(batch_
     prompts = [random_ids(rng, 3, len(tokenizer)) for _ in range(11)]
     completions = [[*random_ids(rng, 3, len(tokenizer), 0, 30), tokenizer.eos_token_id] for _ in range(11)]
     expected = [naive_logps(model, *pair) for pair in zip(prompts, completions, strict=True)]
-    add_fused_lm_head(model, cast_lm_head_to_fp32=True)
     found = completion_logps(model, tokenizer, prompts, completions, batch_size)
     assert [len(row) for row in found] == [len(ids) for ids in completions]
     for row, values in zip(found, expected, strict=True):
@@ -133,7 +132,6 @@ def test_padding_ids_in_a_completion_count_like_any_other(model, tokenizer):
     """What is padding says the attention mask, not the id."""
     prompts, completions = [[5, 6, 7], [8] * 9], [[tokenizer.pad_token_id, 9, tokenizer.eos_token_id], [9, 1]]
     expected = [naive_logps(model, *pair) for pair in zip(prompts, completions, strict=True)]
-    add_fused_lm_head(model, cast_lm_head_to_fp32=True)
     for row, values in zip(completion_logps(model, tokenizer, prompts, completions), expected, strict=True):
         torch.testing.assert_close(torch.tensor(row), values, rtol=1e-5, atol=1e-5)
 
@@ -147,7 +145,6 @@ def test_the_models_mode_comes_back_and_no_gradient_is_kept(was_training, model,
         grads.append(torch.is_grad_enabled())
 
     model.model.layers[0].register_forward_hook(watch)
-    add_fused_lm_head(model)
     model.train(was_training)
     generate_ids(model, tokenizer, [[5, 6]], max_new_tokens=2)
     completion_logps(model, tokenizer, [[5, 6]], [[7, 1]])
@@ -158,3 +155,19 @@ def test_the_models_mode_comes_back_and_no_gradient_is_kept(was_training, model,
         1 / 0  # noqa: B018
     assert model.training == was_training
     assert torch.is_grad_enabled()
+
+
+def test_a_plain_model_has_its_own_forward_again_afterwards(policy, tokenizer):
+    assert "forward" not in vars(policy)
+    completion_logps(policy, tokenizer, [[5, 6]], [[7, 1]])
+    assert "forward" not in vars(policy)
+    add_fused_lm_head(policy, outputs=("log_probs", "entropy"))
+    own = policy.forward
+    completion_logps(policy, tokenizer, [[5, 6]], [[7, 1]])
+    assert policy.forward == own
+
+
+def test_an_adapter_gives_the_log_probabilities_of_its_base_model(policy, tokenizer):
+    expected = completion_logps(policy, tokenizer, [[5, 6]], [[7, 1]])
+    adapted = get_peft_model(policy, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    assert completion_logps(adapted, tokenizer, [[5, 6]], [[7, 1]]) == expected

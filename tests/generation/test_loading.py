@@ -5,10 +5,11 @@ import os
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from trl import ModelConfig
 
 from rlmec_trl.generation.inference import eos_token_ids
-from rlmec_trl.generation.loading import load_model, load_tokenizer, model_fingerprint
+from rlmec_trl.generation.loading import load_eos_token_ids, load_model, load_tokenizer, model_fingerprint
 
 
 def save(policy, tokenizer, folder):
@@ -28,7 +29,18 @@ def test_a_model_that_was_trained_again_in_the_same_folder_is_another(make_polic
 
 
 def test_a_name_on_the_hub_is_its_own_fingerprint():
-    assert model_fingerprint("somebody/some-model") == "somebody/some-model"
+    assert model_fingerprint("somebody/some-model") == "somebody/some-model@main"
+    assert model_fingerprint("somebody/some-model", "v2") == "somebody/some-model@v2"
+
+
+def test_an_adapter_is_another_model_where_its_base_model_is(make_policy, tokenizer, tmp_path):
+    base = save(make_policy(), tokenizer, tmp_path / "base")
+    adapter = get_peft_model(make_policy(), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    adapter.peft_config["default"].base_model_name_or_path = base
+    adapter.save_pretrained(tmp_path / "adapter")
+    before = model_fingerprint(str(tmp_path / "adapter"))
+    os.utime(tmp_path / "base" / "model.safetensors", ns=(1, 1))
+    assert model_fingerprint(str(tmp_path / "adapter")) != before
 
 
 def test_a_model_is_loaded_for_inference_in_the_dtype_asked_for(make_policy, tokenizer, tmp_path):
@@ -37,13 +49,6 @@ def test_a_model_is_loaded_for_inference_in_the_dtype_asked_for(make_policy, tok
     assert not model.training
     assert model.dtype == torch.bfloat16
     assert loaded_tokenizer.get_vocab() == tokenizer.get_vocab()
-
-
-def test_another_model_can_be_named_beside_the_policy(make_policy, tokenizer, tmp_path):
-    policy = save(make_policy(), tokenizer, tmp_path / "policy")
-    other = save(make_policy(num_hidden_layers=2), tokenizer, tmp_path / "other")
-    model, _ = load_model(ModelConfig(policy), other)
-    assert model.config.num_hidden_layers == 2
 
 
 # --- The tokenizer alone ---------------------------------------------------------------------------------------------
@@ -66,7 +71,8 @@ def test_the_ends_of_a_model_that_is_not_loaded_are_those_it_would_have(
     model, _ = load_model(ModelConfig(path, dtype="float32"))
     # The weights are behind a server
     (tmp_path / "model.safetensors").unlink()
-    loaded, ends = load_tokenizer(ModelConfig(path))
+    loaded = load_tokenizer(ModelConfig(path))
+    ends = load_eos_token_ids(ModelConfig(path), loaded)
     assert ends == expected == eos_token_ids(model.generation_config, tokenizer)
     assert loaded.get_vocab() == tokenizer.get_vocab()
 

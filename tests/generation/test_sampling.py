@@ -195,7 +195,10 @@ def serve(tokenizer, answer, refused):
 def recipe(folder, server, output_dir):
     """The recipe and its arguments."""
     settings = {
-        "config": ROOT / "recipes" / "arithmetic" / "sample.yaml",
+        "task": "arithmetic",
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "max_new_tokens": 64,
         "model_name_or_path": folder / "policy",
         "dataset_name": folder / "problems",
         "output_dir": folder / output_dir,
@@ -262,7 +265,7 @@ def test_the_last_line_counts_what_was_left_out_on_all_processes(on_two_processe
     total = NUM_PROBLEMS * NUM_SAMPLES
     assert odd > 0
     assert last_line.startswith(
-        f"{len(samples)} samples, {sum(samples['correct'])} with the right answer; {total - len(samples)} left out"
+        f"{len(samples)} samples, {sum(samples['correct'])} with a correct answer; {total - len(samples)} left out"
     )
     counts = dict(re.findall(r"; ([a-z ]+): (\d+)", last_line))
     assert counts == {"refused by the server": str(2 * NUM_SAMPLES), "ids cannot be recovered exactly": str(odd)}

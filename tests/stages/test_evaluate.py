@@ -7,7 +7,7 @@ from rlmec_trl.data.tokens import encode_completion
 from rlmec_trl.reports.accuracy import Accuracy
 from rlmec_trl.stages import evaluate as solving
 from rlmec_trl.stages.evaluate import solve
-from rlmec_trl.tasks.task import load_task
+from rlmec_trl.tasks.task import Task, load_task
 
 
 TASK = load_task("arithmetic")
@@ -75,11 +75,11 @@ def test_a_policy_solves_greedily(policy, tokenizer, make_rows):
     problems = Dataset.from_list(make_rows(5)).select_columns(["prompt", "answer"])
     answers = []
 
-    def check(completion, answer):
+    def check(completion, answer, problem):
         answers.append((completion, answer))
         return answer == problems[0]["answer"]
 
-    task = type("Task", (), {"check_answer": staticmethod(check)})
+    task = Task("stub", check)
     first, second = (solve(policy, tokenizer, problems, task, max_new_tokens=6, batch_size=2) for _ in range(2))
     assert first == second == Accuracy(1, 5)
     assert answers[:5] == answers[5:], "the same completions each time"

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, load_from_disk
+from datasets import ClassLabel, Dataset, Features, List, Value, load_from_disk
 
-from rlmec_trl.stages.runner import map_shards, save_whole
+from rlmec_trl.stages.runner import map_shards
 
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,8 @@ wait_for_everyone = PartialState.wait_for_everyone
 
 def wait_for_no_shard(self):
     # At a barrier, which has a time limit, nobody waits for work
-    assert Path(output_dir).exists() or len(list(Path(folder).glob(".out-*/?????"))) == 6
+    finished = Path(folder).glob(".out.rlmec_trl/*.shards/?????????-?????????")
+    assert Path(output_dir).exists() or len(list(finished)) == 6
     wait_for_everyone(self)
 
 PartialState.wait_for_everyone = wait_for_no_shard
@@ -154,12 +155,13 @@ def test_other_work_starts_anew(tmp_path, dataset, settings, shard_size):
 
 def test_a_half_written_shard_is_ignored(tmp_path):
     interrupted(tmp_path)
-    (shards_dir,) = tmp_path.iterdir()
-    unfinished = shards_dir / "00002.unfinished"
-    shutil.copytree(shards_dir / "00000", unfinished)
+    (work_dir,) = tmp_path.iterdir()
+    (shards_dir,) = work_dir.glob("*.shards")
+    unfinished = shards_dir / "000000006-000000009.unfinished"
+    shutil.copytree(shards_dir / "000000000-000000003", unfinished)
     (arrow_file,) = unfinished.glob("*.arrow")
     arrow_file.write_bytes(arrow_file.read_bytes()[:20])
-    shutil.copytree(unfinished, tmp_path / "out.unfinished")  # and so is a half-joined result
+    shutil.copytree(unfinished, work_dir / "result")  # and so is a half-joined result
     calls = []
     result = map_shards(DATASET, doubling(calls), tmp_path / "out", {"seed": 0}, shard_size=3)
     assert calls == [2, 3]
@@ -209,60 +211,29 @@ def test_an_earlier_result_stays_until_the_new_one_is_there(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_data_set_can_replace_itself(tmp_path):
-    DATASET.save_to_disk(tmp_path / "out")
+def test_a_dataset_can_replace_itself(tmp_path):
+    map_shards(DATASET, doubling([]), tmp_path / "out", {}, shard_size=3)
     result = map_shards(load_from_disk(tmp_path / "out"), doubling([]), tmp_path / "out", {}, shard_size=3)
     assert result.to_list() == expected_rows()
 
 
-# --- A data set that is saved as a whole -----------------------------------------------------------------------------
-
-
-def test_a_data_set_is_saved_in_the_place_of_an_earlier_one(tmp_path):
-    for number, dataset in enumerate([DATASET, DATASET.select([3, 1]), DATASET.remove_columns("text")]):
-        save_whole(dataset, tmp_path / "deep" / "out")
-        assert load_from_disk(tmp_path / "deep" / "out").to_list() == dataset.to_list(), number
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
-
-
-def test_a_data_set_without_rows_can_be_saved_and_loaded(tmp_path):
-    save_whole(DATASET.select([]), tmp_path / "out")
-    assert load_from_disk(tmp_path / "out").column_names == DATASET.column_names
-
-
-def test_a_data_set_can_be_saved_where_it_was_loaded_from(tmp_path):
-    save_whole(DATASET, f"{tmp_path / 'out'}/")
-    loaded = load_from_disk(tmp_path / "out")
-    save_whole(loaded.select(range(5, 0, -1)), tmp_path / "out")
-    assert load_from_disk(tmp_path / "out")["number"][:] == [5, 4, 3, 2, 1]
-
-
-def test_the_earlier_one_stays_where_saving_is_cut_off(tmp_path, monkeypatch):
-    save_whole(DATASET, tmp_path / "out")
-    save_to_disk = Dataset.save_to_disk
-
-    def save_half(dataset, path, **kwargs):
-        save_to_disk(dataset, path, **kwargs)
-        next(Path(path).glob("*.arrow")).write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Dataset, "save_to_disk", save_half)
-    with pytest.raises(KeyboardInterrupt):
-        save_whole(DATASET.select([1]), tmp_path / "out")
-    monkeypatch.undo()
-    assert load_from_disk(tmp_path / "out").to_list() == DATASET.to_list()
-    save_whole(DATASET.select([2]), tmp_path / "out")
-    assert load_from_disk(tmp_path / "out").to_list() == DATASET.select([2]).to_list()
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_another_result_in_the_same_folder_is_not_taken_for_finished_work(tmp_path):
-    map_shards(DATASET, doubling([]), tmp_path / "out", {}, shard_size=3)
-    save_whole(DATASET, tmp_path / "out")
+def test_shards_of_another_size_are_kept_where_they_hold_the_same_rows(tmp_path):
+    """Lowering a batch size after an out-of-memory error must not cost finished shards; nor may rows be mixed up."""
+    interrupted(tmp_path, stop_at=2)
     calls = []
-    result = map_shards(DATASET, doubling(calls), tmp_path / "out", {}, shard_size=3)
-    assert calls == [0, 1, 2, 3]
+    result = map_shards(DATASET, doubling(calls), tmp_path / "out", {"seed": 0}, shard_size=6)
+    assert calls == [0, 1]
     assert result.to_list() == expected_rows()
+
+
+def test_column_types_survive(tmp_path):
+    features = Features(
+        {"label": ClassLabel(names=["no", "yes"]), "small": Value("int8"), "ids": List(Value("int32"))}
+    )
+    dataset = Dataset.from_dict({"label": [0, 1, 0], "small": [1, 2, 3], "ids": [[1], [], None]}, features=features)
+    result = map_shards(dataset, lambda shard, index: shard, tmp_path / "out", {}, shard_size=2)
+    assert result.features == features
+    assert result.to_list() == dataset.to_list()
 
 
 # --- Several processes -----------------------------------------------------------------------------------------------

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 from transformers import AutoModelForCausalLM
 from trl import ModelConfig
-from trl.trainer.utils import add_fused_lm_head
 
 from rlmec_trl import GenerativeRewardModel
 from rlmec_trl.data.schema import DatasetError, check_dataset
@@ -14,7 +13,9 @@ from rlmec_trl.generation.server import ServerConfig, TokenServer
 from rlmec_trl.grm import generative_reward_model
 from rlmec_trl.grm.generative_reward_model import TokenizerMismatchError
 from rlmec_trl.grm.prompts import save_wording
-from rlmec_trl.stages.score import ScoreConfig, check_shared_tokenizer, score_dataset, score_to_disk
+from rlmec_trl.stages import score
+from rlmec_trl.stages.output import OutputError
+from rlmec_trl.stages.score import ScoreConfig, check_shared_tokenizer, score_dataset
 from rlmec_trl.tasks.arithmetic import WORDING, make_tokenizer
 from rlmec_trl.tasks.task import load_task
 from rlmec_trl.tasks.wording import locate_answer, locate_prompt, rewrite_prompt
@@ -76,7 +77,6 @@ def rewrite_with(monkeypatch, tokenizer, grm):
 def test_columns_and_shapes(grm, rows, rewrite_with, make_policy, tokenizer):
     rewrite_with(rows, [row["rewrite"] for row in rows])
     policy = make_policy(sharpness=10.0)
-    add_fused_lm_head(policy, cast_lm_head_to_fp32=True)
     dataset = samples(rows)
     scored = score_dataset(dataset, grm, TASK, policy, rewrite_topk=5)
     new = ["token_probs", "rewrite", "rewrite_ids", "old_logps", "rewrite_topk_ids", "rewrite_topk_logps"]
@@ -105,7 +105,6 @@ def test_probabilities_and_topk_are_the_reward_models_own(grm, rows, rewrite_wit
 def test_old_logps_are_those_of_a_naive_softmax(grm, rows, rewrite_with, make_policy, tokenizer):
     rewrite_with(rows, [row["rewrite"] for row in rows])
     policy = make_policy(sharpness=10.0, mixing=10.0)
-    add_fused_lm_head(policy, cast_lm_head_to_fp32=True)
     scored = score_dataset(samples(rows), grm, TASK, policy)
     for row in scored:
         prompt_ids, ids = tokenizer(row["prompt"])["input_ids"], row["completion_ids"]
@@ -367,16 +366,19 @@ def settings(folder, **kwargs):
     return ScoreConfig(**(defaults | kwargs)), ModelConfig(model_name_or_path=str(folder / "policy"))
 
 
+def score_to(output_dir, rows, config, model_args, **kwargs):
+    return score.run(config, samples(rows), output_dir, model_args, **kwargs)
+
+
 def test_scores_on_disk_do_not_depend_on_the_shards(folder, rows, tokenizer):
     config, model_args = settings(folder, shard_size=2, rewrite_topk=3, locate_by="probability")
-    scored = score_to_disk(samples(rows), folder / "scored", config, model_args)
+    scored = score.run(config, samples(rows), folder / "scored", model_args)
     # An untrained reward model mends nothing: some shards have no rewrite at all
     assert scored[1]["rewrite"] is None
     check_dataset(scored, "scores", tokenizer.eos_token_id)
 
     grm = GenerativeRewardModel.from_pretrained(str(folder / "grm"), max_new_tokens=6, show_progress=False)
     policy = AutoModelForCausalLM.from_pretrained(folder / "policy")
-    add_fused_lm_head(policy, cast_lm_head_to_fp32=True)
     expected = score_dataset(samples(rows), grm, TASK, policy, "probability", rewrite_topk=3)
     assert scored.column_names == expected.column_names
     for row, other in zip(scored, expected, strict=True):
@@ -388,7 +390,7 @@ def test_scores_on_disk_do_not_depend_on_the_shards(folder, rows, tokenizer):
 def test_a_reward_model_has_to_be_named(folder, rows):
     config, model_args = settings(folder, grm=None)
     with pytest.raises(ValueError, match="`--grm`"):
-        score_to_disk(samples(rows), folder / "scored", config, model_args)
+        score.run(config, samples(rows), folder / "scored", model_args)
 
 
 def test_a_reward_model_of_another_family_is_refused_before_work_begins(folder, rows):
@@ -396,14 +398,14 @@ def test_a_reward_model_of_another_family_is_refused_before_work_begins(folder, 
     other.add_tokens(["<new>"])
     other.save_pretrained(folder / "grm")
     with pytest.raises(TokenizerMismatchError, match="have to share a tokenizer"):
-        score_to_disk(samples(rows), folder / "scored", *settings(folder))
+        score_to(folder / "scored", rows, *settings(folder))
     assert not (folder / "scored").exists()
 
 
 def test_samples_that_were_cut_off_are_refused(folder, rows):
     rows[3]["completion_ids"] = rows[3]["completion_ids"][:-1]
     with pytest.raises(DatasetError, match="Row 3, column 'completion_ids': .* not with EOS"):
-        score_to_disk(samples(rows), folder / "scored", *settings(folder))
+        score_to(folder / "scored", rows, *settings(folder))
 
 
 def test_a_server_with_the_reward_model_writes_the_rewrites_of_the_score_stage(folder, rows, judge, tokenizer):
@@ -412,15 +414,66 @@ def test_a_server_with_the_reward_model_writes_the_rewrites_of_the_score_stage(f
     refused = tokenizer(rewriting(wrong))["input_ids"]
     with FakeServer(tokenizer, judge) as server:
         server.refuse = lambda body: body["prompt"][: len(refused)] == refused
-        scored = score_to_disk(samples(rows), folder / "scored", config, model_args, ServerConfig(server.url))
+        scored = score.run(config, samples(rows), folder / "scored", model_args, ServerConfig(server.url))
         num_asked = len(server.exchanges)
         assert num_asked
-        again = score_to_disk(samples(rows), folder / "scored", config, model_args, ServerConfig(server.url))
+        again = score.run(config, samples(rows), folder / "scored", model_args, ServerConfig(server.url))
         assert len(server.exchanges) == num_asked, "what is finished is loaded"
     assert again.to_list() == scored.to_list()
     check_dataset(scored, "scores", tokenizer.eos_token_id)
     assert scored["rewrite"][:] == [None if row is wrong else row["rewrite"] for row in rows]
     # Without a server the same model says something else: probabilities are its own, rewrites are not
-    alone = score_to_disk(samples(rows), folder / "alone", config, model_args)
+    alone = score.run(config, samples(rows), folder / "alone", model_args)
     assert alone["token_probs"][:] == scored["token_probs"][:]
     assert alone["rewrite"][:] != scored["rewrite"][:]
+
+
+def test_a_finished_result_needs_no_model(folder, rows, monkeypatch):
+    config, model_args = settings(folder)
+    scored = score_to(folder / "scored", rows, config, model_args)
+    monkeypatch.setattr(score, "load_model", None)
+    config.score_batch_size, config.shard_size = 1, 2
+    assert score_to(folder / "scored", rows, config, model_args).to_list() == scored.to_list()
+
+
+def test_revision_and_quantization_of_the_policy_are_not_those_of_the_reward_model(folder, rows, monkeypatch):
+    config, model_args = settings(folder, grm_revision="v2", trust_remote_code=True)
+    model_args.model_revision, model_args.dtype = "v1", "float64"
+    model_args.load_in_4bit = model_args.use_peft = True
+    loaded = []
+
+    def load(model_args, trust_remote_code):
+        loaded.append((model_args, trust_remote_code))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(score, "load_model", load)
+    with pytest.raises(KeyboardInterrupt):
+        score_to(folder / "scored", rows, config, model_args)
+    ((policy_args, trusted),) = loaded
+    assert policy_args is model_args and trusted
+    grm_args = config.grm_model_args(model_args)
+    assert (grm_args.model_name_or_path, grm_args.model_revision) == (str(folder / "grm"), "v2")
+    assert (grm_args.load_in_4bit, grm_args.use_peft, grm_args.dtype) == (False, False, "float64")
+    config.grm_dtype, config.grm_load_in_8bit = "bfloat16", True
+    assert config.grm_model_args(model_args).dtype == "bfloat16"
+    assert config.grm_model_args(model_args).load_in_8bit
+
+
+def test_column_types_and_unknown_columns_survive(folder, rows):
+    more = {"level": ClassLabel(names=["easy", "hard"]), "score": Value("float16")}
+    features = Features({**samples(rows).features, **more})
+    dataset = Dataset.from_list(
+        [{**row, "level": index % 2, "score": 0.5} for index, row in enumerate(samples(rows))], features=features
+    )
+    config, model_args = settings(folder, shard_size=4)
+    scored = score.run(config, dataset, folder / "scored", model_args)
+    assert {name: scored.features[name] for name in features} == dict(features)
+    assert scored.select_columns(dataset.column_names).to_list() == dataset.to_list()
+
+
+def test_a_folder_of_the_users_is_refused_before_a_model_is_loaded(folder, rows, monkeypatch):
+    (folder / "scored").mkdir()
+    (folder / "scored" / "thesis.tex").write_text("mine")
+    monkeypatch.setattr(score, "load_model", None)
+    with pytest.raises(OutputError, match="thesis.tex"):
+        score_to(folder / "scored", rows, *settings(folder))

@@ -1,0 +1,298 @@
+"""The edit stage: a teacher rewrites samples with minimum edits, and what passes verification is kept."""
+
+import json
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import ClassVar
+
+from datasets import Dataset, load_from_disk
+from trl import ModelConfig
+
+from ..data.loading import load_rows
+from ..data.schema import check_dataset
+from ..generation.loading import load_model, load_tokenizer
+from ..generation.processes import gather_counts, process_state
+from ..generation.server import ServerConfig
+from ..tasks.task import Task, load_object, load_task
+from ..teachers.anthropic_editor import AnthropicEditor
+from ..teachers.api.budget import describe_estimate
+from ..teachers.api.config import TeacherConfig
+from ..teachers.api.journal import Journal
+from ..teachers.api.journaled_editor import edit_through_journal
+from ..teachers.editors import Editor, edit_dataset, editor_inputs, mean_edit_distance
+from ..teachers.model_editor import ModelEditor
+from ..teachers.server_editor import ServerEditor
+from .keys import config_key, function_key, model_key, task_key
+from .output import claim, publish
+from .runner import map_shards
+
+
+@dataclass
+class EditConfig:
+    r"""
+    Settings of the edit stage.
+
+    Parameters:
+        dataset_name (`str`):
+            Samples, as the sample stage writes them.
+        output_dir (`str`):
+            Folder to save the edited samples to.
+        task (`str`):
+            How rewrites are checked: a built-in task, `package.module:NAME` or `path/to/file.py:NAME`.
+        teacher (`str`):
+            Who rewrites: the name of a model (of a local one, also its path), `task` for the task's own programmatic
+            editor, or an editor of your own as `package.module:NAME` or `path/to/file.py:NAME`.
+        teacher_revision (`str`, *optional*, defaults to `"main"`):
+            Revision of a local teacher on the Hub.
+        provider (`str`, *optional*, defaults to `"local"`):
+            Where the teacher runs: `"local"`, in this process; `"anthropic"`; or `"server"`, behind an
+            OpenAI-compatible server.
+        dataset_split (`str`, *optional*, defaults to `"train"`):
+            Split of a dataset on the Hub.
+        max_rows (`int`, *optional*):
+            Number of samples to take from the start.
+        max_problems (`int`, *optional*):
+            Number of problems whose samples to take.
+        check_correct_samples (`bool`, *optional*, defaults to `True`):
+            Whether samples with a correct answer are edited too, since they may hide incorrect steps.
+        max_new_tokens (`int`, *optional*, defaults to `512`):
+            Maximum length of a local model's rewrite.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Number of rewrites that a local model generates at a time.
+        shard_size (`int`, *optional*, defaults to `500`):
+            Number of samples between two saves of a local teacher.
+        journal_dir (`str`, *optional*):
+            Folder of the answers of a teacher behind an API. `<output_dir>-journal` if unset.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Whether to print what a teacher behind an API would cost, and request nothing.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run Python code that a local teacher's repository ships.
+    """
+
+    dataset_name: str = field(metadata={"help": "Samples, as `sample.py` writes them."})
+    output_dir: str = field(metadata={"help": "Folder to save the edited samples to."})
+    task: str = field(
+        metadata={
+            "help": "How rewrites are checked: a built-in task, `package.module:NAME` or `path/to/file.py:NAME`.",
+        }
+    )
+    teacher: str = field(
+        metadata={
+            "help": "Who rewrites: the name of a model (of a local one, also its path), `task` for the task's own "
+            "programmatic editor, or an editor of your own as `package.module:NAME` or `path/to/file.py:NAME`.",
+        }
+    )
+    teacher_revision: str = field(default="main", metadata={"help": "Revision of a local teacher on the Hub."})
+    provider: str = field(
+        default="local",
+        metadata={
+            "help": "Where the teacher runs: in this process (`local`), at Anthropic (`anthropic`), or behind an "
+            "OpenAI-compatible server (`server`).",
+            "choices": ["local", "anthropic", "server"],
+        },
+    )
+    dataset_split: str = field(default="train", metadata={"help": "Split of a dataset on the Hub."})
+    max_rows: int | None = field(default=None, metadata={"help": "Number of samples to take from the start."})
+    max_problems: int | None = field(default=None, metadata={"help": "Number of problems whose samples to take."})
+    check_correct_samples: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether samples with a correct answer are edited too, since they may hide incorrect steps.",
+        },
+    )
+    max_new_tokens: int = field(default=512, metadata={"help": "Maximum length of a local model's rewrite."})
+    batch_size: int = field(
+        default=16, metadata={"help": "Number of rewrites that a local model generates at a time."}
+    )
+    shard_size: int = field(default=500, metadata={"help": "Number of samples between two saves of a local teacher."})
+    journal_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of the answers of a teacher behind an API. `<output_dir>-journal` if unset.",
+        },
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to print what a teacher behind an API would cost, and request nothing.",
+        },
+    )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Whether to run Python code that a local teacher's repository ships."},
+    )
+
+    # What each field is to the key of a result (see `stages/keys.py`)
+    key_parts: ClassVar[dict[str, str]] = {
+        "dataset_name": "content",
+        "output_dir": "none",
+        "task": "content",
+        "teacher": "content",
+        "teacher_revision": "content",
+        "provider": "none",
+        "dataset_split": "content",
+        "max_rows": "content",
+        "max_problems": "content",
+        "check_correct_samples": "value",
+        "max_new_tokens": "value",
+        "batch_size": "none",
+        "shard_size": "none",
+        "journal_dir": "none",
+        "dry_run": "none",
+        "trust_remote_code": "none",
+    }
+
+
+def run(
+    config: EditConfig,
+    teacher_config: TeacherConfig | None = None,
+    server_config: ServerConfig | None = None,
+    model_args: ModelConfig | None = None,
+) -> Dataset | None:
+    """
+    Have a teacher rewrite samples, and save the rows with what passed verification. Re-running resumes.
+
+    Args:
+        config ([`EditConfig`]):
+            What to edit, and who does it.
+        teacher_config ([`~rlmec_trl.teachers.api.config.TeacherConfig`], *optional*):
+            How a teacher behind an API is asked, and what it may cost.
+        server_config ([`~rlmec_trl.generation.server.ServerConfig`], *optional*):
+            How an API is reached.
+        model_args ([`~trl.ModelConfig`], *optional*):
+            How a local teacher is loaded: dtype, attention, quantization. Its name and revision are in `config`.
+
+    Returns:
+        [`~datasets.Dataset`]: The samples with `rewrite`, `error_step` and `edit_outcome`; `None` after a dry run.
+
+    Raises:
+        `ValueError`: If settings contradict each other.
+        [`~rlmec_trl.stages.output.OutputError`]: If `output_dir` cannot be replaced, or another run is writing to it.
+        [`~rlmec_trl.teachers.api.journaled_editor.TeacherError`]: If a teacher behind an API cannot be asked.
+        [`~rlmec_trl.data.schema.DatasetError`]: If a row breaks the contract of its columns.
+    """
+    teacher_config, server_config = teacher_config or TeacherConfig(), server_config or ServerConfig()
+    task = load_task(config.task)
+    samples = _load_samples(config)
+    if config.provider == "local":
+        if server_config.base_url is not None or config.dry_run:
+            raise ValueError("`--base_url` and `--dry_run` need `--provider server`, or `--provider anthropic`.")
+        edited, outcomes = _edit_here(samples, task, config, model_args or ModelConfig())
+    else:
+        edited, outcomes = _edit_by_api(samples, task, config, teacher_config, server_config)
+        if edited is None:
+            return None
+    kinds = Counter()
+    for outcome, count in outcomes.items():
+        kinds[outcome.partition(":")[0]] += count  # without what an API has said beside it
+    counts = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common())
+    usable = len(edited) - edited.data["rewrite"].null_count
+    distance = mean_edit_distance(edited)
+    process_state().print(
+        f"{usable} of {len(edited)} samples have a verified rewrite (edited now: {counts or 'none'})."
+        + (f" A rewrite changes {distance:.1f} words on average." if distance is not None else "")
+        + f" Saved to {config.output_dir}"
+    )
+    return edited
+
+
+def _load_samples(config: EditConfig) -> Dataset:
+    samples = load_rows(config.dataset_name, config.dataset_split, config.max_rows)
+    check_dataset(samples, "samples")
+    if config.max_problems is None:
+        return samples
+    taken, indices = set(), []
+    for index, row in enumerate(samples.select_columns("prompt")):
+        prompt = json.dumps(row["prompt"])
+        if len(taken) < config.max_problems:
+            taken.add(prompt)
+        if prompt in taken:
+            indices.append(index)
+    return samples.select(indices)
+
+
+def _edit_here(samples: Dataset, task: Task, config: EditConfig, model_args: ModelConfig) -> tuple[Dataset, Counter]:
+    """With a teacher in this process, shard by shard."""
+    if config.teacher == "task":
+        if task.editor is None:
+            raise ValueError(f"Task '{task.name}' has no editor of its own: name a model with `--teacher`.")
+        editor, teacher = task.editor, function_key(task.editor)
+    elif ":" in config.teacher:
+        editor = load_object(config.teacher)
+        teacher = function_key(editor)
+    else:
+        if model_args.model_revision != "main":
+            raise ValueError("`--model_revision` is the policy's. Name the teacher's with `--teacher_revision`.")
+        model_args = ModelConfig(
+            model_name_or_path=config.teacher,
+            model_revision=config.teacher_revision,
+            dtype=model_args.dtype,
+            attn_implementation=model_args.attn_implementation,
+            load_in_8bit=model_args.load_in_8bit,
+            load_in_4bit=model_args.load_in_4bit,
+            bnb_4bit_quant_type=model_args.bnb_4bit_quant_type,
+            use_bnb_nested_quant=model_args.use_bnb_nested_quant,
+        )
+        teacher = model_key(model_args, load_tokenizer(model_args, config.trust_remote_code))
+        editor = None
+
+    @cache  # loaded for the first shard, so not at all where everything is edited already
+    def load_editor() -> Editor:
+        if editor is not None:
+            return editor
+        model, tokenizer = load_model(model_args, config.trust_remote_code)
+        return ModelEditor(model, tokenizer, task.wording, config.batch_size, config.max_new_tokens)
+
+    outcomes = Counter()
+
+    def edit(shard: Dataset, index: int) -> Dataset:
+        edited, counts = edit_dataset(shard, load_editor(), task, config.check_correct_samples)
+        outcomes.update(counts)
+        return edited
+
+    settings = {**config_key(config), "teacher": teacher, "task": task_key(task)}
+    edited = map_shards(samples, edit, config.output_dir, settings, config.shard_size)
+    return edited, gather_counts(outcomes)
+
+
+def _edit_by_api(
+    samples: Dataset, task: Task, config: EditConfig, teacher_config: TeacherConfig, server_config: ServerConfig
+) -> tuple[Dataset | None, Counter]:
+    """With a teacher behind an API, through the journal. `None` where only the costs were asked for."""
+    state = process_state()
+    journal_dir = config.journal_dir or f"{config.output_dir.rstrip('/')}-journal"
+    if Path(journal_dir).resolve().is_relative_to(Path(config.output_dir).resolve()):
+        raise ValueError(
+            f"The journal {journal_dir!r} lies in `--output_dir`, which is replaced: name another folder."
+        )
+    # The output folder is checked before anything is paid for
+    holds_output = state.is_main_process and not config.dry_run
+    with claim(config.output_dir) if holds_output else nullcontext() as work_dir:
+        with Journal(journal_dir, state.process_index, state.num_processes) as journal:
+            # A process that finds the journal or the folder taken stops before any of them pays
+            state.wait_for_everyone()
+            teacher_class = AnthropicEditor if config.provider == "anthropic" else ServerEditor
+            teacher = teacher_class(
+                config.teacher, journal, teacher_config, server_config, task.wording, 1 / state.num_processes
+            )
+            asked = samples if config.check_correct_samples else samples.filter(lambda row: not row["correct"])
+            estimate = teacher.estimate(*editor_inputs(asked, task))
+            state.print(describe_estimate(estimate, teacher_config))
+            if config.dry_run:
+                return None, Counter()
+            before = teacher.budget.spent
+            edited, outcomes = edit_through_journal(samples, teacher, task, config.check_correct_samples)
+            state.wait_for_everyone()
+            spent = sum(journal.costs())
+        if state.is_main_process:
+            # Made from the journal at each run: no key is needed to know it again
+            publish(edited, config.output_dir, "journal", work_dir)
+        state.wait_for_everyone()
+    if teacher_config.max_cost is not None and outcomes["not asked"] > 0:
+        state.print("`max_cost` was reached. With a higher one, the same command requests the others.")
+    if teacher_config.input_price is not None:
+        state.print(f"Spent {spent - before:.2f} dollars, {spent:.2f} with earlier runs of {journal_dir}.")
+    return load_from_disk(config.output_dir), outcomes

@@ -1,0 +1,90 @@
+"""
+What a stage's result depends on, and so what its key is made of.
+
+Every configuration of a stage says in `key_parts` what each field is to the key: its `"value"` is part of it, the
+`"content"` of what it names is (a model's weights, a task's wording), or `"none"`, because it changes only speed,
+memory or where the result goes. So a batch size can be lowered after an out-of-memory error without losing what is
+done.
+"""
+
+import hashlib
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from trl import ModelConfig
+
+from ..generation.loading import model_fingerprint
+from ..tasks.task import Task
+from ..tasks.wording import Wording
+
+
+# `ModelConfig` is TRL's, so what its fields are to the key is said here.
+MODEL_FIELDS = {
+    "model_name_or_path": "content",
+    "model_revision": "content",
+    "dtype": "value",
+    "attn_implementation": "none",
+    "load_in_8bit": "value",
+    "load_in_4bit": "value",
+    "bnb_4bit_quant_type": "value",
+    "use_bnb_nested_quant": "value",
+    "bnb_4bit_quant_storage": "none",
+    # These are for training
+    "use_peft": "none",
+    "lora_r": "none",
+    "lora_alpha": "none",
+    "lora_dropout": "none",
+    "lora_target_modules": "none",
+    "lora_target_parameters": "none",
+    "lora_modules_to_save": "none",
+    "lora_task_type": "none",
+    "use_rslora": "none",
+    "use_dora": "none",
+}
+
+
+def config_key(config: Any) -> dict[str, Any]:
+    """The fields of a configuration of ours whose values are part of the key."""
+    return {name: getattr(config, name) for name, kind in config.key_parts.items() if kind == "value"}
+
+
+def model_key(model_args: ModelConfig, processing_class: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What tells a model, its weights, its dtype, its quantization and its chat template from others."""
+    return {
+        "model": model_fingerprint(model_args.model_name_or_path, model_args.model_revision),
+        "chat_template": _hash(str(processing_class.chat_template)),
+        **{name: str(getattr(model_args, name)) for name, kind in MODEL_FIELDS.items() if kind == "value"},
+    }
+
+
+def task_key(task: Task) -> dict[str, Any]:
+    """A task's name and wording and, of a task of one's own, the files that its checks are written in."""
+    checks = [task.check_answer, task.check_steps, task.read_row, task.editor]
+    return {
+        "name": task.name,
+        "wording": wording_key(task.wording),
+        "checks": [None if check is None else function_key(check) for check in checks],
+    }
+
+
+def wording_key(wording: Wording) -> str:
+    """Hash of all prompts."""
+    return _hash(repr(sorted(asdict(wording).items())))
+
+
+def function_key(function: Callable) -> list[str]:
+    """A function's name and, where it is not of this package, a hash of the file that it is written in."""
+    # An object that is called is known by its class
+    named = function if hasattr(function, "__qualname__") else type(function)
+    module = sys.modules[named.__module__]
+    is_ours = named.__module__.partition(".")[0] == __package__.partition(".")[0]
+    file = None if is_ours else getattr(module, "__file__", None)
+    return [named.__qualname__, "" if file is None else _hash(Path(file).read_text(encoding="utf-8"))]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,214 @@
+"""An output folder is replaced only where everything in it is our own, and held by one run at a time."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from datasets import Dataset, load_from_disk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlmec_trl.stages.output import MARK, OutputError, check_replaceable, claim, is_finished, publish
+
+
+DATASET = Dataset.from_dict({"number": list(range(11))})
+
+
+def save(dataset, output_dir, key="key"):
+    with claim(output_dir) as work_dir:
+        publish(dataset, output_dir, key, work_dir)
+
+
+def contents(folder):
+    """Every file below a folder, with what is in it."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def refused(output_dir, match):
+    before = contents(output_dir.parent)
+    with pytest.raises(OutputError, match=match):
+        save(DATASET, output_dir)
+    assert contents(output_dir.parent) == before
+
+
+def test_a_folder_with_files_of_the_users_is_refused_by_name(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    refused(tmp_path / "out", r"out' holds files that this stage did not write \(thesis.tex\). Nothing was changed")
+
+
+def test_a_dataset_that_was_saved_by_hand_is_refused(tmp_path):
+    DATASET.save_to_disk(tmp_path / "out")
+    refused(tmp_path / "out", "data-00000-of-00001.arrow, dataset_info.json, state.json")
+
+
+def test_a_file_that_was_added_to_our_result_is_refused_by_name(tmp_path):
+    save(DATASET, tmp_path / "out")
+    (tmp_path / "out" / "notes" / "deep").mkdir(parents=True)
+    (tmp_path / "out" / "notes" / "deep" / "note.txt").write_text("mine")
+    refused(tmp_path / "out", r"files that were added to it \(notes/deep/note.txt\)")
+
+
+def test_an_empty_folder_in_our_result_is_refused(tmp_path):
+    save(DATASET, tmp_path / "out")
+    (tmp_path / "out" / "later").mkdir()
+    refused(tmp_path / "out", r"\(later\)")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"key": "x"}', '{"key": "x", "files": [1]}', "\x00"])
+def test_a_mark_that_is_not_ours_is_no_mark(tmp_path, text):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / MARK).write_text(text)
+    refused(tmp_path / "out", MARK)
+    assert not is_finished(tmp_path / "out", "x")
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    refused(tmp_path / "out", "is a file, not a folder")
+
+
+def test_neighbours_with_similar_names_are_left_alone(tmp_path):
+    names = ["out.unfinished", "out-scored", ".out", "out.old", "result", "replaced"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.tex").write_text(name)
+    before = contents(tmp_path)
+    save(DATASET, tmp_path / "out")
+    save(DATASET.select([1]), tmp_path / "out")
+    after = contents(tmp_path)
+    assert {name: value for name, value in after.items() if name.split("/")[0] != "out"} == before
+
+
+def test_files_of_others_in_the_hidden_folder_are_refused(tmp_path):
+    (tmp_path / ".out.rlmec_trl").mkdir()
+    (tmp_path / ".out.rlmec_trl" / "thesis.tex").write_text("mine")
+    refused(tmp_path / "out", r"keeps unfinished work, holds files of others \(thesis.tex\)")
+
+
+def test_what_datasets_keeps_beside_a_dataset_does_not_block_its_replacement(tmp_path):
+    save(DATASET, tmp_path / "out")
+    load_from_disk(tmp_path / "out").map(lambda row: {"double": 2 * row["number"]})
+    assert list((tmp_path / "out").glob("cache-*.arrow"))
+    save(DATASET.select([1]), tmp_path / "out")
+    assert load_from_disk(tmp_path / "out")["number"][:] == [1]
+
+
+def test_an_empty_folder_is_used(tmp_path):
+    (tmp_path / "out").mkdir()
+    save(DATASET, tmp_path / "out")
+    assert load_from_disk(tmp_path / "out").to_list() == DATASET.to_list()
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    for rows in ([1, 2], [3]):
+        save(DATASET.select(rows), tmp_path / "out")
+        assert (tmp_path / "out").is_symlink()
+        assert load_from_disk(tmp_path / "disk")["number"][:] == rows
+
+
+def test_a_relative_path_with_a_slash_at_its_end(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(DATASET, "deep/out/")
+    assert contents(tmp_path / "deep").keys() == {"out", *(f"out/{name}" for name in contents(tmp_path / "deep/out"))}
+
+
+def test_a_dataset_without_rows_can_be_saved_and_loaded(tmp_path):
+    save(DATASET.select([]), tmp_path / "out")
+    assert load_from_disk(tmp_path / "out").column_names == DATASET.column_names
+
+
+def test_nothing_but_the_result_is_left(tmp_path):
+    for number in range(2):
+        save(DATASET.select([number]), tmp_path / "out", str(number))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_result_is_finished_for_its_key_alone_and_while_its_files_are_whole(tmp_path):
+    save(DATASET, tmp_path / "out", "a")
+    assert is_finished(tmp_path / "out", "a")
+    assert not is_finished(tmp_path / "out", "b")
+    (arrow_file,) = (tmp_path / "out").glob("*.arrow")
+    arrow_file.write_bytes(arrow_file.read_bytes()[:-8])
+    assert not is_finished(tmp_path / "out", "a"), "a truncated file"
+    arrow_file.unlink()
+    assert not is_finished(tmp_path / "out", "a"), "a missing file"
+
+
+def test_files_that_appear_while_the_run_is_at_work_are_not_lost(tmp_path):
+    with pytest.raises(OutputError, match="thesis.tex"):
+        with claim(tmp_path / "out") as work_dir:
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "thesis.tex").write_text("mine")
+            publish(DATASET, tmp_path / "out", "key", work_dir)
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.parametrize("stop_at", ["save_to_disk", "first rename", "second rename"])
+def test_a_kill_while_a_result_is_replaced_keeps_the_earlier_one(tmp_path, monkeypatch, stop_at):
+    save(DATASET, tmp_path / "out", "old")
+    renames = []
+    rename = type(tmp_path).rename
+
+    def stop_renaming(path, target):
+        renames.append(path)
+        if len(renames) == {"first rename": 1, "second rename": 2}.get(stop_at):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    def stop_saving(dataset, path, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(tmp_path), "rename", stop_renaming)
+    if stop_at == "save_to_disk":
+        monkeypatch.setattr(Dataset, "save_to_disk", stop_saving)
+    with pytest.raises(KeyboardInterrupt):
+        save(DATASET.select([1]), tmp_path / "out", "new")
+    monkeypatch.undo()
+    with claim(tmp_path / "out"):
+        assert load_from_disk(tmp_path / "out").to_list() == DATASET.to_list()
+    save(DATASET.select([1]), tmp_path / "out", "new")
+    assert load_from_disk(tmp_path / "out")["number"][:] == [1]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_second_run_is_told_that_another_one_is_writing(tmp_path):
+    code = (
+        "import sys; from rlmec_trl.stages.output import claim\n"
+        "with claim(sys.argv[1]):\n    print('held', flush=True)\n    sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ) as first:
+        assert first.stdout.readline() == b"held\n"
+        with pytest.raises(OutputError, match=r"Another run is writing to '.*out'. Wait for it to end, or choose"):
+            save(DATASET, tmp_path / "out")
+        first.kill()
+        first.wait()
+    save(DATASET, tmp_path / "out")
+
+
+FILE_NAMES = st.from_regex(r"[a-z]{1,8}(\.[a-z]{1,5})?", fullmatch=True)
+
+
+@settings(max_examples=25)
+@given(
+    names=st.lists(st.from_regex(r"[a-z]{1,8}(\.[a-z]{1,5})?", fullmatch=True), min_size=1, max_size=4, unique=True)
+)
+def test_no_file_of_any_name_is_lost(tmp_path_factory, names):
+    folder = tmp_path_factory.mktemp("folder")
+    save(DATASET, folder / "out")
+    ours = set(contents(folder / "out"))
+    for name in set(names) - ours:
+        (folder / "out" / name).write_text(name)
+    if set(names) - ours:
+        with pytest.raises(OutputError):
+            save(DATASET, folder / "out")
+        assert all((folder / "out" / name).read_text() == name for name in set(names) - ours)
+    else:
+        check_replaceable(folder / "out")
