@@ -10,21 +10,6 @@ from ...tasks.wording import Wording, number_steps
 from ..editors import NoEdit
 
 
-# It stands first and never changes within a run, so that providers can cache it.
-_INSTRUCTIONS = """\
-You correct students' attempts at problems. You are given a problem, a correct reference solution, a student's \
-attempt, and the attempt's steps, numbered from 0.
-
-1. Find the first step of the attempt that is wrong. Check every step, also where the final answer is right: two \
-mistakes may cancel. A step is wrong if it states something false, computes something wrongly, or does not follow \
-from the problem and the steps before it. Being different from the reference solution is not an error.
-2. Correct the attempt with as few edits as possible. Keep everything that is right word for word, with its spaces \
-and line breaks, in the student's own style and order, and change, add or remove only what has to be for every step \
-and the final answer to be right. Do not number the steps. If nothing is wrong, repeat the attempt unchanged. End \
-with the final answer in the form that the attempt uses, or with "The answer is X" where it has none.
-
-"""
-
 _JSON_LAYOUT = """\
 Answer with a JSON object: `error_step` is the number of the first wrong step, or -1 if every step is right; \
 `rewrite` is the corrected attempt."""
@@ -76,13 +61,14 @@ def make_question(
         teacher (`str`):
             Who is asked: part of the key, so that another teacher is asked anew.
         wording ([`~rlmec_trl.tasks.wording.Wording`]):
-            How attempts of the task divide into steps.
+            The teacher's instructions, and how attempts at the task divide into steps.
         structured (`bool`):
             Whether the answer is to be JSON, or in a plain layout.
         problem, reference, attempt (`str`):
             The row.
     """
-    system = _INSTRUCTIONS + (_JSON_LAYOUT if structured else _PLAIN_LAYOUT)
+    # The same in all requests of a run, so that providers can cache it
+    system = f"{wording.teacher.strip()}\n\n{_JSON_LAYOUT if structured else _PLAIN_LAYOUT}"
     parts = {
         "problem": problem,
         "reference_solution": reference,
