@@ -206,16 +206,14 @@ def _call_editor(
 
 # What an outcome of a verified rewrite is called
 _KEPT = ("rewritten", "unchanged")
-# Python allows half a surrogate pair in a string, but no dataset can store it
-_HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 
 
 def _check_edit(editor: Editor, edit: Any, row: int) -> None:
     """Refuse an edit that is neither `(int, str)` nor [`NoEdit`], with the name of the editor and the row."""
     if isinstance(edit, NoEdit):
-        is_sound = _is_text(edit.reason) and edit.reason.strip() and edit.reason not in _KEPT
+        is_sound = is_storable(edit.reason) and edit.reason.strip() and edit.reason not in _KEPT
     else:
-        is_sound = isinstance(edit, tuple) and len(edit) == 2 and type(edit[0]) is int and _is_text(edit[1])
+        is_sound = isinstance(edit, tuple) and len(edit) == 2 and type(edit[0]) is int and is_storable(edit[1])
     if not is_sound:
         shown = repr(edit)
         raise EditorError(
@@ -225,8 +223,9 @@ def _check_edit(editor: Editor, edit: Any, row: int) -> None:
         )
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and not _HALF_A_PAIR.search(value)
+def is_storable(value: Any) -> bool:
+    """Whether a value is a string that a dataset can store: Python allows half a surrogate pair in one, UTF-8 not."""
+    return isinstance(value, str) and re.search("[\ud800-\udfff]", value) is None
 
 
 def _name_of(editor: Editor) -> str:

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, List, Value, load_from_disk
 
 from rlmec_trl.data.schema import check_dataset
 from rlmec_trl.data.steps import first_changed_step
@@ -186,6 +186,46 @@ def test_the_editor_sees_the_problem_without_what_the_policy_is_told():
     dataset = sampled(WRONG, prompt=task.wording.policy.replace("{problem}", PROBLEM))
     edit_dataset(dataset, scripted_editor({WRONG: NoEdit("refusal")}, calls), task)
     assert calls == [([PROBLEM], [REFERENCE], [WRONG])]
+
+
+def as_messages(dataset):
+    def convert(row):
+        return {"completion": [{"role": "assistant", "content": row["completion"]}]}
+
+    return dataset.map(convert, features=Features({**dataset.features, "completion": MESSAGES}))
+
+
+MESSAGES = List({"role": Value("string"), "content": Value("string")})
+
+
+@pytest.mark.parametrize("conversational", [False, True], ids=["text", "messages"])
+@pytest.mark.parametrize("edit", [NoEdit("refusal"), (1, RIGHT)], ids=["no rewrite", "rewrites"])
+def test_shards_without_any_rewrite_have_the_types_of_the_others(edit, conversational, tmp_path):
+    dataset = sampled(WRONG, FLAWED)
+    dataset = as_messages(dataset) if conversational else dataset
+    edited, _ = edit_dataset(dataset, lambda *_: [edit] * 2, TASK)
+    assert edited.features["rewrite"] == dataset.features["completion"]
+    assert edited.features["rewrite"] == (MESSAGES if conversational else Value("string"))
+    assert edited.features["error_step"] == Value("int64")
+    assert edited.features["edit_outcome"] == Value("string")
+    edited.save_to_disk(tmp_path / "shard")
+    assert load_from_disk(tmp_path / "shard").features == edited.features
+
+
+def test_types_and_unknown_columns_survive():
+    dataset = sampled(WRONG, RIGHT, FLAWED)
+    columns = {
+        "subject": ([1, 0, 1], ClassLabel(names=["algebra", "arithmetic"])),
+        "embedding": ([[0.5, 1.0]] * 3, List(Value("float32"), length=2)),
+        "level": ([1, None, 3], Value("int8")),
+        "source": ([None] * 3, Value("string")),
+        "chat_template_kwargs": ([{"enable_thinking": False}] * 3, {"enable_thinking": Value("bool")}),
+    }
+    for name, (values, feature) in columns.items():
+        dataset = dataset.add_column(name, values, feature=feature)
+    edited, _ = edit_dataset(dataset.select([2, 0]), edit_arithmetic, TASK)
+    assert {name: edited.features[name] for name in dataset.features} == dataset.features
+    assert edited.select_columns(dataset.column_names).to_list() == [dataset[2], dataset[0]]
 
 
 def test_editing_again_replaces_the_columns():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ...data.steps import first_changed_step, split_steps
 from ...tasks.wording import Wording, number_steps
-from ..editors import NoEdit
+from ..editors import NoEdit, is_storable
 
 
 _JSON_LAYOUT = """\
@@ -101,7 +101,7 @@ def read_answer(wording: Wording, structured: bool, attempt: str, text: str) -> 
     """
     found = _read_json(text) if structured else _read_plain(text)
     num_steps = len(split_steps(attempt, wording.step_separator))
-    if found is None or not -1 <= found[0] <= num_steps:
+    if found is None or not -1 <= found[0] <= num_steps or not is_storable(found[1]):
         return NoEdit("malformed")
     error_step, rewrite = found
     rewrite = _as_written(attempt, rewrite)
@@ -117,9 +117,7 @@ def read_answer(wording: Wording, structured: bool, attempt: str, text: str) -> 
 def _read_json(text: str) -> tuple[int, str] | None:
     try:
         answer = json.loads(text)
-        # Half a surrogate pair is valid JSON, but no text that could be stored
-        json.dumps(answer, ensure_ascii=False).encode()
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
     if not isinstance(answer, dict):
         return None

@@ -349,16 +349,19 @@ def test_no_edit_makes_the_reader_fail(structured, attempt, error_step, rewrite)
     check_result(attempt, read(structured, error_step, rewrite, attempt))
 
 
-def test_half_a_surrogate_pair_does_not_stop_the_run():
-    """JSON can say it, no file of a data set can hold it, and the journal would bring it up again at every start."""
-    text = r'{"error_step": 1, "rewrite": "43 + 23 = 66 \ud83d\nThe answer is 86"}'
+@BOTH
+def test_half_a_surrogate_pair_does_not_stop_the_run(structured):
+    """An API can return it, no dataset can store it, and the journal would bring it up again at every start."""
+    rewrite = "43 + 23 = 66 \ud83d\nThe answer is 86"
     row = {"prompt": PROBLEM, "reference": REFERENCE, "answer": "86", "completion": WRONG, "correct": False}
 
-    def editor(problems, references, completions, usable):
-        return [read_answer(WORDING, True, completion, text) for completion in completions]
+    def editor(problems, references, completions):
+        return [
+            read_answer(WORDING, structured, completion, say(structured, 1, rewrite)) for completion in completions
+        ]
 
-    edited, outcomes = edit_dataset(Dataset.from_list([row]), editor, load_task("math"))
-    assert len(edited) == sum(outcomes.values()) == 1
+    _, outcomes = edit_dataset(Dataset.from_list([row]), editor, load_task("math"))
+    assert outcomes == {"malformed": 1}
 
 
 # --- A perfect teacher -----------------------------------------------------------------------------------------------
