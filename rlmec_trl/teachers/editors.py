@@ -12,7 +12,7 @@ from datasets import Dataset, Value
 
 from ..credit.alignment import edit_distance
 from ..data.messages import is_conversational, message_text
-from ..data.steps import first_changed_step
+from ..data.steps import first_changed_step, split_steps
 from ..tasks.task import Task, load_object
 
 
@@ -240,6 +240,9 @@ def judge_edit(
     if isinstance(edit, NoEdit):
         return edit.reason, -1, None
     error_step, rewrite = edit
+    # One past the last step stands for a step that is missing at the end
+    if not -1 <= error_step <= len(split_steps(completion, task.wording.step_separator)):
+        return "malformed", -1, None
     if rewrite == completion or (correct and error_step == -1):
         # Left as it is, which only a right attempt may be
         return ("unchanged", -1, completion) if correct else ("left wrong", -1, None)

@@ -4,6 +4,8 @@ from collections import Counter
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value, load_from_disk
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rlmec_trl.data.schema import check_dataset
 from rlmec_trl.data.steps import first_changed_step
@@ -53,6 +55,12 @@ def judge(completion, edit, task=TASK):
         (RIGHT, NoEdit("truncated"), "truncated"),
         (FLAWED, (1, WRONG), "wrong answer"),
         (FLAWED, (1, ""), "empty"),
+        # The attempt has steps 0 to 3; 4 stands for one that is missing
+        (WRONG, (5, RIGHT), "malformed"),
+        (WRONG, (400, RIGHT), "malformed"),
+        (WRONG, (-2, RIGHT), "malformed"),
+        (RIGHT, (5, RIGHT), "malformed"),
+        ("", (1, RIGHT), "malformed"),
     ],
 )
 def test_what_fails_verification_is_never_kept(completion, edit, outcome):
@@ -67,6 +75,8 @@ def test_what_fails_verification_is_never_kept(completion, edit, outcome):
         # Said to be without error and yet changed: the change itself shows where
         (WRONG, (-1, RIGHT), ("rewritten", 1, RIGHT)),
         (FLAWED, (1, RIGHT), ("rewritten", 1, RIGHT)),
+        # A step is missing at the end
+        ("59 - 16 is 43 ; 43 + 23 = 66 ; 66 + 20 makes 86", (3, RIGHT), ("rewritten", 3, RIGHT)),
         (RIGHT, (-1, RIGHT), ("unchanged", -1, RIGHT)),
         (RIGHT, (2, RIGHT), ("unchanged", -1, RIGHT)),
         # A right answer that no step of is called wrong stays word for word
@@ -243,6 +253,14 @@ def test_the_programmatic_editor_mends_everything(make_rows):
     assert all(all(TASK.check_steps(row["prompt"], row["rewrite"])) for row in edited)
     hidden = [row for row in edited if row["correct"] and row["error_step"] >= 0]
     assert len(hidden) == 20 and all(row["rewrite"] != row["completion"] for row in hidden)
+
+
+@given(error_step=st.integers(-5, 9))
+def test_no_step_is_trained_on_that_the_attempt_does_not_have(error_step):
+    _, rewrite = edit_arithmetic([PROBLEM], [REFERENCE], [WRONG])[0]
+    outcome, kept_step, kept = judge(WRONG, (error_step, rewrite))
+    assert (kept is None) == (outcome == "malformed") == (not -1 <= error_step <= 4)
+    assert kept is None or 0 <= kept_step <= 4
 
 
 # --- What an editor is told ------------------------------------------------------------------------------------------
