@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from ...data.steps import first_changed_step, split_steps
 from ...tasks.wording import Wording, number_steps
@@ -43,12 +44,15 @@ class Question:
             The row.
         attempt (`str`):
             The attempt in it.
+        schema (`dict`, *optional*):
+            JSON schema of the answer. `None` where it is to be in a plain layout.
     """
 
     key: str
     system: str
     user: str
     attempt: str
+    schema: dict[str, Any] | None = None
 
 
 def make_question(
@@ -77,7 +81,7 @@ def make_question(
     }
     user = "\n\n".join(f"<{name}>\n{text.strip()}\n</{name}>" for name, text in parts.items())
     key = hashlib.sha256(json.dumps([teacher, system, user]).encode()).hexdigest()
-    return Question(key, system, user, attempt)
+    return Question(key, system, user, attempt, ANSWER_SCHEMA if structured else None)
 
 
 def read_answer(wording: Wording, structured: bool, attempt: str, text: str) -> tuple[int, str] | NoEdit:
