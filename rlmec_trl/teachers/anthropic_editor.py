@@ -5,7 +5,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -13,22 +13,17 @@ from tqdm.auto import tqdm
 
 from ..generation.processes import process_state
 from ..generation.server import ServerConfig, describe_error
-from ..tasks.wording import WORDING, Wording
-from .api.config import TeacherConfig
-from .api.journal import Answer, Journal, Submission
-from .api.journaled_editor import JournaledEditor, RequestFailedError, TeacherError
-from .api.questions import ANSWER_SCHEMA, Question
+from .api.errors import RequestFailedError, TeacherError
+from .api.journal import Answer, Submission
+from .api.journaled_editor import JournaledEditor
+from .api.questions import Question
 
 
 # A batch may have 256 MB. What the client adds to the questions is little.
 _MAX_BATCH_BYTES = 200_000_000
 
-# No other row would fare better: the key, the account, the model's name
-_HOPELESS = (401, 402, 403, 404)
 # Looks at a batch without an answer, after which there is no more waiting for it: an hour, by default
 _MAX_FAILED_LOOKS = 60
-# This row is at fault, such as one that is too long
-_ABOUT_ROW = (400, 413, 422)
 # The API has certainly not taken the request: it can be sent again without being paid twice
 _NOT_TAKEN = (429, 529)
 
@@ -40,40 +35,24 @@ class AnthropicEditor(JournaledEditor):
     Both tasks are one request: with structured output, the answer is a JSON object with the first wrong step and the
     rewrite. The instructions, the same in all requests, are marked for the prompt cache.
 
-    Args:
-        model (`str`):
-            Name of the model.
-        journal ([`~rlmec_trl.teachers.api.journal.Journal`]):
-            Where the answers are kept.
-        config ([`~rlmec_trl.teachers.api.config.TeacherConfig`]):
-            How to ask, and what it may cost. With `use_batches`, questions go through the Message Batches API.
-        server_config ([`~rlmec_trl.generation.server.ServerConfig`]):
-            Its `concurrency`, `timeout`, `max_retries` and, for another address than Anthropic's, `base_url`.
-        wording ([`~rlmec_trl.tasks.wording.Wording`], *optional*):
-            Wording of the task.
-        budget_share (`float`, *optional*, defaults to `1.0`):
-            Part of what is left of `config.max_cost` that this process may spend.
-
-    Raises:
-        [`TeacherError`]: If the package `anthropic` is missing.
-        `ValueError`: If `server_config` has what only servers have.
+    Takes the arguments of [`~rlmec_trl.teachers.api.journaled_editor.JournaledEditor`]. With `config.use_batches`,
+    requests go through the Message Batches API. Of `server_config`, `concurrency`, `timeout` and `max_retries` apply,
+    and `base_url` for another address than Anthropic's.
     """
 
-    def __init__(
-        self,
-        model: str,
-        journal: Journal,
-        config: TeacherConfig,
-        server_config: ServerConfig,
-        wording: Wording = WORDING,
-        budget_share: float = 1.0,
-    ):
-        for_servers = (server_config.served_model, server_config.extra_body, server_config.api_key_env)
+    _hopeless_statuses = (401, 402, 403, 404)
+    _row_statuses = (400, 413, 422)
+
+    @property
+    def name(self) -> str:
+        # Another effort leads to other answers, another way to send the requests does not
+        return f"anthropic {self.model} {self.config.effort or 'default'}"
+
+    def _check_settings(self) -> None:
+        settings = self.server_config
+        for_servers = (settings.served_model, settings.extra_body, settings.api_key_env)
         if for_servers != (None, None, ServerConfig.api_key_env):
-            raise ValueError("`served_model`, `extra_body` and `api_key_env` are for servers alone: unset them.")
-        # The effort makes other answers, the way they are sent does not
-        name = f"anthropic {model} {config.effort or 'default'}"
-        super().__init__(name, model, journal, config, server_config, wording, budget_share)
+            raise ValueError("`served_model`, `extra_body` and `api_key_env` are for servers only: unset them.")
         try:
             import anthropic  # noqa: F401
         except ImportError:
@@ -94,8 +73,8 @@ class AnthropicEditor(JournaledEditor):
 
     def _params(self, question: Question) -> dict[str, Any]:
         output_config = {}
-        if self.config.structured_output:
-            output_config["format"] = {"type": "json_schema", "schema": ANSWER_SCHEMA}
+        if question.schema is not None:
+            output_config["format"] = {"type": "json_schema", "schema": question.schema}
         if self.config.effort is not None:
             output_config["effort"] = self.config.effort
         return {
@@ -315,21 +294,11 @@ class AnthropicEditor(JournaledEditor):
         else:
             self._note_failure(result.custom_id, result.result.type)
 
-    @contextmanager
-    def _translated_errors(self) -> Iterator[None]:
+    def _api_errors(self) -> tuple[type[Exception], ...]:
         import anthropic
         import httpx2
 
-        try:
-            yield
-        except (anthropic.AnthropicError, httpx2.HTTPError) as error:
-            status = getattr(error, "status_code", None)
-            if status in _HOPELESS:
-                raise self._hopeless(error) from None
-            raise RequestFailedError(describe_error(error), status in _ABOUT_ROW) from None
-        except (ValueError, AttributeError) as error:
-            # No JSON, or a web page, which the SDK hands on as a text
-            raise RequestFailedError(f"broken response: {error}") from None
+        return (anthropic.AnthropicError, httpx2.HTTPError)
 
     def _hopeless(self, error: Exception) -> TeacherError:
         return TeacherError(

@@ -1,27 +1,35 @@
-"""Who rewrites the attempts, and the check that every rewrite has to pass before anything is trained on it."""
+"""What an editor is, and the verification that every rewrite has to pass before it is trained on."""
 
+import inspect
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
-from datasets import Dataset
+from datasets import Dataset, Value
 
 from ..credit.alignment import edit_distance
 from ..data.messages import is_conversational, message_text
-from ..data.steps import first_changed_step
-from ..tasks.task import Task
+from ..data.steps import first_changed_step, split_steps
+from ..tasks.task import Task, load_object
 
 
 @dataclass(frozen=True)
 class NoEdit:
-    """There is no edit of an attempt, for this reason."""
+    """
+    An attempt for which the editor has no edit.
+
+    Args:
+        reason (`str`):
+            Why not. It becomes the row's `edit_outcome`, so keep it short and the same for rows of the same kind.
+    """
 
     reason: str
 
 
-# The index of the first wrong step, -1 where none is, and the rewrite
+# The index of the first incorrect step (-1 if there is none) and the rewrite
 Edit = tuple[int, str] | NoEdit
 # Whether an edit of the attempt with this index passes verification
 Usable = Callable[[int, Edit], bool]
@@ -29,11 +37,41 @@ Usable = Callable[[int, Edit], bool]
 
 class Editor(Protocol):
     """
-    Whoever corrects attempts with minimum edits.
+    A teacher: corrects attempts with minimum edits. Any callable of this signature will do, for instance a function or
+    an object with `__call__`; `--teacher package.module:NAME` or `--teacher path/to/file.py:NAME` loads it.
 
-    Called with the problems, their correct solutions and the attempts at them, it answers for each attempt with the
-    index of its first wrong step (-1 where none) and the rewrite, or with [`NoEdit`]. One that would not say the same
-    twice may ask `usable(index, edit)` whether an edit passes verification, and try again where it does not.
+    An editor does not have to be reliable. Each edit is verified (the answer, and the steps where the task can check
+    them), and an attempt whose edit fails is left without a rewrite.
+
+    Args:
+        problems (`Sequence[str]`):
+            The problems, without the prompt template around them.
+        references (`Sequence[str]`):
+            A correct solution to each.
+        completions (`Sequence[str]`):
+            An attempt at each. Unless `check_correct_samples` is switched off, this includes attempts whose answer is
+            correct, because their steps may still be incorrect.
+        usable (`Callable[[int, Edit], bool]`, *optional*):
+            `usable(index, edit)` verifies an edit of the attempt `completions[index]`, so that an editor that samples
+            can try again. An editor without a parameter of this name is called without it.
+
+    Returns:
+        `list[tuple[int, str] | NoEdit]`: For each attempt, in the same order, one of
+
+        - `(error_step, rewrite)`: the index of the first incorrect step, counted from 0 by the task's
+          `step_separator`, and the attempt corrected with as few changes as possible. The number of steps is also a
+          valid index: there, a step is missing at the end.
+        - `(-1, completion)`: every step is correct, and the attempt stays as it is.
+        - [`NoEdit`]: there is no edit, with the reason.
+
+        Anything else is an [`EditorError`].
+
+    Example:
+
+    ```python
+    def copy_the_reference(problems, references, completions):
+        return [(0, reference) for reference in references]
+    ```
     """
 
     def __call__(
@@ -43,6 +81,26 @@ class Editor(Protocol):
         completions: Sequence[str],
         usable: Usable | None = None,
     ) -> list[Edit]: ...
+
+
+class EditorError(ValueError):
+    """An editor returned something that is not a list with one edit per attempt."""
+
+
+def load_editor(path: str) -> Editor:
+    """
+    Load an editor from `package.module:NAME` or `path/to/file.py:NAME`.
+
+    Raises:
+        `ValueError`: If there is no such object, or it cannot be called.
+    """
+    editor = load_object(path)
+    if not callable(editor):
+        raise ValueError(
+            f"{path!r} is a `{type(editor).__name__}`, not an editor. Name a function, or an object with `__call__`, "
+            "that takes problems, references and completions (see `rlmec_trl.teachers.editors.Editor`)."
+        )
+    return editor
 
 
 def verify_rewrite(task: Task, problem: str, answer: str, rewrite: str) -> str | None:
@@ -63,24 +121,31 @@ def editor_inputs(dataset: Dataset, task: Task) -> tuple[list[str], list[str], l
 
 
 def edit_dataset(
-    dataset: Dataset, editor: Editor, task: Task, check_correct_samples: bool = True
+    dataset: Dataset, editor: Editor, task: Task, check_correct_samples: bool = True, first_row: int = 0
 ) -> tuple[Dataset, Counter]:
     """
-    Have an editor rewrite the attempts of a data set, and keep what passes verification.
+    Have an editor rewrite the attempts of a dataset, and keep what passes verification.
 
     Args:
         dataset ([`~datasets.Dataset`]):
-            Sampled rows: `prompt`, `reference`, `answer`, `completion`, `correct`.
+            Sampled rows: `prompt`, `reference`, `answer`, `completion`, `correct`. Other columns are kept.
         editor (`Editor`):
-            Who rewrites.
+            The teacher.
         task ([`~rlmec_trl.tasks.task.Task`]):
             How answers and steps are checked.
         check_correct_samples (`bool`, *optional*, defaults to `True`):
-            Whether right answers are edited too, since they may hide wrong steps. Otherwise they stay as they are.
+            Whether attempts with a correct answer are edited too, since their steps may be incorrect. Otherwise they
+            stay as they are.
+        first_row (`int`, *optional*, defaults to `0`):
+            Number of the first row in error messages, where `dataset` is a shard of a larger one.
 
     Returns:
-        `tuple`: The rows with `rewrite`, `error_step` and `edit_outcome`, and the number of rows by outcome. A rewrite
-        that fails verification is `None`, its `error_step` -1, and its outcome the reason.
+        `tuple`: The rows with `rewrite` (of the type of `completion`), `error_step` and `edit_outcome`, and the number
+        of rows by outcome. A rewrite that fails verification is `None`, its `error_step` -1, and its outcome the
+        reason.
+
+    Raises:
+        [`EditorError`]: If the editor does not return one edit per attempt.
     """
     problems, references, completions = editor_inputs(dataset, task)
     raw_completions, corrects, answers = dataset["completion"][:], dataset["correct"][:], dataset["answer"][:]
@@ -90,25 +155,82 @@ def edit_dataset(
     def judge(index: int, edit: Edit) -> tuple[str, int, str | None]:
         return judge_edit(task, problems[index], answers[index], completions[index], corrects[index], edit)
 
-    edits = editor(
-        [problems[index] for index in asked],
-        [references[index] for index in asked],
-        [completions[index] for index in asked],
-        lambda position, edit: judge(asked[position], edit)[2] is not None,
-    )
-    edits = dict(zip(asked, edits, strict=True))
+    def usable(position: int, edit: Edit) -> bool:
+        _check_edit(editor, edit, first_row + asked[position])
+        return judge(asked[position], edit)[2] is not None
+
+    inputs = [[texts[index] for index in asked] for texts in (problems, references, completions)]
+    edits = _call_editor(editor, *inputs, usable) if asked else []
+    for index, edit in zip(asked, edits, strict=True):
+        _check_edit(editor, edit, first_row + index)
+    edit_of = dict(zip(asked, edits, strict=True))
     outcomes, rewrites, error_steps = [], [], []
     for index, completion in enumerate(completions):
-        outcome, error_step, rewrite = judge(index, edits.get(index, (-1, completion)))
+        outcome, error_step, rewrite = judge(index, edit_of.get(index, (-1, completion)))
         outcomes.append(outcome)
         error_steps.append(error_step)
         conversational = rewrite is not None and is_conversational(raw_completions[index])
         rewrites.append([{"role": "assistant", "content": rewrite}] if conversational else rewrite)
-    new = {"rewrite": rewrites, "error_step": error_steps, "edit_outcome": outcomes}
+    # The types are given: from a shard without a rewrite, none could be inferred
+    new = {
+        "rewrite": (rewrites, dataset.features["completion"]),
+        "error_step": (error_steps, Value("int64")),
+        "edit_outcome": (outcomes, Value("string")),
+    }
     edited = dataset.remove_columns([name for name in new if name in dataset.column_names])
-    for name, values in new.items():
-        edited = edited.add_column(name, values)
+    for name, (values, feature) in new.items():
+        edited = edited.add_column(name, values, feature=feature)
     return edited, Counter(outcomes)
+
+
+def _call_editor(
+    editor: Editor, problems: list[str], references: list[str], completions: list[str], usable: Usable
+) -> list[Edit]:
+    parameters = inspect.signature(editor).parameters
+    takes_usable = "usable" in parameters or any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
+    )
+    edits = editor(problems, references, completions, **({"usable": usable} if takes_usable else {}))
+    if not isinstance(edits, list | tuple):
+        raise EditorError(
+            f"The editor `{_name_of(editor)}` returned a `{type(edits).__name__}`; it must return a list "
+            "with one edit per attempt."
+        )
+    if len(edits) != len(completions):
+        raise EditorError(
+            f"The editor `{_name_of(editor)}` returned {len(edits)} edits for {len(completions)} attempts; it must "
+            "return one per attempt, in the same order. Return `NoEdit(reason)` where there is none."
+        )
+    return edits
+
+
+# What an outcome of a verified rewrite is called
+_KEPT = ("rewritten", "unchanged")
+
+
+def _check_edit(editor: Editor, edit: Any, row: int) -> None:
+    """Refuse an edit that is neither `(int, str)` nor [`NoEdit`], with the name of the editor and the row."""
+    if isinstance(edit, NoEdit):
+        is_sound = is_storable(edit.reason) and edit.reason.strip() and edit.reason not in _KEPT
+    else:
+        is_sound = isinstance(edit, tuple) and len(edit) == 2 and type(edit[0]) is int and is_storable(edit[1])
+    if not is_sound:
+        shown = repr(edit)
+        raise EditorError(
+            f"The editor `{_name_of(editor)}` returned {shown if len(shown) <= 100 else shown[:100] + '...'} for row "
+            f"{row}; an edit is a tuple of the first incorrect step (an int, -1 if there is none) and the rewrite (a "
+            "string), or `NoEdit` with a reason."
+        )
+
+
+def is_storable(value: Any) -> bool:
+    """Whether a value is a string that a dataset can store: Python allows half a surrogate pair in one, UTF-8 not."""
+    return isinstance(value, str) and re.search("[\ud800-\udfff]", value) is None
+
+
+def _name_of(editor: Editor) -> str:
+    named = inspect.isroutine(editor) or inspect.isclass(editor)
+    return (editor if named else type(editor)).__qualname__
 
 
 def judge_edit(
@@ -118,6 +240,9 @@ def judge_edit(
     if isinstance(edit, NoEdit):
         return edit.reason, -1, None
     error_step, rewrite = edit
+    # One past the last step stands for a step that is missing at the end
+    if not -1 <= error_step <= len(split_steps(completion, task.wording.step_separator)):
+        return "malformed", -1, None
     if rewrite == completion or (correct and error_step == -1):
         # Left as it is, which only a right attempt may be
         return ("unchanged", -1, completion) if correct else ("left wrong", -1, None)

@@ -24,8 +24,9 @@ from rlmec_trl.tasks.arithmetic import rewrite_minimally
 from rlmec_trl.tasks.task import load_task
 from rlmec_trl.teachers.anthropic_editor import AnthropicEditor
 from rlmec_trl.teachers.api.config import TeacherConfig
+from rlmec_trl.teachers.api.errors import TeacherError
 from rlmec_trl.teachers.api.journal import Journal
-from rlmec_trl.teachers.api.journaled_editor import TeacherError, edit_through_journal
+from rlmec_trl.teachers.api.journaled_editor import edit_through_journal
 from rlmec_trl.teachers.editors import edit_dataset, editor_inputs
 from tests.fake_anthropic import BROKEN, KEY, FakeAnthropic, read_row
 
@@ -433,7 +434,7 @@ def test_an_editor_can_be_used_for_a_second_data_set(server, make_samples, tmp_p
 
 @pytest.mark.parametrize("settings", [{"served_model": "x"}, {"extra_body": {"a": 1}}, {"api_key_env": "TEAM_KEY"}])
 def test_what_only_servers_have_is_refused(settings, tmp_path):
-    with Journal(tmp_path) as journal, pytest.raises(ValueError, match="for servers alone"):
+    with Journal(tmp_path) as journal, pytest.raises(ValueError, match="for servers only"):
         AnthropicEditor("claude-test", journal, TeacherConfig(), ServerConfig(**settings))
 
 

@@ -3,7 +3,9 @@
 from collections import Counter
 
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, List, Value, load_from_disk
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rlmec_trl.data.schema import check_dataset
 from rlmec_trl.data.steps import first_changed_step
@@ -11,10 +13,12 @@ from rlmec_trl.tasks.arithmetic import edit as edit_arithmetic
 from rlmec_trl.tasks.task import load_task
 from rlmec_trl.tasks.wording import policy_prompt
 from rlmec_trl.teachers.editors import (
+    EditorError,
     NoEdit,
     edit_dataset,
     editor_inputs,
     judge_edit,
+    load_editor,
     mean_edit_distance,
     verify_rewrite,
 )
@@ -51,6 +55,12 @@ def judge(completion, edit, task=TASK):
         (RIGHT, NoEdit("truncated"), "truncated"),
         (FLAWED, (1, WRONG), "wrong answer"),
         (FLAWED, (1, ""), "empty"),
+        # The attempt has steps 0 to 3; 4 stands for one that is missing
+        (WRONG, (5, RIGHT), "malformed"),
+        (WRONG, (400, RIGHT), "malformed"),
+        (WRONG, (-2, RIGHT), "malformed"),
+        (RIGHT, (5, RIGHT), "malformed"),
+        ("", (1, RIGHT), "malformed"),
     ],
 )
 def test_what_fails_verification_is_never_kept(completion, edit, outcome):
@@ -65,6 +75,8 @@ def test_what_fails_verification_is_never_kept(completion, edit, outcome):
         # Said to be without error and yet changed: the change itself shows where
         (WRONG, (-1, RIGHT), ("rewritten", 1, RIGHT)),
         (FLAWED, (1, RIGHT), ("rewritten", 1, RIGHT)),
+        # A step is missing at the end
+        ("59 - 16 is 43 ; 43 + 23 = 66 ; 66 + 20 makes 86", (3, RIGHT), ("rewritten", 3, RIGHT)),
         (RIGHT, (-1, RIGHT), ("unchanged", -1, RIGHT)),
         (RIGHT, (2, RIGHT), ("unchanged", -1, RIGHT)),
         # A right answer that no step of is called wrong stays word for word
@@ -186,6 +198,46 @@ def test_the_editor_sees_the_problem_without_what_the_policy_is_told():
     assert calls == [([PROBLEM], [REFERENCE], [WRONG])]
 
 
+def as_messages(dataset):
+    def convert(row):
+        return {"completion": [{"role": "assistant", "content": row["completion"]}]}
+
+    return dataset.map(convert, features=Features({**dataset.features, "completion": MESSAGES}))
+
+
+MESSAGES = List({"role": Value("string"), "content": Value("string")})
+
+
+@pytest.mark.parametrize("conversational", [False, True], ids=["text", "messages"])
+@pytest.mark.parametrize("edit", [NoEdit("refusal"), (1, RIGHT)], ids=["no rewrite", "rewrites"])
+def test_shards_without_any_rewrite_have_the_types_of_the_others(edit, conversational, tmp_path):
+    dataset = sampled(WRONG, FLAWED)
+    dataset = as_messages(dataset) if conversational else dataset
+    edited, _ = edit_dataset(dataset, lambda *_: [edit] * 2, TASK)
+    assert edited.features["rewrite"] == dataset.features["completion"]
+    assert edited.features["rewrite"] == (MESSAGES if conversational else Value("string"))
+    assert edited.features["error_step"] == Value("int64")
+    assert edited.features["edit_outcome"] == Value("string")
+    edited.save_to_disk(tmp_path / "shard")
+    assert load_from_disk(tmp_path / "shard").features == edited.features
+
+
+def test_types_and_unknown_columns_survive():
+    dataset = sampled(WRONG, RIGHT, FLAWED)
+    columns = {
+        "subject": ([1, 0, 1], ClassLabel(names=["algebra", "arithmetic"])),
+        "embedding": ([[0.5, 1.0]] * 3, List(Value("float32"), length=2)),
+        "level": ([1, None, 3], Value("int8")),
+        "source": ([None] * 3, Value("string")),
+        "chat_template_kwargs": ([{"enable_thinking": False}] * 3, {"enable_thinking": Value("bool")}),
+    }
+    for name, (values, feature) in columns.items():
+        dataset = dataset.add_column(name, values, feature=feature)
+    edited, _ = edit_dataset(dataset.select([2, 0]), edit_arithmetic, TASK)
+    assert {name: edited.features[name] for name in dataset.features} == dataset.features
+    assert edited.select_columns(dataset.column_names).to_list() == [dataset[2], dataset[0]]
+
+
 def test_editing_again_replaces_the_columns():
     dataset = sampled(WRONG, rewrite="old", error_step=7, edit_outcome="refusal")
     edited, _ = edit_dataset(dataset, edit_arithmetic, TASK)
@@ -201,6 +253,14 @@ def test_the_programmatic_editor_mends_everything(make_rows):
     assert all(all(TASK.check_steps(row["prompt"], row["rewrite"])) for row in edited)
     hidden = [row for row in edited if row["correct"] and row["error_step"] >= 0]
     assert len(hidden) == 20 and all(row["rewrite"] != row["completion"] for row in hidden)
+
+
+@given(error_step=st.integers(-5, 9))
+def test_no_step_is_trained_on_that_the_attempt_does_not_have(error_step):
+    _, rewrite = edit_arithmetic([PROBLEM], [REFERENCE], [WRONG])[0]
+    outcome, kept_step, kept = judge(WRONG, (error_step, rewrite))
+    assert (kept is None) == (outcome == "malformed") == (not -1 <= error_step <= 4)
+    assert kept is None or 0 <= kept_step <= 4
 
 
 # --- What an editor is told ------------------------------------------------------------------------------------------
@@ -263,11 +323,6 @@ def test_an_editor_that_tries_again_is_believed_the_second_time():
     assert edited["edit_outcome"][:] == ["rewritten", "wrong answer", "unchanged"]
 
 
-def test_an_editor_that_leaves_out_a_row_is_an_error():
-    with pytest.raises(ValueError, match="shorter"):
-        edit_dataset(sampled(WRONG, RIGHT), lambda *_: [(1, RIGHT)], TASK)
-
-
 def test_an_editor_is_given_plain_problems_references_and_attempts():
     task = load_task("math")
     prompt = policy_prompt(task.wording, "What is {1 + 1}?")
@@ -284,6 +339,132 @@ def test_an_editor_is_given_plain_problems_references_and_attempts():
     expected = (["What is {1 + 1}?", "other"], ["2", "3"], ["The answer is 2", "no"])
     assert editor_inputs(plain, task) == editor_inputs(messages, task) == expected
     assert [type(column) for column in editor_inputs(plain, task)] == [list] * 3
+
+
+# --- An editor of one's own ------------------------------------------------------------------------------------------
+
+
+class TeacherOfOnesOwn:
+    def __init__(self, edits):
+        self.edits = edits
+
+    def __call__(self, problems, references, completions):
+        return self.edits
+
+
+@pytest.mark.parametrize(
+    "edits", [None, "none", {0: (1, RIGHT)}, iter([(1, RIGHT)] * 2)], ids=lambda x: type(x).__name__
+)
+def test_an_editor_that_returns_no_list_is_named(edits):
+    with pytest.raises(EditorError, match=r"The editor `TeacherOfOnesOwn` returned a `\w+`; it must return a list"):
+        edit_dataset(sampled(WRONG, RIGHT), TeacherOfOnesOwn(edits), TASK)
+
+
+@pytest.mark.parametrize("edits", [[], [(1, RIGHT)], [(1, RIGHT)] * 3])
+def test_an_editor_that_leaves_out_a_row_or_adds_one_is_an_error(edits):
+    with pytest.raises(EditorError, match=rf"`TeacherOfOnesOwn` returned {len(edits)} edits for 2 attempts; .*NoEdit"):
+        edit_dataset(sampled(WRONG, RIGHT), TeacherOfOnesOwn(edits), TASK)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        None,
+        RIGHT,
+        (1,),
+        (1, RIGHT, "because"),
+        [1, RIGHT],
+        ("1", RIGHT),
+        (1.0, RIGHT),
+        (True, RIGHT),
+        (None, RIGHT),
+        (1, None),
+        (1, ["59"]),
+        (1, "59 \ud83d"),
+        NoEdit(None),
+        NoEdit(" "),
+        NoEdit("rewritten"),
+        (RIGHT, 1),
+        "x" * 10_000,
+    ],
+    ids=lambda edit: repr(edit)[:30],
+)
+@pytest.mark.parametrize("asks", [False, True])
+def test_an_edit_of_another_form_is_an_error_that_names_the_editor_and_the_row(edit, asks):
+    def my_editor(problems, references, completions, usable):
+        edits = [(1, RIGHT), edit]
+        if asks:
+            usable(1, edit)
+        return edits
+
+    with pytest.raises(EditorError, match=r"my_editor` returned .* for row 1003; an edit is a tuple of") as caught:
+        # Of four rows, the editor is given the incorrect ones; these are rows 1000 to 1003 of the whole dataset
+        edit_dataset(sampled(RIGHT, WRONG, RIGHT, WRONG), my_editor, TASK, check_correct_samples=False, first_row=1000)
+    assert len(str(caught.value)) < 400
+
+
+def with_three(problems, references, completions):
+    return [(1, RIGHT) for _ in completions]
+
+
+def with_keyword(problems, references, completions, *, usable):
+    return [(1, RIGHT) if usable(0, (1, RIGHT)) else NoEdit("not usable") for _ in completions]
+
+
+def with_any_keyword(problems, references, completions, **settings):
+    return with_keyword(problems, references, completions, **settings)
+
+
+def with_other_parameters(problems, references, completions, temperature=0.7):
+    assert temperature == 0.7, "what is not called `usable` keeps its default"
+    return [(1, RIGHT) for _ in completions]
+
+
+class WithCall:
+    def __call__(self, problems, references, completions):
+        return with_three(problems, references, completions)
+
+    def method(self, problems, references, completions, usable):
+        return with_keyword(problems, references, completions, usable=usable)
+
+
+@pytest.mark.parametrize(
+    "editor",
+    [with_three, with_keyword, with_any_keyword, with_other_parameters, WithCall(), WithCall().method],
+    ids=lambda editor: getattr(editor, "__name__", "object"),
+)
+def test_an_editor_is_a_function_or_an_object_and_need_not_know_usable(editor):
+    edited, outcomes = edit_dataset(sampled(WRONG), editor, TASK)
+    assert edited["rewrite"][:] == [RIGHT] and outcomes == {"rewritten": 1}
+
+
+def test_an_editor_is_not_called_without_attempts():
+    def editor(problems, references, completions):
+        raise AssertionError("there is nothing to edit")
+
+    edited, _ = edit_dataset(sampled(RIGHT), editor, TASK, check_correct_samples=False)
+    assert edited["rewrite"][:] == [RIGHT]
+
+
+def test_an_error_inside_an_editor_is_not_hidden():
+    def editor(problems, references, completions):
+        raise TypeError("unsupported operand")
+
+    with pytest.raises(TypeError, match="unsupported operand"):
+        edit_dataset(sampled(WRONG), editor, TASK)
+
+
+def test_an_editor_is_loaded_by_its_path_and_what_cannot_be_called_is_refused(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def correct(problems, references, completions):\n"
+        "    return [(0, reference) for reference in references]\n"
+        "SETTINGS = {}\n"
+    )
+    editor = load_editor(f"{tmp_path}/mine.py:correct")
+    assert editor(["1 + 1"], ["2"], ["3"]) == [(0, "2")]
+    assert load_editor("rlmec_trl.tasks.arithmetic:edit") is edit_arithmetic
+    with pytest.raises(ValueError, match=r"mine.py:SETTINGS' is a `dict`, not an editor. .*`__call__`"):
+        load_editor(f"{tmp_path}/mine.py:SETTINGS")
 
 
 # --- How much a rewrite changes --------------------------------------------------------------------------------------

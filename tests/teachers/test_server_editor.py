@@ -19,8 +19,9 @@ from rlmec_trl.tasks.arithmetic import WORDING
 from rlmec_trl.tasks.arithmetic import edit as edit_arithmetic
 from rlmec_trl.tasks.task import load_task
 from rlmec_trl.teachers.api.config import TeacherConfig
+from rlmec_trl.teachers.api.errors import TeacherError
 from rlmec_trl.teachers.api.journal import Journal
-from rlmec_trl.teachers.api.journaled_editor import TeacherError, edit_through_journal
+from rlmec_trl.teachers.api.journaled_editor import edit_through_journal
 from rlmec_trl.teachers.api.questions import ANSWER_SCHEMA
 from rlmec_trl.teachers.editors import NoEdit, edit_dataset
 from rlmec_trl.teachers.server_editor import ServerEditor

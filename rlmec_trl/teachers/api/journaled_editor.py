@@ -1,9 +1,10 @@
-"""What every teacher behind an API has in common: its answers go through the journal, its costs have a limit."""
+"""What all teachers behind an API share: answers go through the journal, and costs have a limit."""
 
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,69 +13,55 @@ from datasets import Dataset
 
 from ...generation.asking import ask_all
 from ...generation.processes import process_state
-from ...generation.server import ServerConfig
+from ...generation.server import ServerConfig, describe_error
 from ...tasks.task import Task
 from ...tasks.wording import WORDING, Wording
 from ..editors import Edit, NoEdit, Usable, edit_dataset, editor_inputs
 from .budget import Budget, Estimate
 from .config import TeacherConfig, answer_cost
+from .errors import RequestFailedError, TeacherError
 from .journal import Answer, Journal
 from .questions import Question, make_question, read_answer
 
 
-# In the words of Anthropic's API and of the OpenAI-compatible ones
+# As Anthropic's API and the OpenAI-compatible ones name it
 _REFUSED = ("refusal", "content_filter")
 _TRUNCATED = ("max_tokens", "model_context_window_exceeded", "length")
 
-# This many questions in a row without an answer are no accident
+# So many requests in a row without an answer are no coincidence
 _MAX_FAILURES_IN_A_ROW = 50
-
-
-class TeacherError(RuntimeError):
-    """The teacher cannot be asked, and would fail for every row alike."""
-
-
-class RequestFailedError(Exception):
-    """
-    A question got no answer. Others may.
-
-    Args:
-        reason (`str`):
-            Why not.
-        about_row (`bool`, *optional*, defaults to `False`):
-            Whether it is this question that the API finds fault with, and not the API that is in trouble.
-    """
-
-    def __init__(self, reason: str, about_row: bool = False):
-        super().__init__(reason)
-        self.about_row = about_row
 
 
 class JournaledEditor(ABC):
     """
-    A teacher behind an API. A row is asked until one of its answers passes verification, `config.max_attempts` times
-    at most, and never again for an answer that is in the journal.
+    A teacher behind an API. A row is asked about until one of its answers passes verification, at most
+    `config.max_attempts` times, and an answer that is in the journal is never requested again.
 
     Args:
-        name (`str`):
-            Who is asked: part of the key of every answer.
         model (`str`):
             Name of the model.
         journal ([`~rlmec_trl.teachers.api.journal.Journal`]):
-            Where the answers are kept.
+            Where the answers are stored.
         config ([`~rlmec_trl.teachers.api.config.TeacherConfig`]):
-            How to ask.
+            What to request, and what it may cost.
         server_config ([`~rlmec_trl.generation.server.ServerConfig`]):
             How to reach the API.
         wording ([`~rlmec_trl.tasks.wording.Wording`], *optional*):
             Wording of the task.
         budget_share (`float`, *optional*, defaults to `1.0`):
-            Part of what is left of `config.max_cost` that this process may spend.
+            Share of what is left of `config.max_cost` that this process may spend.
+
+    Raises:
+        `ValueError`: If a setting is for another API.
+        [`~rlmec_trl.teachers.api.errors.TeacherError`]: If a package is missing.
     """
+
+    # HTTP statuses by which the API rejects every request (the key, the account, the model) or this one (too long)
+    _hopeless_statuses: tuple[int, ...]
+    _row_statuses: tuple[int, ...]
 
     def __init__(
         self,
-        name: str,
         model: str,
         journal: Journal,
         config: TeacherConfig,
@@ -82,23 +69,32 @@ class JournaledEditor(ABC):
         wording: Wording = WORDING,
         budget_share: float = 1.0,
     ):
-        self.name = name
         self.model = model
         self.journal = journal
         self.config = config
         self.server_config = server_config
         self.wording = wording
+        self._check_settings()
         self._batch = "" if config.use_batches else None
         longest = answer_cost(config, Answer("", "", output_tokens=config.max_tokens, batch=self._batch))
         self.budget = Budget(config.max_cost, journal.costs(), budget_share, longest or 0.0)
-        # Of what the threads that ask change: the budget and the failures
+        # Held to change the budget and the failures, which all requesting threads share
         self._lock = threading.Lock()
-        # Otherwise it answers from the journal alone
+        # If unset, the journal alone answers
         self.may_ask = True
-        # Why questions of this run got no answer, by their keys
+        # Why requests of this run got no answer, by their keys
         self.failures: dict[str, str] = {}
         self._num_failures: Counter[str] = Counter()
         self._num_failures_in_a_row = 0
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The teacher and what changes its answers: part of the key of every answer."""
+
+    @abstractmethod
+    def _check_settings(self) -> None:
+        """Refuse settings that this API does not have."""
 
     @abstractmethod
     def _client(self) -> Any:
@@ -107,19 +103,41 @@ class JournaledEditor(ABC):
     @abstractmethod
     def _ask(self, client: Any, question: Question) -> Answer:
         """
-        Ask one question.
+        Send one request.
 
         Raises:
-            [`RequestFailedError`]: If this question got no answer.
-            [`TeacherError`]: If no question would.
+            [`RequestFailedError`]: If this request got no answer.
+            [`TeacherError`]: If no request would.
         """
 
+    @abstractmethod
+    def _api_errors(self) -> tuple[type[Exception], ...]:
+        """The exceptions by which the SDK says that a request failed."""
+
+    @abstractmethod
+    def _hopeless(self, error: Exception) -> TeacherError:
+        """The error to raise where every request would fail like this one."""
+
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        """Turn the SDK's exceptions into [`RequestFailedError`] and [`TeacherError`]."""
+        try:
+            yield
+        except self._api_errors() as error:
+            status = getattr(error, "status_code", None)
+            if status in self._hopeless_statuses:
+                raise self._hopeless(error) from None
+            raise RequestFailedError(describe_error(error), status in self._row_statuses) from None
+        except (ValueError, AttributeError) as error:
+            # A body that is not JSON, or a web page, which the SDK returns as a string
+            raise RequestFailedError(f"broken response: {error}") from None
+
     def _count_tokens(self, client: Any, questions: list[Question]) -> list[int] | None:
-        """Input tokens of questions, `None` where the API cannot count them."""
+        """Input tokens of each request, `None` where the API cannot count them."""
         return None
 
     def _resume(self, client: Any) -> None:
-        """Fetch what an earlier run has asked for and not fetched. There is nothing where answers come at once."""
+        """Fetch what an earlier run submitted and did not fetch. APIs that answer at once have nothing to fetch."""
         return None
 
     def _send(self, client: Any, questions: list[Question]) -> None:
@@ -152,16 +170,41 @@ class JournaledEditor(ABC):
         completions: Sequence[str],
         usable: Usable | None = None,
     ) -> list[Edit]:
-        questions = self.questions(problems, references, completions)
+        def read(question: Question, text: str) -> Edit:
+            return read_answer(self.wording, self.config.structured_output, question.attempt, text)
+
         usable = usable or (lambda index, edit: not isinstance(edit, NoEdit))
+        return self.answer(self.questions(problems, references, completions), read, usable)
+
+    def answer(
+        self,
+        questions: list[Question],
+        read: Callable[[Question, str], Any],
+        usable: Callable[[int, Any], bool],
+    ) -> list[Any]:
+        """
+        Answer each question from the journal, or request an answer until one is usable.
+
+        Args:
+            questions (`list[Question]`):
+                What to ask. Questions with the same key are requested once.
+            read (`Callable[[Question, str], Any]`):
+                What the text of an answer says, or [`~rlmec_trl.teachers.editors.NoEdit`] if it says nothing.
+            usable (`Callable[[int, Any], bool]`):
+                Whether the question with this index needs no other answer.
+
+        Returns:
+            `list`: What the first usable answer to each question says, otherwise the last. `NoEdit` with the reason
+            where there is no answer.
+        """
         if self.may_ask:
             self.failures.clear()
             self._num_failures.clear()
-        edits: list[Edit] = [NoEdit("not asked")] * len(questions)
+        results: list[Any] = [NoEdit("not asked")] * len(questions)
         self.budget.under_way = 0
         if self.may_ask and self.journal.own_submissions():
             self._with_client(self._resume)
-        # Other processes will see to what these have asked
+        # Other processes fetch the answers to these
         waiting = self.journal.waiting_keys()
         done = [False] * len(questions)
         num_read = [0] * len(questions)
@@ -172,8 +215,8 @@ class JournaledEditor(ABC):
                 # Each answer is read once: verification takes time
                 for answer in answers[num_read[index] :]:
                     if not done[index]:
-                        edits[index] = self._read(question, answer)
-                        done[index] = usable(index, edits[index])
+                        results[index] = _no_answer(answer) or read(question, answer.text)
+                        done[index] = usable(index, results[index])
                 num_read[index] = len(answers)
                 tries = max(len(answers), self._num_failures[question.key])
                 if not done[index] and tries < self.config.max_attempts and question.key not in waiting:
@@ -182,14 +225,14 @@ class JournaledEditor(ABC):
                 break
             self._with_client(self._send, list(pending.values()))
         return [
-            NoEdit(self.failures.get(question.key, "not asked")) if count == 0 else edit
-            for question, edit, count in zip(questions, edits, num_read, strict=True)
+            NoEdit(self.failures.get(question.key, "not asked")) if count == 0 else result
+            for question, result, count in zip(questions, results, num_read, strict=True)
         ]
 
     def questions(
         self, problems: Sequence[str], references: Sequence[str], completions: Sequence[str]
     ) -> list[Question]:
-        """What is asked about each attempt. Attempts that are the same have the same key, and are asked once."""
+        """What is asked about each attempt. Equal rows have the same key, and are asked about once."""
         structured = self.config.structured_output
         return [
             make_question(self.name, self.wording, structured, *row)
@@ -271,12 +314,12 @@ class JournaledEditor(ABC):
                 "Where the rate is the limit, lower `--concurrency` or raise `--max_retries`."
             )
 
-    def _read(self, question: Question, answer: Answer) -> Edit:
-        if answer.stop_reason in _REFUSED:
-            return NoEdit("refusal")
-        if answer.stop_reason in _TRUNCATED:
-            return NoEdit("truncated")
-        return read_answer(self.wording, self.config.structured_output, question.attempt, answer.text)
+
+def _no_answer(answer: Answer) -> NoEdit | None:
+    """Why an answer has no text to read, `None` where it has."""
+    if answer.stop_reason in _REFUSED:
+        return NoEdit("refusal")
+    return NoEdit("truncated") if answer.stop_reason in _TRUNCATED else None
 
 
 def edit_through_journal(

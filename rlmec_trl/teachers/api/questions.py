@@ -4,26 +4,12 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from ...data.steps import first_changed_step, split_steps
 from ...tasks.wording import Wording, number_steps
-from ..editors import NoEdit
+from ..editors import NoEdit, is_storable
 
-
-# It stands first and never changes within a run, so that providers can cache it.
-_INSTRUCTIONS = """\
-You correct students' attempts at problems. You are given a problem, a correct reference solution, a student's \
-attempt, and the attempt's steps, numbered from 0.
-
-1. Find the first step of the attempt that is wrong. Check every step, also where the final answer is right: two \
-mistakes may cancel. A step is wrong if it states something false, computes something wrongly, or does not follow \
-from the problem and the steps before it. Being different from the reference solution is not an error.
-2. Correct the attempt with as few edits as possible. Keep everything that is right word for word, with its spaces \
-and line breaks, in the student's own style and order, and change, add or remove only what has to be for every step \
-and the final answer to be right. Do not number the steps. If nothing is wrong, repeat the attempt unchanged. End \
-with the final answer in the form that the attempt uses, or with "The answer is X" where it has none.
-
-"""
 
 _JSON_LAYOUT = """\
 Answer with a JSON object: `error_step` is the number of the first wrong step, or -1 if every step is right; \
@@ -58,12 +44,15 @@ class Question:
             The row.
         attempt (`str`):
             The attempt in it.
+        schema (`dict`, *optional*):
+            JSON schema of the answer. `None` where it is to be in a plain layout.
     """
 
     key: str
     system: str
     user: str
     attempt: str
+    schema: dict[str, Any] | None = None
 
 
 def make_question(
@@ -76,13 +65,14 @@ def make_question(
         teacher (`str`):
             Who is asked: part of the key, so that another teacher is asked anew.
         wording ([`~rlmec_trl.tasks.wording.Wording`]):
-            How attempts of the task divide into steps.
+            The teacher's instructions, and how attempts at the task divide into steps.
         structured (`bool`):
             Whether the answer is to be JSON, or in a plain layout.
         problem, reference, attempt (`str`):
             The row.
     """
-    system = _INSTRUCTIONS + (_JSON_LAYOUT if structured else _PLAIN_LAYOUT)
+    # The same in all requests of a run, so that providers can cache it
+    system = f"{wording.teacher.strip()}\n\n{_JSON_LAYOUT if structured else _PLAIN_LAYOUT}"
     parts = {
         "problem": problem,
         "reference_solution": reference,
@@ -91,7 +81,7 @@ def make_question(
     }
     user = "\n\n".join(f"<{name}>\n{text.strip()}\n</{name}>" for name, text in parts.items())
     key = hashlib.sha256(json.dumps([teacher, system, user]).encode()).hexdigest()
-    return Question(key, system, user, attempt)
+    return Question(key, system, user, attempt, ANSWER_SCHEMA if structured else None)
 
 
 def read_answer(wording: Wording, structured: bool, attempt: str, text: str) -> tuple[int, str] | NoEdit:
@@ -115,7 +105,7 @@ def read_answer(wording: Wording, structured: bool, attempt: str, text: str) -> 
     """
     found = _read_json(text) if structured else _read_plain(text)
     num_steps = len(split_steps(attempt, wording.step_separator))
-    if found is None or not -1 <= found[0] <= num_steps:
+    if found is None or not -1 <= found[0] <= num_steps or not is_storable(found[1]):
         return NoEdit("malformed")
     error_step, rewrite = found
     rewrite = _as_written(attempt, rewrite)
@@ -131,9 +121,7 @@ def read_answer(wording: Wording, structured: bool, attempt: str, text: str) -> 
 def _read_json(text: str) -> tuple[int, str] | None:
     try:
         answer = json.loads(text)
-        # Half a surrogate pair is valid JSON, but no text that could be stored
-        json.dumps(answer, ensure_ascii=False).encode()
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
     if not isinstance(answer, dict):
         return None

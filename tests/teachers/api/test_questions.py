@@ -58,6 +58,7 @@ def read(structured, error_step, rewrite, attempt=WRONG):
         {"teacher": "anthropic claude high"},
         {"structured": False},
         {"wording": dataclasses.replace(WORDING, step_separator=" + ")},
+        {"wording": dataclasses.replace(WORDING, teacher="Correct the translation.")},
         {"problem": PROBLEM + "!"},
         {"reference": REFERENCE.replace("86", "87")},
         {"attempt": WRONG.replace("87", "88")},
@@ -82,6 +83,30 @@ def test_whatever_changes_the_question_changes_its_key(changes):
 )
 def test_what_the_teacher_does_not_see_does_not_change_the_key(changes):
     assert question(**changes).key == question().key
+
+
+@pytest.mark.parametrize(
+    ("wording", "structured", "key"),
+    [
+        (WORDING, True, "8e33c2adc005065384b0ed7ff852ab83c9e0892f38cb123e84f57ff76b99e86e"),
+        (WORDING, False, "9fd6bc88988e06af642c2986cd6591bf08f9cf4c7a7770c592b4ce49722e5f57"),
+        (arithmetic.WORDING, True, "4aad91c16202570713359d0ed981935c196ee9d295fa344aeddd4025076b4ace"),
+        (arithmetic.WORDING, False, "7b7014f6525f0773bae12b3f4b9e39892d553d6edf1a17454966b9a0f9a18b9b"),
+    ],
+)
+def test_answers_in_existing_journals_are_still_found(wording, structured, key):
+    """A changed key would have every row of every journal asked and paid for again."""
+    assert question(teacher="anthropic claude default", wording=wording, structured=structured).key == key
+
+
+@BOTH
+def test_a_task_words_the_instructions_and_the_layout_of_the_answer_follows(structured):
+    default = question(structured=structured)
+    for instructions in ("Correct the translation.", "Correct the translation.\n\n"):
+        system = question(structured=structured, wording=dataclasses.replace(WORDING, teacher=instructions)).system
+        assert system.startswith("Correct the translation.\n\nAnswer with")
+        layout = system.removeprefix("Correct the translation.\n\n")
+        assert default.system == WORDING.teacher.strip() + "\n\n" + layout
 
 
 def test_a_key_can_be_the_name_of_a_question_in_a_batch():
@@ -324,16 +349,19 @@ def test_no_edit_makes_the_reader_fail(structured, attempt, error_step, rewrite)
     check_result(attempt, read(structured, error_step, rewrite, attempt))
 
 
-def test_half_a_surrogate_pair_does_not_stop_the_run():
-    """JSON can say it, no file of a data set can hold it, and the journal would bring it up again at every start."""
-    text = r'{"error_step": 1, "rewrite": "43 + 23 = 66 \ud83d\nThe answer is 86"}'
+@BOTH
+def test_half_a_surrogate_pair_does_not_stop_the_run(structured):
+    """An API can return it, no dataset can store it, and the journal would bring it up again at every start."""
+    rewrite = "43 + 23 = 66 \ud83d\nThe answer is 86"
     row = {"prompt": PROBLEM, "reference": REFERENCE, "answer": "86", "completion": WRONG, "correct": False}
 
-    def editor(problems, references, completions, usable):
-        return [read_answer(WORDING, True, completion, text) for completion in completions]
+    def editor(problems, references, completions):
+        return [
+            read_answer(WORDING, structured, completion, say(structured, 1, rewrite)) for completion in completions
+        ]
 
-    edited, outcomes = edit_dataset(Dataset.from_list([row]), editor, load_task("math"))
-    assert len(edited) == sum(outcomes.values()) == 1
+    _, outcomes = edit_dataset(Dataset.from_list([row]), editor, load_task("math"))
+    assert outcomes == {"malformed": 1}
 
 
 # --- A perfect teacher -----------------------------------------------------------------------------------------------
