@@ -70,6 +70,20 @@ def chat_tokenizer():
     return tokenizer
 
 
+@pytest.fixture(scope="session")
+def thinking_tokenizer():
+    """The same with a chat template that shows what `enable_thinking` is: "=" for no, "makes" for yes."""
+    from rlmec_trl.tasks.arithmetic import make_tokenizer
+
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+        "{% if enable_thinking is defined %}{{ ' makes' if enable_thinking else ' =' }}{% endif %}"
+        "{% if add_generation_prompt %} attempt{% endif %}"
+    )
+    return tokenizer
+
+
 @pytest.fixture
 def policy(make_policy):
     """An untrained policy of one layer."""

@@ -1,9 +1,10 @@
 """From a scored row to what the collator needs: token ids, rewards and imitation weights, truncated together."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from datasets import Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..data.messages import message_text
@@ -13,23 +14,30 @@ from .alignment import edit_mask
 from .token_rewards import clip_token_rewards, keep_first_negative
 
 
-PREPARED_COLUMNS = [
-    "prompt_ids",
-    "completion_ids",
-    "token_rewards",
-    "old_logps",
-    "imitation_ids",
-    "imitation_weights",
-    "num_edited",
-    "imitation_topk_ids",
-    "imitation_topk_logps",
-    "length",
-]
+# Given to `Dataset.map`, which otherwise takes the types from its first rows: where none of them has a rewrite or
+# `old_logps`, their lists would be lists of nulls, and the first row that has one would not fit.
+PREPARED_FEATURES = Features(
+    {
+        "prompt_ids": List(Value("int64")),
+        "completion_ids": List(Value("int64")),
+        "token_rewards": List(Value("float32")),
+        "old_logps": List(Value("float32")),
+        "imitation_ids": List(Value("int64")),
+        "imitation_weights": List(Value("float32")),
+        "num_edited": Value("int64"),
+        "imitation_topk_ids": List(List(Value("int64"))),
+        "imitation_topk_logps": List(List(Value("float32"))),
+        "length": Value("int64"),
+        "completion_truncated": Value("bool"),
+        "imitation_truncated": Value("bool"),
+    }
+)
+PREPARED_COLUMNS = list(PREPARED_FEATURES)
 
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """The fields of [`RLMECConfig`] that preparation depends on, and so the ones that its cache is keyed by."""
+    """The fields of a trainer's configuration that preparation depends on, and so the ones its cache is keyed by."""
 
     max_length: int | None
     reward_baseline: float
@@ -39,22 +47,15 @@ class RewardSettings:
     edited_weight: float
     unedited_weight: float
     correct_samples: str
-    soft_targets: bool
+    truncated_rewrites: str
+    imitation_targets: str
 
     @classmethod
     def from_config(cls, config: Any) -> "RewardSettings":
-        """Take them from a [`~rlmec_trl.RLMECConfig`], which this room does not know."""
-        return cls(
-            max_length=config.max_length,
-            reward_baseline=config.reward_baseline,
-            positive_reward_range=tuple(config.positive_reward_range),
-            negative_reward_range=tuple(config.negative_reward_range),
-            negative_credit=config.negative_credit,
-            edited_weight=config.edited_weight,
-            unedited_weight=config.unedited_weight,
-            correct_samples=config.correct_samples,
-            soft_targets=config.imitation_targets == "soft",
-        )
+        """Read them from a configuration that has all of these fields, such as [`~rlmec_trl.RLMECConfig`]."""
+        values = {field.name: getattr(config, field.name) for field in fields(cls)}
+        # Lists cannot be hashed
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def token_rewards(row: dict[str, Any], correct: bool, settings: RewardSettings) -> list[float]:
@@ -118,49 +119,61 @@ def prepare_row(
     row: dict[str, Any], processing_class: PreTrainedTokenizerBase, settings: RewardSettings
 ) -> dict[str, Any]:
     """
-    Prepare one row of a scored data set for [`~rlmec_trl.trainers.collator.DataCollatorForRLMEC`].
+    Prepare one row of a scored dataset for [`~rlmec_trl.trainers.collator.DataCollatorForRLMEC`].
 
     Args:
         row (`dict`):
             Columns `prompt`, `completion`, `completion_ids`, `token_probs` and `correct` (or `token_rewards`), and
-            `rewrite` or `rewrite_ids`; optionally `old_logps`, `rewrite_topk_ids`, `rewrite_topk_logps`.
+            `rewrite` or `rewrite_ids`; optionally `old_logps`, `rewrite_topk_ids`, `rewrite_topk_logps` and
+            `chat_template_kwargs`.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer.
         settings (`RewardSettings`):
             What rewards and weights depend on.
 
     Returns:
-        `dict`: The columns `PREPARED_COLUMNS`; `length` is what `Trainer` can group rows by. Prompt and completion,
-        and prompt and rewrite, are cut to `max_length` tokens, and every per-token list with them.
+        `dict`: The columns `PREPARED_COLUMNS`. Prompt and completion, and prompt and imitation target, are truncated
+        to `max_length` tokens, and every per-token list with them. `completion_truncated` tells whether the completion
+        lost tokens, `imitation_truncated` whether the imitation target lost tokens with a weight. With
+        `truncated_rewrites="drop"`, such a target is left out. `length` is what `Trainer` can group rows by.
 
     Raises:
         [`~rlmec_trl.data.schema.DatasetError`]: If the prompt has no tokens.
     """
     correct = row.get("correct")
-    if correct is None:  # ready rewards without an outcome: a sample is right where it was left as it is
+    if correct is None:  # ready rewards without an outcome: a sample is correct where it was left as it is
         correct = is_copied(row)
-    prompt_ids = encode_prompt(processing_class, row["prompt"])
-    if not prompt_ids:  # the completion's first token would have nothing to be predicted from
+    prompt_ids = encode_prompt(processing_class, row["prompt"], row.get("chat_template_kwargs"))
+    if not prompt_ids:  # nothing would predict the completion's first token
         raise DatasetError(
-            f"Column 'prompt': found {row['prompt']!r}, which the tokenizer turns into no token at all. Give the "
-            "problem a text, drop the row, or use a tokenizer that begins a text with BOS."
+            f"Column 'prompt': found {row['prompt']!r}, for which the tokenizer gives no tokens. Give the prompt a "
+            "text, drop the row, or use a tokenizer that adds BOS."
         )
     imitation_ids, weights, edited = imitation_target(row, correct, processing_class, settings)
 
     topk_ids, topk_logps = [], []
-    if settings.soft_targets and imitation_ids == row.get("rewrite_ids"):
+    if settings.imitation_targets == "soft" and imitation_ids == row.get("rewrite_ids"):
         topk_ids, topk_logps = row["rewrite_topk_ids"] or [], row["rewrite_topk_logps"] or []
 
-    room = slice(None) if settings.max_length is None else slice(max(settings.max_length - len(prompt_ids), 0))
+    completion_ids = row["completion_ids"]
+    if settings.max_length is None:
+        room = max(len(completion_ids), len(imitation_ids))
+    else:
+        room = max(settings.max_length - len(prompt_ids), 0)
+    imitation_truncated = any(weights[room:])
+    # Without its end, EOS included, a target teaches not to stop
+    kept = 0 if imitation_truncated and settings.truncated_rewrites == "drop" else room
     return {
         "prompt_ids": prompt_ids,
-        "completion_ids": row["completion_ids"][room],
-        "token_rewards": token_rewards(row, correct, settings)[room],
-        "old_logps": (row.get("old_logps") or [])[room],
-        "imitation_ids": imitation_ids[room],
-        "imitation_weights": weights[room],
-        "num_edited": sum(edited[room]),
-        "imitation_topk_ids": topk_ids[room],
-        "imitation_topk_logps": topk_logps[room],
-        "length": len(prompt_ids) + max(len(row["completion_ids"][room]), len(imitation_ids[room])),
+        "completion_ids": completion_ids[:room],
+        "token_rewards": token_rewards(row, correct, settings)[:room],
+        "old_logps": (row.get("old_logps") or [])[:room],
+        "imitation_ids": imitation_ids[:kept],
+        "imitation_weights": weights[:kept],
+        "num_edited": sum(edited[:kept]),
+        "imitation_topk_ids": topk_ids[:kept],
+        "imitation_topk_logps": topk_logps[:kept],
+        "length": len(prompt_ids) + max(len(completion_ids[:room]), len(imitation_ids[:kept])),
+        "completion_truncated": len(completion_ids) > room,
+        "imitation_truncated": imitation_truncated,
     }

@@ -20,16 +20,32 @@ def as_prompt(processing_class: PreTrainedTokenizerBase, text: str) -> str | lis
     return text
 
 
-def encode_prompt(processing_class: PreTrainedTokenizerBase, prompt: str | list[dict]) -> list[int]:
+def encode_prompt(
+    processing_class: PreTrainedTokenizerBase, prompt: str | list[dict], chat_template_kwargs: dict | None = None
+) -> list[int]:
     """
     Token ids of a prompt, as [`~trl.SFTTrainer`] makes them.
 
     Messages go through the chat template, up to where the assistant begins. A text gets the special tokens that the
     tokenizer adds, but no EOS at its end: the completion is still to come.
+
+    Args:
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer.
+        prompt (`str` or `list[dict]`):
+            Text or messages.
+        chat_template_kwargs (`dict`, *optional*):
+            Further arguments of the chat template, the row's value of the column that TRL reads under the same name,
+            such as `{"enable_thinking": False}`. Values that are `None` are left out: Arrow fills keys that other
+            rows have with them. A text does not use them.
+
+    Returns:
+        `list[int]`: Token ids.
     """
     if is_conversational(prompt):
+        given = {name: value for name, value in (chat_template_kwargs or {}).items() if value is not None}
         encoding = processing_class.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=True
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **given
         )
         return list(encoding["input_ids"])
     prompt_ids = list(processing_class(prompt)["input_ids"])

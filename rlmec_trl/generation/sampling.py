@@ -21,6 +21,7 @@ def sample_completions(
     batch_size: int = 16,
     seed: int = 0,
     desc: str | None = "Sampling",
+    chat_template_kwargs: Sequence[dict | None] | None = None,
 ) -> list[list[list[int]]]:
     """
     Sample several completions of each prompt. The defaults are those of RLMEC
@@ -47,12 +48,15 @@ def sample_completions(
             Seed of the random numbers. Those of the caller are left as they were.
         desc (`str`, *optional*, defaults to `"Sampling"`):
             Title of the progress bar; none where `None`.
+        chat_template_kwargs (`Sequence[dict | None]`, *optional*):
+            Further arguments of the chat template, one entry a prompt (see
+            [`~rlmec_trl.data.tokens.encode_prompt`]).
 
     Returns:
         `list[list[list[int]]]`: For each prompt, the ids of its completions, up to and with EOS. A completion without
         EOS at its end was cut off by `max_new_tokens`.
     """
-    prompt_ids = [encode_prompt(processing_class, prompt) for prompt in prompts for _ in range(num_samples)]
+    prompt_ids = _repeated_prompt_ids(processing_class, prompts, chat_template_kwargs, num_samples)
     kwargs = {}
     if temperature > 0:
         # The policy's own generation config may hold a `top_k`, which would not be this distribution
@@ -75,6 +79,7 @@ def sample_from_server(
     max_new_tokens: int = 512,
     seed: int = 0,
     desc: str | None = "Sampling",
+    chat_template_kwargs: Sequence[dict | None] | None = None,
 ) -> list[list[list[int]]]:
     """
     [`sample_completions`] from a policy behind a server, with the same arguments and defaults.
@@ -82,13 +87,28 @@ def sample_from_server(
     Args:
         server ([`~rlmec_trl.generation.server.TokenServer`]):
             The server, and the policy's tokenizer.
-        prompts, num_samples, temperature, top_p, max_new_tokens, seed, desc:
+        prompts, num_samples, temperature, top_p, max_new_tokens, seed, desc, chat_template_kwargs:
             As in [`sample_completions`].
 
     Returns:
         `list[list[list[int]]]`: For each prompt, the ids of its completions, up to and with EOS. A completion without
         EOS at its end was cut off by `max_new_tokens`; one whose ids cannot be had exactly is empty.
     """
-    prompt_ids = [encode_prompt(server.processing_class, prompt) for prompt in prompts for _ in range(num_samples)]
+    prompt_ids = _repeated_prompt_ids(server.processing_class, prompts, chat_template_kwargs, num_samples)
     completions = server.generate_ids(prompt_ids, max_new_tokens, temperature, top_p, seed, desc)
     return [completions[start : start + num_samples] for start in range(0, len(completions), num_samples)]
+
+
+def _repeated_prompt_ids(
+    processing_class: PreTrainedTokenizerBase,
+    prompts: Sequence[str | list[dict]],
+    chat_template_kwargs: Sequence[dict | None] | None,
+    num_samples: int,
+) -> list[list[int]]:
+    if chat_template_kwargs is None:
+        chat_template_kwargs = [None] * len(prompts)
+    return [
+        encode_prompt(processing_class, prompt, kwargs)
+        for prompt, kwargs in zip(prompts, chat_template_kwargs, strict=True)
+        for _ in range(num_samples)
+    ]

@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -30,6 +30,8 @@ class GenerativeRewardModel:
 
     All methods take lists with one entry an attempt, return a list in the same order, work in batches of similar
     length, in evaluation mode and without gradients. Prompts are texts or messages, as in the data sets.
+    `chat_template_kwargs` are further arguments of the model's chat template, one entry an attempt: the column of this
+    name, which has to be the same as in training (see [`~rlmec_trl.data.tokens.encode_prompt`]).
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -89,7 +91,11 @@ class GenerativeRewardModel:
         return cls(model.to(process_state().device), AutoTokenizer.from_pretrained(model_name_or_path), **kwargs)
 
     def locate(
-        self, prompts: Sequence[str | list[dict]], references: Sequence[str], completions: Sequence[str | list[dict]]
+        self,
+        prompts: Sequence[str | list[dict]],
+        references: Sequence[str],
+        completions: Sequence[str | list[dict]],
+        chat_template_kwargs: Sequence[dict | None] | None = None,
     ) -> list[int]:
         """
         Name the first wrong step of each attempt.
@@ -97,15 +103,14 @@ class GenerativeRewardModel:
         Args:
             prompts, references, completions (`Sequence`):
                 The problems, their correct solutions, and the attempts.
+            chat_template_kwargs (`Sequence[dict | None]`, *optional*):
+                Arguments of the chat template.
 
         Returns:
             `list[int]`: Index of the first wrong step, -1 where there is none. The number after the last step names
             one that is missing. Any other answer counts as -1.
         """
-        prompt_ids = [
-            encode_locate_prompt(self.processing_class, self.wording, *row)
-            for row in zip(prompts, references, completions, strict=True)
-        ]
+        prompt_ids = self._encode(encode_locate_prompt, prompts, references, completions, chat_template_kwargs)
         answers = self._generate(prompt_ids, 8, "Locating errors")
         located = []
         for answer_ids, completion in zip(answers, completions, strict=True):
@@ -157,6 +162,7 @@ class GenerativeRewardModel:
         completions: Sequence[str | list[dict]],
         completion_ids: Sequence[list[int]],
         error_steps: Sequence[int] | None = None,
+        chat_template_kwargs: Sequence[dict | None] | None = None,
     ) -> list[str]:
         """
         Rewrite each attempt. The text of [`rewrite_ids`], which see.
@@ -164,7 +170,9 @@ class GenerativeRewardModel:
         Returns:
             `list[str]`: The rewrites.
         """
-        rewrites = self.rewrite_ids(prompts, references, completions, completion_ids, error_steps)
+        rewrites = self.rewrite_ids(
+            prompts, references, completions, completion_ids, error_steps, chat_template_kwargs
+        )
         return [self.processing_class.decode(ids, skip_special_tokens=True) for ids in rewrites]
 
     def rewrite_ids(
@@ -174,6 +182,7 @@ class GenerativeRewardModel:
         completions: Sequence[str | list[dict]],
         completion_ids: Sequence[list[int]],
         error_steps: Sequence[int] | None = None,
+        chat_template_kwargs: Sequence[dict | None] | None = None,
     ) -> list[list[int]]:
         """
         Rewrite each attempt from its first wrong step on. The tokens of the steps before it are kept as they are, and
@@ -186,21 +195,27 @@ class GenerativeRewardModel:
                 Token ids of the attempts, as sampled.
             error_steps (`Sequence[int]`, *optional*):
                 Index of the first wrong step of each attempt, -1 for none. By default, what [`locate`] finds.
+            chat_template_kwargs (`Sequence[dict | None]`, *optional*):
+                Arguments of the chat template.
 
         Returns:
             `list[list[int]]`: Token ids of the rewrites, ending with EOS unless `max_new_tokens` cut them off.
         """
         self._check_tokenizer(completions, completion_ids)
         if error_steps is None:
-            error_steps = self.locate(prompts, references, completions)
+            error_steps = self.locate(prompts, references, completions, chat_template_kwargs)
         rewrites = [list(ids) for ids in completion_ids]
         wrong = [index for index, step in enumerate(error_steps) if step >= 0]
         kept = []
         for index in wrong:
             steps = split_steps(message_text(completions[index]), self.wording.step_separator)
             kept.append(step_prefix_ids(self.processing_class, completion_ids[index], steps, error_steps[index]))
-        contexts = self._rewrite_contexts(
-            [prompts[i] for i in wrong], [references[i] for i in wrong], [completions[i] for i in wrong]
+        contexts = self._encode(
+            encode_rewrite_prompt,
+            [prompts[i] for i in wrong],
+            [references[i] for i in wrong],
+            [completions[i] for i in wrong],
+            None if chat_template_kwargs is None else [chat_template_kwargs[i] for i in wrong],
         )
         generated = self._generate(
             [context + prefix for context, prefix in zip(contexts, kept, strict=True)],
@@ -218,6 +233,7 @@ class GenerativeRewardModel:
         references: Sequence[str],
         completions: Sequence[str | list[dict]],
         completion_ids: Sequence[list[int]],
+        chat_template_kwargs: Sequence[dict | None] | None = None,
     ) -> list[list[float]]:
         """
         Probability that each token of an attempt belongs there: `p_t = P_GRM(y_t | problem, reference, y, y_<t)`.
@@ -227,6 +243,8 @@ class GenerativeRewardModel:
                 The problems, their correct solutions, and the attempts.
             completion_ids (`Sequence[list[int]]`):
                 Token ids of the attempts, as sampled, EOS included.
+            chat_template_kwargs (`Sequence[dict | None]`, *optional*):
+                Arguments of the chat template.
 
         Returns:
             `list[list[float]]`: One probability for each completion id.
@@ -235,7 +253,7 @@ class GenerativeRewardModel:
             [`TokenizerMismatchError`]: If the ids are not those of the completion under this model's tokenizer.
         """
         self._check_tokenizer(completions, completion_ids)
-        contexts = self._rewrite_contexts(prompts, references, completions)
+        contexts = self._encode(encode_rewrite_prompt, prompts, references, completions, chat_template_kwargs)
         logps = completion_logps(
             self.model, self.processing_class, contexts, completion_ids, self.batch_size, self._desc("Scoring")
         )
@@ -248,15 +266,26 @@ class GenerativeRewardModel:
         completions: Sequence[str | list[dict]],
         rewrite_ids: Sequence[list[int]],
         k: int,
+        chat_template_kwargs: Sequence[dict | None] | None = None,
     ) -> tuple[list[list[list[int]]], list[list[list[float]]]]:
         """
         The model's distribution on each token of a rewrite, at temperature 1: its k most likely ids and their
         log-probabilities.
 
+        Args:
+            prompts, references, completions (`Sequence`):
+                The problems, their correct solutions, and the attempts.
+            rewrite_ids (`Sequence[list[int]]`):
+                Token ids of the rewrites.
+            k (`int`):
+                Number of ids a token.
+            chat_template_kwargs (`Sequence[dict | None]`, *optional*):
+                Arguments of the chat template.
+
         Returns:
             `tuple`: Ids and log-probabilities, of shape `(tokens, k)` for each rewrite.
         """
-        contexts = self._rewrite_contexts(prompts, references, completions)
+        contexts = self._encode(encode_rewrite_prompt, prompts, references, completions, chat_template_kwargs)
         sequences = [context + list(ids) for context, ids in zip(contexts, rewrite_ids, strict=True)]
         all_ids, all_logps = [None] * len(sequences), [None] * len(sequences)
         pad_token_id = padding_id(self.processing_class)
@@ -286,10 +315,14 @@ class GenerativeRewardModel:
             self.model, self.processing_class, prompt_ids, max_new_tokens, self.batch_size, desc, **kwargs
         )
 
-    def _rewrite_contexts(self, prompts, references, completions) -> list[list[int]]:
+    def _encode(
+        self, encode_question: Callable, prompts, references, completions, chat_template_kwargs
+    ) -> list[list[int]]:
+        if chat_template_kwargs is None:
+            chat_template_kwargs = [None] * len(prompts)
         return [
-            encode_rewrite_prompt(self.processing_class, self.wording, *row)
-            for row in zip(prompts, references, completions, strict=True)
+            encode_question(self.processing_class, self.wording, *row)
+            for row in zip(prompts, references, completions, chat_template_kwargs, strict=True)
         ]
 
     def _check_tokenizer(self, completions, completion_ids) -> None:

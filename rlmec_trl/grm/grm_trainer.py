@@ -1,20 +1,13 @@
 """Supervised training of a generative reward model: locate the first wrong step, and rewrite with minimum edits."""
 
 import random
-from collections.abc import Callable
+from inspect import Signature, signature
 from typing import Any
 
-import torch
+import pyarrow.compute as pc
+from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
-from peft import PeftConfig, PeftModel
-from transformers import (
-    BitsAndBytesConfig,
-    DataCollator,
-    EvalPrediction,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-)
+from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer
 from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
@@ -28,6 +21,9 @@ from .grm_config import GRMConfig
 from .prompts import encode_locate_prompt, encode_rewrite_prompt, save_wording
 
 
+logger = get_logger(__name__)
+
+
 def build_examples(
     rows: dict[str, list[Any]], processing_class: PreTrainedTokenizerBase, wording: Wording
 ) -> dict[str, list]:
@@ -37,7 +33,8 @@ def build_examples(
     Args:
         rows (`dict[str, list]`):
             Columns `prompt`, `reference`, `completion`, `rewrite`, `error_step` and `use_locate`. With
-            `completion_ids`, what a rewrite leaves alone keeps the ids that were sampled.
+            `completion_ids`, what a rewrite leaves alone keeps the ids that were sampled. `chat_template_kwargs` are
+            further arguments of the chat template.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the generative reward model.
         wording ([`~rlmec_trl.tasks.wording.Wording`]):
@@ -54,20 +51,21 @@ def build_examples(
         examples["labels"].append([-100] * len(prompt_ids) + target_ids)
 
     columns = ("prompt", "reference", "completion", "rewrite", "error_step", "use_locate")
-    all_completion_ids = rows["completion_ids"] if "completion_ids" in rows else [None] * len(rows["completion"])
-    for prompt, reference, completion, rewrite, error_step, use_locate, completion_ids in zip(
-        *(rows[name] for name in columns), all_completion_ids, strict=True
+    missing = [None] * len(rows["completion"])
+    optional = (rows.get(name, missing) for name in ("completion_ids", "chat_template_kwargs"))
+    for prompt, reference, completion, rewrite, error_step, use_locate, completion_ids, template_kwargs in zip(
+        *(rows[name] for name in columns), *optional, strict=True
     ):
         attempt, rewrite = message_text(completion), message_text(rewrite)
         if completion_ids is None:
             completion_ids = encode_completion(processing_class, attempt)
         add(
-            encode_rewrite_prompt(processing_class, wording, prompt, reference, completion),
+            encode_rewrite_prompt(processing_class, wording, prompt, reference, completion, template_kwargs),
             encode_rewrite(processing_class, rewrite, attempt, completion_ids, wording.step_separator),
         )
         if use_locate:
             add(
-                encode_locate_prompt(processing_class, wording, prompt, reference, completion),
+                encode_locate_prompt(processing_class, wording, prompt, reference, completion, template_kwargs),
                 encode_completion(processing_class, locate_answer(wording, error_step)),
             )
     return examples
@@ -102,48 +100,22 @@ class GRMTrainer(SFTTrainer):
     _name = "GRM"
     _paper = PAPER
 
-    def __init__(
-        self,
-        model: "str | PreTrainedModel | PeftModel",
-        args: GRMConfig | None = None,
-        data_collator: DataCollator | None = None,
-        train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | dict[str, Dataset] | None = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
-        compute_loss_func: Callable | None = None,
-        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
-        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
-        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-        quantization_config: "BitsAndBytesConfig | None" = None,
-        peft_config: "PeftConfig | None" = None,
-        formatting_func: Callable[[dict], str] | None = None,
-        wording: Wording = WORDING,
-    ):
+    def __init__(self, model, args=None, *others, wording: Wording = WORDING, **kwargs):
         if args is None:
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = GRMConfig(f"{model_name.split('/')[-1]}-GRM")
         if not isinstance(args, GRMConfig):
             raise TypeError(f"`args` must be a `GRMConfig`, got `{type(args).__name__}`.")
         self.wording = wording
-        super().__init__(
-            model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            compute_loss_func=compute_loss_func,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-            formatting_func=formatting_func,
-        )
+        super().__init__(model, args, *others, **kwargs)
+
+    # What help() and editors show: the arguments of `SFTTrainer`, and ours
+    __init__.__signature__ = Signature(
+        [
+            *signature(SFTTrainer.__init__).parameters.values(),
+            signature(__init__).parameters["wording"],
+        ]
+    )
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         if "input_ids" not in get_dataset_column_names(dataset):
@@ -185,6 +157,15 @@ class GRMTrainer(SFTTrainer):
                 num_proc=args.dataset_num_proc,
                 desc=f"Building the two tasks of the {dataset_name} dataset",
             )
+        if args.max_length is not None:
+            lengths = pc.list_value_length(mixture.with_format("arrow")[:]["input_ids"])
+            num_truncated = pc.sum(pc.greater(lengths, args.max_length)).as_py()
+            if num_truncated:
+                logger.warning(
+                    f"`max_length={args.max_length}` truncates {num_truncated} of the {len(mixture)} examples of the "
+                    f"{dataset_name} dataset. They lose the end of their answer, EOS included. Raise `max_length`, "
+                    "or leave long attempts out."
+                )
         return mixture
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

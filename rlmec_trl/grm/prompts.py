@@ -21,10 +21,11 @@ def encode_locate_prompt(
     prompt: str | list[dict],
     reference: str,
     completion: str | list[dict],
+    chat_template_kwargs: dict | None = None,
 ) -> list[int]:
     """Ids of the question for the first wrong step, through the chat template where the tokenizer has one."""
     question = locate_prompt(wording, raw_problem(wording, problem_text(prompt)), reference, message_text(completion))
-    return encode_prompt(processing_class, as_prompt(processing_class, question))
+    return encode_prompt(processing_class, as_prompt(processing_class, question), chat_template_kwargs)
 
 
 def encode_rewrite_prompt(
@@ -33,10 +34,11 @@ def encode_rewrite_prompt(
     prompt: str | list[dict],
     reference: str,
     completion: str | list[dict],
+    chat_template_kwargs: dict | None = None,
 ) -> list[int]:
     """Ids of the question for the corrected attempt, through the chat template where the tokenizer has one."""
     question = rewrite_prompt(wording, raw_problem(wording, problem_text(prompt)), reference, message_text(completion))
-    return encode_prompt(processing_class, as_prompt(processing_class, question))
+    return encode_prompt(processing_class, as_prompt(processing_class, question), chat_template_kwargs)
 
 
 def save_wording(wording: Wording, directory: str) -> None:

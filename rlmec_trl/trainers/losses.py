@@ -55,8 +55,8 @@ def token_policy_loss(
 
     Returns:
         `tuple[torch.Tensor, dict]`: The loss, a 0-d float32 tensor, and the metrics `clip_ratio/region_mean` (over
-        tokens with a reward) and `kl` (over all completion tokens, against `old_logps`, by the non-negative estimator
-        `exp(-d) - 1 + d` with `d = logps - old_logps`).
+        tokens with a reward) and `kl` (over all completion tokens: the divergence KL(old || new) from the policy that
+        sampled them, by the non-negative estimator `exp(d) - 1 - d` with `d = logps - old_logps`).
 
     Raises:
         `ValueError`: If `loss_type` is unknown.
@@ -80,7 +80,7 @@ def token_policy_loss(
 
     with torch.no_grad():
         clipped = ((ratio < 1 - epsilon) & (rewards < 0)) | ((ratio > 1 + epsilon) & (rewards > 0))
-        kl = torch.exp(-log_ratio) - 1 + log_ratio
+        kl = torch.expm1(log_ratio) - log_ratio  # unbiased, because the old policy sampled the tokens
         metrics = {
             "clip_ratio/region_mean": (clipped.sum().float(), active.sum().float()),
             "kl": (kl.sum(), mask.sum().float()),

@@ -52,7 +52,11 @@ class RLMECConfig(SFTConfig):
             Weight of the other tokens of the rewrite.
         correct_samples (`str`, *optional*, defaults to `"keep"`):
             What is imitated where a sample's answer is right: `"keep"`, the sample itself; `"cut"`, the sample up to
-            its first flagged token; `"rewrite"`, the rewrite, since a right answer may hide wrong steps.
+            its first flagged token; `"rewrite"`, the rewrite, since a correct answer may hide incorrect steps.
+        truncated_rewrites (`str`, *optional*, defaults to `"drop"`):
+            What happens to rewrites, and to samples imitated as they are, that `max_length` truncates: `"drop"` leaves
+            them out of the imitation term, since without EOS they teach not to stop; `"keep"` imitates what is left.
+            The policy term keeps the tokens within `max_length` either way.
         imitation_targets (`str`, *optional*, defaults to `"hard"`):
             `"hard"` imitates the tokens of the rewrite; `"soft"` the reward model's distribution on them, from the
             columns `rewrite_topk_ids` and `rewrite_topk_logps`.
@@ -145,6 +149,15 @@ class RLMECConfig(SFTConfig):
             "choices": ["keep", "cut", "rewrite"],
         },
     )
+    truncated_rewrites: str = field(
+        default="drop",
+        metadata={
+            "help": "What happens to rewrites, and to samples imitated as they are, that `max_length` truncates: "
+            "`'drop'` leaves them out of the imitation term, since without EOS they teach not to stop; `'keep'` "
+            "imitates what is left.",
+            "choices": ["drop", "keep"],
+        },
+    )
     imitation_targets: str = field(
         default="hard",
         metadata={
@@ -186,6 +199,7 @@ class RLMECConfig(SFTConfig):
             ("normalize_by", ("active_tokens", "completion_tokens")),
             ("negative_credit", ("all", "first_error")),
             ("correct_samples", ("keep", "cut", "rewrite")),
+            ("truncated_rewrites", ("drop", "keep")),
             ("imitation_targets", ("hard", "soft")),
         ):
             if getattr(self, name) not in choices:

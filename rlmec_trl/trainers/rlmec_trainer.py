@@ -2,29 +2,21 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Any
+from functools import wraps
+from inspect import signature
 
 import torch
+from accelerate import ParallelismConfig
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
-from datasets import Dataset, IterableDataset
-from peft import PeftConfig, PeftModel
-from transformers import (
-    BitsAndBytesConfig,
-    DataCollator,
-    EvalPrediction,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-)
+from datasets import Dataset
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import SFTTrainer
 from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from ..credit.paper import PAPER
-from ..credit.preparation import PREPARED_COLUMNS, RewardSettings, prepare_row
+from ..credit.preparation import PREPARED_COLUMNS, PREPARED_FEATURES, RewardSettings, prepare_row
 from ..data.schema import check_dataset
 from .collator import DataCollatorForRLMEC
 from .losses import Metrics, imitation_loss, token_policy_loss
@@ -91,64 +83,30 @@ class RLMECTrainer(SFTTrainer):
     # The terms are divided by counts over the whole optimizer step, so gradient accumulation only has to add them up.
     loss_is_scaled_for_ga = True
 
-    def __init__(
-        self,
-        model: "str | PreTrainedModel | PeftModel",
-        args: RLMECConfig | None = None,
-        data_collator: DataCollator | None = None,
-        train_dataset: Dataset | IterableDataset | None = None,
-        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
-        compute_loss_func: Callable | None = None,
-        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
-        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
-        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-        quantization_config: "BitsAndBytesConfig | None" = None,
-        peft_config: "PeftConfig | None" = None,
-        formatting_func: Callable[[dict], str] | None = None,
-    ):
+    @wraps(SFTTrainer.__init__)  # help() and editors show its arguments, which are also ours
+    def __init__(self, model, args=None, data_collator=None, *others, **kwargs):
         if args is None:
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = RLMECConfig(f"{model_name.split('/')[-1]}-RLMEC")
         if not isinstance(args, RLMECConfig):
             raise TypeError(f"`args` must be a `RLMECConfig`, got `{type(args).__name__}`.")
-        refused = {
-            "compute_loss_func": compute_loss_func,
-            "compute_metrics": compute_metrics,
-            "preprocess_logits_for_metrics": preprocess_logits_for_metrics,
-            "formatting_func": formatting_func,
-        }
-        for name, value in refused.items():
-            if value is not None:
+        arguments = signature(SFTTrainer.__init__).bind(self, model, args, data_collator, *others, **kwargs).arguments
+        for name in ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "formatting_func"):
+            if arguments.get(name) is not None:
                 raise ValueError(f"`RLMECTrainer` does not support `{name}`. Leave it out.")
         self._refuse_unsupported(args)
+        # As early as it is known: here before a model is loaded ...
+        shards_on_load = any((args.model_init_kwargs or {}).get(name) for name in ("tp_plan", "tp_size"))
+        is_sharded = not isinstance(model, str) and model.tp_size is not None
+        self._refuse_parallelism(args.parallelism_config, shards_on_load or is_sharded)
 
         # `SFTTrainer` only knows its own losses. A copy keeps the caller's config as it was.
         args = copy.copy(args)
         loss_type, args.loss_type = args.loss_type, "nll"
-        super().__init__(
-            model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-        )
+        super().__init__(model, args, data_collator, *others, **kwargs)
         self.args.loss_type = loss_type
-
-        parallelism = self.accelerator.parallelism_config
-        if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
-            raise ValueError(
-                "`RLMECTrainer` does not support context or sequence parallelism: rewards and weights would not be "
-                "split along with the tokens. Set `cp_size` and `sp_size` to 1."
-            )
+        # ... and here also what `accelerate launch` or DeepSpeed configures
+        self._refuse_parallelism(self.accelerator.parallelism_config, self.get_tp_size() > 1)
         if data_collator is None:
             self.data_collator = DataCollatorForRLMEC(
                 pad_token_id=self._tokenizer.pad_token_id,
@@ -185,6 +143,19 @@ class RLMECTrainer(SFTTrainer):
         if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
             raise ValueError("`RLMECTrainer` has to prepare its data sets. Remove `skip_prepare_dataset`.")
 
+    @staticmethod
+    def _refuse_parallelism(config: ParallelismConfig | None, tensor_parallel: bool) -> None:
+        if config is not None and (config.cp_enabled or config.sp_enabled):
+            raise ValueError(
+                "`RLMECTrainer` does not support context or sequence parallelism: rewards and weights would not be "
+                "split along with the tokens. Set `cp_size` and `sp_size` to 1."
+            )
+        if tensor_parallel or (config is not None and config.tp_enabled):
+            raise ValueError(
+                "`RLMECTrainer` does not support tensor parallelism: its processes share a batch, whose tokens would "
+                "be counted once for each of them. Set `tp_size` to 1 and shard the model with FSDP or ZeRO instead."
+            )
+
     @property
     def _needs_targets(self) -> bool:
         soft = self.args.imitation_targets == "soft" or self.args.imitation_label_smoothing > 0
@@ -214,9 +185,10 @@ class RLMECTrainer(SFTTrainer):
                 prepare_row,
                 fn_kwargs={"processing_class": processing_class, "settings": RewardSettings.from_config(args)},
                 remove_columns=[name for name in column_names or [] if name not in PREPARED_COLUMNS],
+                features=PREPARED_FEATURES,
                 **map_kwargs,
             )
-            # Rows that no term would train on: over-long prompts, or wrong samples without reward and rewrite
+            # Rows that no term would train on: over-long prompts, or incorrect samples without reward and rewrite
             useful = prepared.filter(
                 lambda row, policy, imitation, every_token: (
                     (policy and (any(row["token_rewards"]) or (every_token and len(row["completion_ids"]) > 0)))
@@ -230,16 +202,32 @@ class RLMECTrainer(SFTTrainer):
                 **filter_kwargs,
             )
         if isinstance(useful, Dataset):
+            self._report_truncation(prepared, args, dataset_name)
             if len(useful) == 0:
                 raise ValueError(
-                    f"No row of the {dataset_name} data set has a token to train on: all rewards and imitation "
-                    "weights are zero, or every prompt is longer than `max_length`."
+                    f"No row of the {dataset_name} dataset has a token to train on: all rewards and imitation weights "
+                    "are zero, or what would be trained on is longer than `max_length`."
                 )
             if len(useful) < len(prepared):
                 logger.info(
-                    f"Left out {len(prepared) - len(useful)} rows of the {dataset_name} data set: no trained token."
+                    f"Left out {len(prepared) - len(useful)} rows of the {dataset_name} dataset: no trained token."
                 )
         return useful.shuffle(seed=args.seed) if args.shuffle_dataset else useful
+
+    @staticmethod
+    def _report_truncation(prepared: Dataset, args: RLMECConfig, dataset_name: str) -> None:
+        # From the prepared columns, so that a dataset that comes from the cache is reported too
+        num_completions = sum(prepared["completion_truncated"][:]) if args.policy_coef > 0 else 0
+        num_targets = sum(prepared["imitation_truncated"][:]) if args.imitation_coef > 0 else 0
+        if num_completions or num_targets:
+            what = {"drop": "left out of imitation", "keep": "imitated without their end"}[args.truncated_rewrites]
+            logger.warning(
+                f"`max_length={args.max_length}` truncates {num_completions} completions and {num_targets} imitation "
+                f"targets (rewrites, or samples imitated as they are) of the {len(prepared)} rows of the "
+                f"{dataset_name} dataset, prompts included. The targets are {what} "
+                f"(`truncated_rewrites='{args.truncated_rewrites}'`). Raise `max_length`, or sample with a smaller "
+                "`max_new_tokens`."
+            )
 
     def _set_signature_columns_if_needed(self):
         if self._signature_columns is None:
@@ -297,7 +285,7 @@ class RLMECTrainer(SFTTrainer):
         loss = self.args.policy_coef * policy_term + self.args.imitation_coef * imitation_term
         # The counts are global and DDP averages gradients over processes, so the sum needs their number back.
         if is_global:
-            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+            loss = loss * self.accelerator.num_processes
         if self.aux_loss_enabled:
             steps = self.current_gradient_accumulation_steps if is_global else 1
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
@@ -340,7 +328,7 @@ class RLMECTrainer(SFTTrainer):
             totals = dict(zip(sums, zip(values[::2], values[1::2], strict=True), strict=True))
             num_tokens, _ = totals.pop("num_tokens")
             if mode == "train":
-                self._total_train_tokens += int(num_tokens) // self._tp_size
+                self._total_train_tokens += int(num_tokens)
             for name, (total, count) in totals.items():
                 self._metrics[mode][name] = [total / count if count else 0.0]
             self._metrics[mode]["num_tokens"] = [self._total_train_tokens]

@@ -23,7 +23,8 @@ PAPER = RewardSettings(
     edited_weight=1.0,
     unedited_weight=0.5,
     correct_samples="keep",
-    soft_targets=False,
+    truncated_rewrites="drop",
+    imitation_targets="hard",
 )
 PER_COMPLETION_TOKEN = ["completion_ids", "token_rewards", "old_logps"]
 PER_IMITATED_TOKEN = ["imitation_ids", "imitation_weights", "imitation_topk_ids", "imitation_topk_logps"]
@@ -240,6 +241,15 @@ def test_messages_go_through_the_chat_template(chat_tokenizer):
     assert prepare(copied, chat_tokenizer)["imitation_ids"] == row["completion_ids"]
 
 
+@pytest.mark.parametrize(
+    ("template_kwargs", "text"),
+    [({"enable_thinking": False}, "5 = attempt"), ({"enable_thinking": None}, "5 attempt"), (None, "5 attempt")],
+)
+def test_chat_template_kwargs_reach_the_prompt(template_kwargs, text, thinking_tokenizer):
+    row = make_row(prompt=[{"role": "user", "content": "5"}], chat_template_kwargs=template_kwargs)
+    assert TOKENIZER.decode(prepare(row, thinking_tokenizer)["prompt_ids"]) == text
+
+
 def test_a_chat_template_leaves_a_text_prompt_alone(chat_tokenizer):
     assert prepare(make_row(), chat_tokenizer) == prepare(make_row())
 
@@ -256,7 +266,7 @@ def soft_row(**columns):
 
 def test_soft_targets_go_with_the_rewrite_they_were_made_for():
     row = soft_row()
-    prepared = prepare(row, soft_targets=True)
+    prepared = prepare(row, imitation_targets="soft")
     assert prepared["imitation_topk_ids"] == row["rewrite_topk_ids"]
     assert prepared["imitation_topk_logps"] == row["rewrite_topk_logps"]
     hard = prepare(row)
@@ -265,7 +275,7 @@ def test_soft_targets_go_with_the_rewrite_they_were_made_for():
 
 @pytest.mark.parametrize("correct_samples", ["keep", "cut"])
 def test_a_sample_imitated_as_itself_does_not_get_another_sequences_distribution(correct_samples):
-    prepared = prepare(soft_row(correct=True), soft_targets=True, correct_samples=correct_samples)
+    prepared = prepare(soft_row(correct=True), imitation_targets="soft", correct_samples=correct_samples)
     assert prepared["imitation_ids"] == prepared["completion_ids"]
     assert prepared["imitation_topk_ids"] == prepared["imitation_topk_logps"] == []
 
@@ -273,12 +283,12 @@ def test_a_sample_imitated_as_itself_does_not_get_another_sequences_distribution
 def test_a_sample_that_is_its_own_rewrite_keeps_the_distribution():
     row = soft_row(correct=True)
     row["rewrite_ids"] = list(row["completion_ids"])
-    assert prepare(row, soft_targets=True)["imitation_topk_ids"] == row["rewrite_topk_ids"]
+    assert prepare(row, imitation_targets="soft")["imitation_topk_ids"] == row["rewrite_topk_ids"]
 
 
 def test_soft_targets_that_a_row_lacks_are_hard():
     row = soft_row() | {"rewrite_topk_ids": None, "rewrite_topk_logps": None}
-    prepared = prepare(row, soft_targets=True)
+    prepared = prepare(row, imitation_targets="soft")
     assert prepared["imitation_ids"] == row["rewrite_ids"]
     assert prepared["imitation_topk_ids"] == prepared["imitation_topk_logps"] == []
 
@@ -289,10 +299,9 @@ PROMPT_LENGTH = len(ids("Tom has 5 nuts, finds 3."))
 @pytest.mark.parametrize("correct", [True, False])
 @pytest.mark.parametrize("room", [-3, 0, 1, 3, 5, 6, 100])
 def test_every_list_is_cut_at_the_same_token(room, correct):
-    whole = prepare(soft_row(correct=correct), soft_targets=True, correct_samples="rewrite")
-    prepared = prepare(
-        soft_row(correct=correct), soft_targets=True, correct_samples="rewrite", max_length=PROMPT_LENGTH + room
-    )
+    settings = {"imitation_targets": "soft", "correct_samples": "rewrite", "truncated_rewrites": "keep"}
+    whole = prepare(soft_row(correct=correct), **settings)
+    prepared = prepare(soft_row(correct=correct), max_length=PROMPT_LENGTH + room, **settings)
     kept = max(room, 0)
     for name in PER_COMPLETION_TOKEN + PER_IMITATED_TOKEN:
         assert len(whole[name]) == 6, name
@@ -305,8 +314,46 @@ def test_edits_are_found_before_the_cut():
     # The cut completion would make the rewrite's end look inserted
     row = make_row(rewrite="3 = 8", correct=False)
     whole = prepare(row)
-    prepared = prepare(row, max_length=PROMPT_LENGTH + 2)
+    prepared = prepare(row, max_length=PROMPT_LENGTH + 2, truncated_rewrites="keep")
     assert prepared["imitation_weights"] == whole["imitation_weights"][:2]
+
+
+@pytest.mark.parametrize("correct_samples", ["keep", "rewrite"])
+@pytest.mark.parametrize("correct", [True, False])
+def test_a_target_without_its_end_is_not_imitated_unless_asked_for(correct, correct_samples):
+    row, settings = soft_row(correct=correct), {"correct_samples": correct_samples, "imitation_targets": "soft"}
+    whole = prepare(row, **settings)
+    fits = prepare(row, max_length=PROMPT_LENGTH + 6, **settings)
+    assert fits == whole
+    assert not fits["completion_truncated"] and not fits["imitation_truncated"]
+
+    dropped = prepare(row, max_length=PROMPT_LENGTH + 5, **settings)
+    kept = prepare(row, max_length=PROMPT_LENGTH + 5, truncated_rewrites="keep", **settings)
+    for prepared, length in ((dropped, 0), (kept, 5)):
+        assert prepared["completion_truncated"] and prepared["imitation_truncated"]
+        # The attempt keeps the rewards of the tokens that are there
+        for name in PER_COMPLETION_TOKEN:
+            assert prepared[name] == whole[name][:5], name
+        for name in PER_IMITATED_TOKEN:
+            assert prepared[name] == whole[name][:length], name
+        assert prepared["length"] == PROMPT_LENGTH + 5
+    assert dropped["num_edited"] == 0
+
+
+def test_what_was_not_to_be_imitated_is_not_lost():
+    # Imitation ends before the fifth token, whose probability is under the baseline
+    row = make_row(correct=True)
+    prepared = prepare(row, correct_samples="cut", max_length=PROMPT_LENGTH + 4)
+    assert prepared["completion_truncated"] and not prepared["imitation_truncated"]
+    assert prepared["imitation_weights"] == [0.5] * 4
+    assert prepare(row, correct_samples="cut", max_length=PROMPT_LENGTH + 3)["imitation_truncated"]
+
+
+def test_a_long_attempt_does_not_cost_the_row_its_short_rewrite():
+    row = make_row(rewrite="3 = 8")
+    prepared = prepare(row, max_length=PROMPT_LENGTH + 4)
+    assert prepared["completion_truncated"] and not prepared["imitation_truncated"]
+    assert prepared["imitation_ids"] == [*ids("3 = 8"), EOS]
 
 
 TOKENS = st.lists(st.integers(3, 9), min_size=1, max_size=8)
@@ -326,7 +373,7 @@ def test_lists_always_fit_their_tokens_and_the_length(
         rewrite_topk_ids=[[token_id] for token_id in rewrite_ids],
         rewrite_topk_logps=[[0.0]] * len(rewrite_ids),
     )
-    prepared = prepare(row, correct_samples=correct_samples, max_length=max_length, soft_targets=True)
+    prepared = prepare(row, correct_samples=correct_samples, max_length=max_length, imitation_targets="soft")
     assert len({len(prepared[name]) for name in PER_COMPLETION_TOKEN}) == 1
     assert len(prepared["imitation_ids"]) == len(prepared["imitation_weights"])
     assert len(prepared["imitation_topk_ids"]) in (0, len(prepared["imitation_ids"]))
@@ -337,13 +384,13 @@ def test_lists_always_fit_their_tokens_and_the_length(
 
 
 def test_a_prompt_without_tokens_is_refused():
-    with pytest.raises(DatasetError, match="Column 'prompt': found '', .* no token at all. Give the problem a text"):
+    with pytest.raises(DatasetError, match="Column 'prompt': found '', .* gives no tokens. Give the prompt a text"):
         prepare(make_row(prompt=""))
 
 
 def test_preparing_leaves_the_row_as_it_was():
     row, before = soft_row(), soft_row()
-    prepare(row, max_length=PROMPT_LENGTH + 2, soft_targets=True, negative_credit="first_error")
+    prepare(row, max_length=PROMPT_LENGTH + 2, imitation_targets="soft", negative_credit="first_error")
     assert row == before
 
 
@@ -359,10 +406,12 @@ def test_the_settings_are_those_of_the_config():
         "edited_weight": 3.0,
         "unedited_weight": 0.75,
         "correct_samples": "cut",
+        "truncated_rewrites": "keep",
+        "imitation_targets": "soft",
     }
-    config = RLMECConfig("unused", use_cpu=True, bf16=False, report_to="none", imitation_targets="soft", **changed)
+    config = RLMECConfig("unused", use_cpu=True, bf16=False, report_to="none", **changed)
     settings = dataclasses.asdict(RewardSettings.from_config(config))
     as_lists = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
-    assert as_lists == changed | {"soft_targets": True}
-    # It is what the data set's cache is keyed by
+    assert as_lists == changed
+    # It is what the dataset's cache is keyed by
     hash(RewardSettings.from_config(config))

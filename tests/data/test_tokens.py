@@ -98,6 +98,26 @@ def test_messages_end_where_the_assistant_begins():
     assert tokenizer.decode(prompt_ids) == "<s>system:3</s><s>user:4</s><s>assistant:"
 
 
+THINKING = "{% if enable_thinking is defined %}<think:{{ enable_thinking }}>{% endif %}{{ messages[0]['content'] }}"
+
+
+@pytest.mark.parametrize(
+    ("template_kwargs", "text"),
+    [
+        ({"enable_thinking": False}, "<think:False>4"),
+        # What Arrow makes of a row without the key, where other rows have it
+        ({"enable_thinking": None}, "4"),
+        ({}, "4"),
+        (None, "4"),
+    ],
+)
+def test_chat_template_kwargs_reach_the_template_and_keys_of_other_rows_do_not(template_kwargs, text):
+    tokenizer = byte_level_tokenizer(chat_template=THINKING)
+    prompt = [{"role": "user", "content": "4"}]
+    assert tokenizer.decode(encode_prompt(tokenizer, prompt, template_kwargs)) == text
+    assert tokenizer.decode(encode_prompt(tokenizer, "4", template_kwargs)) == "4"
+
+
 def test_a_text_prompt_keeps_the_bos_that_the_tokenizer_adds():
     tokenizer = adds_special_tokens(byte_level_tokenizer(), f"{BOS} $A")
     assert tokenizer.decode(encode_prompt(tokenizer, "3 + 4")) == "<s>3 + 4"

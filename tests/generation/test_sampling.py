@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,31 @@ def test_the_seed_decides_and_the_callers_random_numbers_are_left_alone(model, t
     assert torch.equal(torch.rand(3), expected)
     assert sample(model, tokenizer, temperature=1.0, seed=1) == first
     assert sample(model, tokenizer, temperature=1.0, seed=2) != first
+
+
+def test_every_prompt_is_sampled_with_its_own_chat_template_kwargs(model, thinking_tokenizer, monkeypatch):
+    prompts = [[{"role": "user", "content": "Eva"}]] * 3
+    template_kwargs = [{"enable_thinking": False}, {"enable_thinking": None}, {"enable_thinking": True}]
+    asked = []
+
+    class Server:
+        processing_class = thinking_tokenizer
+
+        def generate_ids(self, prompt_ids, *args, **kwargs):
+            asked.extend(map(thinking_tokenizer.decode, prompt_ids))
+            return prompt_ids
+
+    def generate(model, processing_class, prompt_ids, *args, **kwargs):
+        return Server().generate_ids(prompt_ids)
+
+    monkeypatch.setattr("rlmec_trl.generation.sampling.generate_ids", generate)
+    expected = ["Eva = attempt"] * 2 + ["Eva attempt"] * 2 + ["Eva makes attempt"] * 2
+    for sampler in (lambda **kwargs: sample(model, thinking_tokenizer, **kwargs), partial(sample_from_server, Server())):
+        asked.clear()
+        sampler(prompts=prompts, num_samples=2, chat_template_kwargs=template_kwargs)
+        assert asked == expected
+        with pytest.raises(ValueError, match="zip"):
+            sampler(prompts=prompts, chat_template_kwargs=template_kwargs[:2])
 
 
 def test_temperature_zero_is_greedy(model, tokenizer):

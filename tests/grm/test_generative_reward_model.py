@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlmec_trl import GenerativeRewardModel
-from rlmec_trl.data.tokens import step_prefix_ids
+from rlmec_trl.data.tokens import encode_prompt, step_prefix_ids
 from rlmec_trl.generation.server import ServerConfig, TokenServer
 from rlmec_trl.grm import generative_reward_model
 from rlmec_trl.grm.generative_reward_model import TokenizerMismatchError
@@ -118,6 +118,39 @@ def test_messages_score_like_their_texts(make_reward_model, make_rows):
     ]
     reward_model = make_reward_model()
     assert reward_model.score(*columns(as_messages)) == reward_model.score(*columns(rows))
+
+
+def test_chat_template_kwargs_reach_every_question(model, make_rows, thinking_tokenizer, monkeypatch):
+    rows = make_rows(3)
+    template_kwargs = [{"enable_thinking": False}, None, {"enable_thinking": True}]
+    asked = []
+
+    def encode_question(*args):
+        encoded = encode_prompt(*args)
+        asked.append(thinking_tokenizer.decode(encoded))
+        return encoded
+
+    monkeypatch.setattr("rlmec_trl.grm.prompts.encode_prompt", encode_question)
+    grm = GenerativeRewardModel(model, thinking_tokenizer, WORDING, show_progress=False, max_new_tokens=3)
+    prompts, references, completions, completion_ids = columns(rows)
+    question, attempts = (prompts, references, completions), (prompts, references, completions, completion_ids)
+    for task, call in (
+        ("locate", lambda **kwargs: grm.locate(*question, **kwargs)),
+        ("rewrite", lambda **kwargs: grm.score(*attempts, **kwargs)),
+        ("rewrite", lambda **kwargs: grm.rewrite(*attempts, [0, 0, 0], **kwargs)),
+        ("rewrite", lambda **kwargs: grm.rewrite_ids(*attempts, [0, 0, 0], **kwargs)),
+        ("rewrite", lambda **kwargs: grm.rewrite_topk(*attempts, k=2, **kwargs)),
+    ):
+        asked.clear()
+        call(chat_template_kwargs=template_kwargs)
+        assert [text.partition(f" {task} :")[2] for text in asked] == [" = attempt", " attempt", " makes attempt"]
+    # Each keeps its own where only some attempts are rewritten; an error step that is not given is asked for
+    asked.clear()
+    grm.rewrite_ids(*attempts, [-1, -1, 0], chat_template_kwargs=template_kwargs)
+    assert [text.partition(" rewrite :")[2] for text in asked] == [" makes attempt"]
+    asked.clear()
+    grm.rewrite_ids(*attempts, chat_template_kwargs=template_kwargs)
+    assert [text.partition(" locate :")[2] for text in asked[:3]] == [" = attempt", " attempt", " makes attempt"]
 
 
 def test_no_rows_give_no_results(make_reward_model):

@@ -1,6 +1,7 @@
 """Training of generative reward models: what its examples are, and that training and saving work."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -142,6 +143,45 @@ def test_a_chat_template_puts_the_question_into_a_message(make_rows, chat_tokeni
     # The template of this tokenizer ends a prompt in " attempt"
     question = rewrite_prompt(WORDING, row["prompt"], row["reference"], row["completion"])
     assert chat_tokenizer.decode(input_ids) == f"{question} attempt{row['rewrite']}<eos>"
+
+
+def test_both_questions_carry_the_rows_chat_template_kwargs(make_rows, thinking_tokenizer):
+    template_kwargs = [{"enable_thinking": False}, {"enable_thinking": True}, None]
+    rows = [
+        row | {"chat_template_kwargs": value} for row, value in zip(make_rows(3), template_kwargs, strict=True)
+    ]
+    texts = [thinking_tokenizer.decode(input_ids) for input_ids, _ in examples_of(rows, thinking_tokenizer)]
+    for end, (rewriting, locating) in zip(
+        (" = attempt", " makes attempt", " attempt"), zip(texts[::2], texts[1::2], strict=True), strict=True
+    ):
+        assert f" rewrite :{end}" in rewriting
+        assert f" locate :{end}" in locating
+
+
+def test_chat_template_kwargs_survive_the_trainers_preparation(
+    make_policy, make_rows, thinking_tokenizer, tmp_path
+):
+    rows = make_rows(3)
+    rows[1]["chat_template_kwargs"] = {"enable_thinking": False}
+    trainer = GRMTrainer(
+        model=make_policy(),
+        args=make_config(tmp_path),
+        train_dataset=Dataset.from_list([{"chat_template_kwargs": None} | row for row in rows]),
+        processing_class=thinking_tokenizer,
+        wording=WORDING,
+    )
+    texts = [thinking_tokenizer.decode(row["input_ids"]) for row in trainer.train_dataset]
+    assert sum(" : = attempt" in text for text in texts) == 2
+    assert sum(" : attempt" in text for text in texts) == 4
+
+
+def test_answers_that_max_length_truncates_are_counted(make_trainer, make_rows, caplog):
+    rows = make_rows(4)
+    longest = max(len(row["input_ids"]) for row in make_trainer(rows).train_dataset)
+    assert not caplog.records
+    trainer = make_trainer(rows, max_length=longest - 1)
+    assert len(trainer.train_dataset) == 8
+    assert re.search(rf"`max_length={longest - 1}` truncates [1-3] of the 8 examples of the train", caplog.text)
 
 
 def test_every_row_gives_both_tasks_by_default(make_trainer, tokenizer):
