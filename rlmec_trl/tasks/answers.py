@@ -10,11 +10,15 @@ import unicodedata
 # A longer "answer" is prose, and a symbolic parser can take very long over prose
 _MAX_EXPRESSION_LENGTH = 200
 _STATEMENT = re.compile(r"\bthe (?:final |correct )?answer is\b[*_\s]*:?(.*)", re.IGNORECASE)
-_HASHES = re.compile(r"^[ \t]*####[ \t]*([-+$€£\d.,/%]*\d[-+$€£\d.,/%]*)[ \t]*$", re.MULTILINE)
+_HASHES = re.compile(r"^[ \t]*####[ \t]*((?=[-+$€£.,/%]*\d)[-+$€£\d.,/%]+)[ \t]*$", re.MULTILINE)
 _BOXED = re.compile(r"\\f?boxed\s*\{")
 _QUOTES = "\"'`*“”‘’«»"
 # A word of prose between or after the mathematics: a unit, "because". Names that are mathematics are none
-_WORD = re.compile(r"(?<![\\a-zA-Z])(?!(?:and|or|sin|cos|tan|log|ln|exp|sqrt|pi)\b)[a-zA-Z]{2,}")
+_WORD = re.compile(
+    r"(?<![\\a-zA-Z])(?<!\\begin\{)(?<!\\end\{)(?!(?:and|or|sin|cos|tan|log|ln|exp|sqrt|pi)\b)[a-zA-Z]{2,}"
+)
+# What cannot end an expression: an operator, or a command that needs an argument
+_UNFINISHED = re.compile(r"(?:[-+*/=^_<>&|]|\\(?!(?:pi|infty|circ)\b)[a-zA-Z]+)$")
 _LATEX_OF_SYMBOL = str.maketrans({"−": "-", "⁄": "/", "°": r"^\circ ", "√": r"\sqrt ", "π": r"\pi "})
 
 
@@ -38,15 +42,21 @@ def extract_answer(solution: str) -> str | None:
     '\\frac{1}{2}'
     ```
     """
+    found = find_answer(solution)
+    return None if found is None else found[1]
+
+
+def find_answer(solution: str) -> tuple[int, str] | None:
+    """Where a solution states its final answer, and that answer as [`extract_answer`] returns it."""
     stated = [(match.start(), _strip_markup(match.group(1))) for match in _HASHES.finditer(solution)]
     for match in _STATEMENT.finditer(solution):
         # A box inside the statement is found below, as what stands last
         stated.append((match.start(), _strip_markup(match.group(1))))
+    closing = _closing_braces(solution)
     for match in _BOXED.finditer(solution):
-        content = _balanced(solution, match.end())
-        if content is not None:
-            stated.append((match.start(), content.strip()))
-    return max(((start, answer) for start, answer in stated if answer), default=(0, None))[1]
+        if match.end() in closing:
+            stated.append((match.start(), solution[match.end() : closing[match.end()]].strip()))
+    return max(((start, answer) for start, answer in stated if answer), default=None)
 
 
 def check_math(completion: str, answer: str, problem: str = "") -> bool:
@@ -91,15 +101,16 @@ def check_choice(completion: str, answer: str, problem: str = "") -> bool:
     return _normalized_choice(completion if stated is None else stated) == _normalized_choice(answer)
 
 
-def _balanced(text: str, start: int) -> str | None:
-    """What stands between the brace that opens before `start` and the one that closes it."""
-    depth = 1
-    for match in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
-        # An escaped brace matches together with its backslash and changes nothing
-        depth += {"{": 1, "}": -1}.get(match.group(), 0)
-        if depth == 0:
-            return text[start : match.start()]
-    return None
+def _closing_braces(text: str) -> dict[int, int]:
+    """Where the content of each pair of braces starts, and where it ends."""
+    opened, closing = [], {}
+    for match in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text):
+        # An escaped brace matches together with its backslash and is skipped
+        if match.group() == "{":
+            opened.append(match.end())
+        elif match.group() == "}" and opened:
+            closing[opened.pop()] = match.start()
+    return closing
 
 
 def _strip_markup(text: str) -> str:
@@ -152,7 +163,14 @@ def _expression(answer: str) -> str | None:
     if len(answer) > _MAX_EXPRESSION_LENGTH or "\n" in answer:
         return None
     answer = re.sub(r"\\[()\[\]]|\\?\$", "", _without_text_mode(answer))
-    answer = _WORD.split(re.split(r"\.\s", answer)[0])[0].strip(" ,;:")
+    answer = re.split(r"\.\s", answer)[0]
+    mathematics = _WORD.split(answer)[0].strip(" ,;:")
+    if len(mathematics) < len(answer.strip(" ,;:")):
+        # Cut inside an expression, as in \overline{AB} or (5, six), the rest would equal that of any other answer
+        opened, closed = (len(re.findall(brackets, mathematics)) for brackets in (r"[(\[{]", r"[)\]}]"))
+        if opened != closed or _UNFINISHED.search(mathematics):
+            return None
+    answer = mathematics
     # "1 1/2" is one and a half; the parser would take the first number alone
     return re.sub(r"^([-+]?\d+)\s+(\d+)/(\d+)$", r"\1\\frac{\2}{\3}", answer) or None
 

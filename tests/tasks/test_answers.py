@@ -69,6 +69,9 @@ def test_the_last_stated_answer_is_found_bare(solution, answer):
         (r"\text{(A)}", "A"),
         ("72", "48 / 2 = 24\n#### 72"),
         (r"\frac{1}{2}", r"Thus $x = \boxed{0.5}$."),
+        (r"\begin{pmatrix} 0.5 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1/2 \\ 2 \end{pmatrix}"),
+        (r"\overline{AB}", r"\overline{AB}"),
+        (r"2\pi units", r"2\pi"),
     ],
 )
 def test_equal_mathematics_is_equal_however_it_is_written(stated, answer):
@@ -91,6 +94,16 @@ def test_equal_mathematics_is_equal_however_it_is_written(stated, answer):
         (r"\frac{1}{", "1"),
         ("nothing", "0"),
         ("?", "5"),
+        (r"\begin{pmatrix} 0 \\ 0 \\ 0 \end{pmatrix}", r"\begin{pmatrix} 2 & 0 \\ -3 & 5 \end{pmatrix}"),
+        (r"\begin{pmatrix} 2 & 0 \\ -3 & 5 \end{pmatrix}", r"\begin{pmatrix} 0 \\ 0 \\ 0 \end{pmatrix}"),
+        (r"\begin{pmatrix} 0 & 0 \end{pmatrix}", r"\begin{pmatrix} 0 \\ 0 \end{pmatrix}"),
+        (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1 \\ 3 \end{pmatrix}"),
+        # Where a word is cut off together with what stands around it, the rest is the same
+        (r"\overline{AB}", r"\overline{CD}"),
+        (r"\triangle ABC", r"\triangle DEF"),
+        (r"\operatorname{arcsin} 1", r"\operatorname{arccos} 1"),
+        ("(5, six)", "(5, seven)"),
+        ("5 + six", "5 + seven"),
     ],
 )
 def test_different_mathematics_is_not_equal(stated, answer):
@@ -122,6 +135,11 @@ def test_no_text_makes_the_math_check_fail(text):
 
 def test_an_expression_that_explodes_is_given_up():
     assert not check_math("The answer is " + "(" * 5000, "5")
+
+
+@pytest.mark.parametrize("text", [r"\boxed{" * 20_000, "#### " + "1" * 100_000 + "x", "the answer is " * 10_000])
+def test_the_answer_of_a_long_text_is_found_in_one_pass(text):
+    assert extract_answer(text + "\nThe answer is 5") == "5"
 
 
 def test_math_is_checked_in_threads_too():
