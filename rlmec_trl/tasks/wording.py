@@ -8,6 +8,22 @@ from dataclasses import dataclass
 from ..data.steps import split_steps
 
 
+TEACHER_INSTRUCTIONS = """\
+You correct students' attempts at problems. You are given a problem, a correct reference solution, a student's \
+attempt, and the attempt's steps, numbered from 0.
+
+1. Find the first step of the attempt that is wrong. Check every step, also where the final answer is right: two \
+mistakes may cancel. A step is wrong if it states something false, computes something wrongly, or does not follow \
+from the problem and the steps before it. Being different from the reference solution is not an error.
+2. Correct the attempt with as few edits as possible. Keep everything that is right word for word, with its spaces \
+and line breaks, in the student's own style and order, and change, add or remove only what has to be for every step \
+and the final answer to be right. Do not number the steps. If nothing is wrong, repeat the attempt unchanged. End \
+with the final answer in the form that the attempt uses, or with "The answer is X" where it has none.
+
+"""
+"""What a teacher behind an API reads before every row, unless a task words it otherwise."""
+
+
 @dataclass(frozen=True)
 class Wording:
     r"""
@@ -28,6 +44,10 @@ class Wording:
             Whether the attempt in the locate prompt is shown with its steps numbered from 0, one a line.
         no_error (`str`, *optional*, defaults to `"none"`):
             What locate answers when every step is right.
+        teacher (`str`, *optional*, defaults to `TEACHER_INSTRUCTIONS`):
+            Instructions for a teacher behind an API: to find the first incorrect step and to correct the attempt with
+            as few edits as possible. They have no slots, the row follows in a message of its own, and what is said
+            about the format of the answer is appended to them.
     """
 
     locate: str
@@ -36,6 +56,7 @@ class Wording:
     step_separator: str = "\n"
     numbered: bool = False
     no_error: str = "none"
+    teacher: str = TEACHER_INSTRUCTIONS
 
 
 WORDING = Wording(
