@@ -15,6 +15,7 @@ from .messages import message_text, problem_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from datasets.features.features import FeatureType
 
 
 Stage = Literal["task", "samples", "edits", "scores", "policy"]
@@ -67,6 +68,41 @@ _BIG = 50_000
 
 class DatasetError(ValueError):
     """A dataset that a stage cannot work with; the message says where, what was found, and how to mend it."""
+
+
+def column_features(messages: bool = False) -> dict[str, FeatureType]:
+    """
+    Types of the columns that the stages write, for where they cannot be inferred: `rewrite` may be `None` in the first
+    thousand rows.
+
+    Args:
+        messages (`bool`, *optional*, defaults to `False`):
+            Whether `prompt`, `completion` and `rewrite` are lists of messages instead of strings.
+
+    Returns:
+        `dict[str, FeatureType]`: One feature for each column. Numbers have the width that Python's own get.
+    """
+    from datasets import List, Value
+
+    string, integers, floats = Value("string"), List(Value("int64")), List(Value("float64"))
+    text = List({"role": string, "content": string}) if messages else string
+    return {
+        "prompt": text,
+        "reference": string,
+        "answer": string,
+        "completion": text,
+        "completion_ids": integers,
+        "correct": Value("bool"),
+        "rewrite": text,
+        "error_step": Value("int64"),
+        "edit_outcome": string,
+        "rewrite_ids": integers,
+        "token_probs": floats,
+        "token_rewards": floats,
+        "old_logps": floats,
+        "rewrite_topk_ids": List(integers),
+        "rewrite_topk_logps": List(floats),
+    }
 
 
 def check_dataset(dataset: Dataset, stage: Stage, eos_token_ids: int | Iterable[int] | None = None) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
-from rlmec_trl.data.schema import DatasetError, check_dataset
+from rlmec_trl.data.schema import DatasetError, check_dataset, column_features
 
 
 EOS = 2
@@ -274,6 +274,14 @@ def test_other_widths_of_numbers_and_lists_are_read():
     data = Dataset.from_dict(columns)
     data = data.cast(Features(data.features | features))
     check_dataset(data, "policy", eos_token_ids=EOS)
+
+
+@pytest.mark.parametrize("messages", [False, True])
+def test_the_known_types_are_those_that_rows_of_python_values_get(messages):
+    row = ROW | {"edit_outcome": "rewritten"}
+    if messages:
+        row |= {name: chat("user", row[name]) for name in ("prompt", "completion", "rewrite")}
+    assert column_features(messages) == Dataset.from_list([row]).features
 
 
 def test_an_unknown_stage_is_the_callers_error():

@@ -1,12 +1,19 @@
 """The wording must say what it was given, and step indices must mean the same to everyone."""
 
+import dataclasses
+import hashlib
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rlmec_trl.data.messages import is_conversational, message_text, problem_text
 from rlmec_trl.data.steps import split_steps
+from rlmec_trl.grm.prompts import WORDING_FILE, load_wording
+from rlmec_trl.tasks import arithmetic
 from rlmec_trl.tasks.wording import (
+    TEACHER_INSTRUCTIONS,
     WORDING,
     Wording,
     locate_answer,
@@ -154,3 +161,31 @@ def test_messages_and_strings_read_the_same():
 @pytest.mark.parametrize("value", ["text", "", [], None, [1, 2], ["role"], {"role": "user", "content": "x"}])
 def test_what_is_no_list_of_messages_is_not_conversational(value):
     assert not is_conversational(value)
+
+
+# --- What trained models and journals rest on ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wording", "digest"),
+    [
+        (WORDING, "bd72285bddb83140"),
+        (arithmetic.WORDING, "83b88599e0450959"),
+    ],
+    ids=["default", "arithmetic"],
+)
+def test_the_shipped_wordings_have_not_changed_since_models_were_trained_on_them(wording, digest):
+    assert hashlib.sha256(json.dumps(dataclasses.asdict(wording)).encode()).hexdigest()[:16] == digest
+
+
+def test_a_wording_saved_before_teachers_had_one_still_loads(tmp_path):
+    saved = dataclasses.asdict(PLAIN)
+    del saved["teacher"]
+    (tmp_path / WORDING_FILE).write_text(json.dumps(saved), encoding="utf-8")
+    assert load_wording(str(tmp_path)) == PLAIN
+
+
+def test_a_task_can_word_the_teachers_instructions():
+    wording = dataclasses.replace(WORDING, teacher="Correct the translation.")
+    assert wording != WORDING
+    assert WORDING.teacher == TEACHER_INSTRUCTIONS
