@@ -26,6 +26,7 @@ class AuditArguments:
     dataset_name: str = field(metadata={"help": "Scored samples, as `score.py` writes them."})
     seen_dataset_name: str = field(metadata={"help": "Edited samples whose problems the reward model has seen."})
     tokenizer: str = field(metadata={"help": "Path or Hub name of the policy's tokenizer."})
+    task: str = field(metadata={"help": "Built-in task, or your own as `package.module:NAME` or `path/to/file.py:NAME`."})
     output_file: str | None = field(default=None, metadata={"help": "JSON file to write the audit to."})
 
 
@@ -38,7 +39,7 @@ def main(args: AuditArguments) -> GRMAudit:
     scored = load_rows(args.dataset_name)
     check_dataset(scored, "scores")
     unseen = scored.select([index for index, prompt in enumerate(scored["prompt"]) if prompt not in seen])
-    task = load_task("arithmetic")
+    task = load_task(args.task)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     audit = audit_grm(unseen, task, task.editor, tokenizer)
     if args.output_file is not None:

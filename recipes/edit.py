@@ -91,7 +91,7 @@ def load_samples(args: EditArguments) -> Dataset:
 
 def edit_here(samples: Dataset, task: Task, args: EditArguments, model_args: ModelConfig) -> tuple[Dataset, Counter]:
     """With a teacher in this process, shard by shard."""
-    if args.teacher == "arithmetic":
+    if args.teacher == "task":
         editor = task.editor
     else:
         model = load_model(model_args, args.teacher, args.trust_remote_code)

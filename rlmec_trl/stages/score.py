@@ -56,8 +56,7 @@ class ScoreConfig:
     task: str = field(
         default="math",
         metadata={
-            "help": "How the rewrites' answers are checked: `arithmetic`, `math` or `choice`.",
-            "choices": ["arithmetic", "math", "choice"],
+            "help": "Built-in task, or your own as `package.module:NAME` or `path/to/file.py:NAME`."
         },
     )
     locate_by: str = field(
