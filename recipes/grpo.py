@@ -2,7 +2,8 @@
 GRPO with TRL and the outcome as the only reward: the baseline that gives every token of a completion the same credit.
 
 ```bash
-python recipes/grpo.py --config recipes/arithmetic/grpo.yaml
+accelerate launch recipes/grpo.py --model_name_or_path Qwen/Qwen2.5-1.5B-Instruct --task gsm8k \
+    --dataset_name runs/gsm8k/samples --output_dir runs/gsm8k/grpo
 ```
 """
 
@@ -21,8 +22,8 @@ class GRPOArguments:
     """What to train on."""
 
     dataset_name: str = field(metadata={"help": "Rows with `prompt` and `answer`."})
-    task: str = field(metadata={"help": "How answers are checked: `arithmetic`, `math` or `choice`."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of a data set on the Hub."})
+    task: str = field(metadata={"help": "Built-in task, or your own as `package.module:NAME` or `path/to/file.py:NAME`."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a dataset on the Hub."})
 
 
 def make_parser() -> TrlParser:
@@ -33,13 +34,15 @@ def main(args: GRPOArguments, training_args: GRPOConfig, model_args: ModelConfig
     set_model_init_kwargs(training_args, model_args)
     task = load_task(args.task)
 
-    def answer_is_right(completions, answer, **kwargs):
-        texts = [message_text(completion) for completion in completions]
-        return [float(task.check_answer(text, right)) for text, right in zip(texts, answer, strict=True)]
+    def outcome_reward(prompts, completions, answer, **kwargs):
+        return [
+            float(task.check_answer(message_text(completion), correct, task.raw_problem(prompt)))
+            for prompt, completion, correct in zip(prompts, completions, answer, strict=True)
+        ]
 
     trainer = GRPOTrainer(
         model=model_args.model_name_or_path,
-        reward_funcs=answer_is_right,
+        reward_funcs=outcome_reward,
         args=training_args,
         train_dataset=load_rows(args.dataset_name, args.dataset_split),
         quantization_config=get_quantization_config(model_args),

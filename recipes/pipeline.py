@@ -1,73 +1,48 @@
 """
-All stages of a task, one after another, in one process.
+Run all stages of a pipeline, one after another, in one process.
 
 ```bash
 python recipes/pipeline.py --config recipes/arithmetic/pipeline.yaml
 ```
 
-Each stage writes a data set or a model into `<output_dir>/seed-<seed>`. Started again, a finished stage is skipped
-unless its configuration, or that of a stage it reads from, has changed; a stage that was cut off goes on where it was.
-In the YAML, `{run}` stands for the run's folder and `{seed}` for its seed.
+Each stage writes a dataset or a model to `<output_dir>/seed-<seed>/<stage>`. Re-running the command skips finished
+stages and resumes an interrupted one. A stage runs again when its settings, or those of a stage it reads from, change.
+
+Nothing is deleted that the pipeline did not write: before any work, it refuses outputs that are not its own. The
+settings of each stage are in `<output_dir>/seed-<seed>/.stages/<stage>.yaml`, which is a `--config` for the stage's own
+recipe.
 """
 
 import argparse
-import hashlib
+import difflib
 import importlib.util
 import json
-import shutil
-import time
-from dataclasses import dataclass, field
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
+from filelock import FileLock, Timeout
 from rich.console import Console
 from transformers import AutoTokenizer
 
 from rlmec_trl.data.loading import load_rows
-from rlmec_trl.reports.tables import (
-    accuracy_table,
-    audit_table,
-    pick_samples,
-    pool_audits,
-    show_sample,
-    summarize_accuracy,
+from rlmec_trl.reports.tables import accuracy_table, audit_table, pool_audits, summarize_accuracy
+from rlmec_trl.reports.token_views import pick_samples, show_sample
+from rlmec_trl.stages.ledger import Ledger, write_atomically
+from rlmec_trl.stages.pipeline import (
+    Job,
+    Pipeline,
+    PipelineError,
+    fill_run,
+    load_pipeline,
+    plan_run,
+    result_name,
 )
 
 
 RECIPES = Path(__file__).parent
 console = Console()
-
-
-@dataclass
-class Stage:
-    """One stage: a recipe, its YAML file, and what this run sets otherwise."""
-
-    name: str
-    recipe: str
-    config: str | None = None
-    args: dict[str, Any] = field(default_factory=dict)
-    # One argument and its candidates: each is run, and the one with the best accuracy on validation is kept.
-    choose: dict[str, list] | None = None
-    # Under which name the model stands in the table, where it is evaluated on the test split.
-    evaluate: str | None = None
-
-
-@dataclass
-class Pipeline:
-    """What the pipeline's YAML file holds."""
-
-    output_dir: str
-    seeds: list[int]
-    stages: list[dict[str, Any]]
-    # The `evaluate.py` stage for every model in the table: its file, and the data sets to choose and to report on.
-    evaluation: dict[str, str]
-    title: str
-    scored: str | None = None
-    tokenizer: str | None = None
-    audit: str | None = None
-    report: str = "report.json"
 
 
 def load_recipe(name: str) -> ModuleType:
@@ -77,143 +52,127 @@ def load_recipe(name: str) -> ModuleType:
     return module
 
 
-def fill(value: Any, run: Path, seed: int) -> Any:
-    """Put the run's folder and seed where a value of the YAML file names them."""
-    if isinstance(value, dict):
-        return {key: fill(item, run, seed) for key, item in value.items()}
-    if isinstance(value, list):
-        return [fill(item, run, seed) for item in value]
-    return value.replace("{run}", str(run)).replace("{seed}", str(seed)) if isinstance(value, str) else value
-
-
-def command_line(config: str | None, args: dict[str, Any]) -> list[str]:
-    words = ["--config", config] if config is not None else []
-    for name, value in args.items():
-        values = value if isinstance(value, list) else [value]
-        words += [f"--{name}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in values)]
-    return words
+def say(text: str, style: str | None = None) -> None:
+    console.print(text, style=style, highlight=False, markup=False)
 
 
 class Run:
-    """The stages of one seed, and what is known of them on disk."""
+    """The stages of one seed."""
 
-    def __init__(self, pipeline: Pipeline, seed: int, root: Path):
-        self.pipeline, self.seed, self.root = pipeline, seed, root
+    def __init__(self, pipeline: Pipeline, seed: int):
+        self.pipeline, self.seed = pipeline, seed
         self.folder = Path(pipeline.output_dir, f"seed-{seed}")
-        self.markers = self.folder / ".stages"
-        self.markers.mkdir(parents=True, exist_ok=True)
-        self.keys: dict[str, str] = {}
-        self.seconds: dict[str, float] = {}
+        self.steps = plan_run(pipeline, seed)
+        self.ledger = Ledger(self.folder, say)
         self.chosen: dict[str, Any] = {}
-        self.results: dict[str, dict[str, Any]] = {}
 
-    def run_stage(self, stage: Stage) -> None:
-        if stage.choose is None:
-            self._run_recipe(stage.name, stage.recipe, stage.config, stage.args)
-        else:
-            self._run_choice(stage)
-        if stage.evaluate:
-            self.results[stage.evaluate] = self.evaluate(stage.name, "test")
+    def run(self) -> None:
+        for step in self.steps:
+            if not isinstance(step, Job):
+                chosen = self.chosen[step.name] = self.ledger.choose(step)
+                shown = ", ".join(f"{value}: {mean:.3f}" for value, mean in chosen["validation"].items())
+                say(f"{step.name}: {step.argument} = {chosen['value']} does best on validation ({shown})")
+            elif self.ledger.is_finished(step):
+                say(f"{self.folder / step.name}: already finished", style="dim")
+            else:
+                console.rule(f"{step.name} (seed {self.seed})", align="left")
+                recipe = load_recipe(step.recipe)
+                self.ledger.run(
+                    step,
+                    lambda config, recipe=recipe: recipe.main(
+                        *recipe.make_parser().parse_args_and_config(["--config", str(config)])
+                    ),
+                )
 
-    def evaluate(self, name: str, split: str) -> dict[str, Any]:
-        """Accuracy of a stage's model on a split, `test` or `validation`."""
-        output_file = self.folder / "results" / f"{name}-{split}.json"
-        args = {
-            "model_name_or_path": str(self.folder / name),
-            "dataset_name": self.pipeline.evaluation[split],
-            "output_file": str(output_file),
-        }
-        self._run_recipe(f"results/{name}-{split}.json", "evaluate", self.pipeline.evaluation["config"], args)
-        return json.loads(output_file.read_text(encoding="utf-8"))
+    @property
+    def results(self) -> dict[str, dict[str, Any]]:
+        """For each row of the table, the accuracy on the test split."""
+        evaluated = [stage for stage in self.pipeline.stages if stage.evaluate is not None]
+        return {stage.evaluate: self.ledger.result(result_name(stage.name, "test")) for stage in evaluated}
 
-    def _run_choice(self, stage: Stage) -> None:
-        """Run a stage with each candidate value, keep the one that does best on validation."""
-        ((argument, candidates),) = stage.choose.items()
-        accuracies = {}
-        for candidate in candidates:
-            name = f"{stage.name}-{argument}-{candidate}"
-            args = {**stage.args, argument: candidate, "output_dir": str(self.folder / name)}
-            self._run_recipe(name, stage.recipe, stage.config, args)
-            accuracies[candidate] = self.evaluate(name, "validation")["mean"]
-        best = max(candidates, key=accuracies.get)
-        self.chosen[stage.name] = {"argument": argument, "value": best, "validation": accuracies}
-        shown = ", ".join(f"{candidate}: {mean:.3f}" for candidate, mean in accuracies.items())
-        console.print(f"{stage.name}: {argument} = {best} does best on validation ({shown})", highlight=False)
-        link = self.folder / stage.name
-        if link.is_dir() and not link.is_symlink():  # from a configuration without candidates
-            shutil.rmtree(link)
-        link.unlink(missing_ok=True)
-        link.symlink_to(f"{stage.name}-{argument}-{best}")
-        self.keys[stage.name] = self.keys[f"{stage.name}-{argument}-{best}"]
+    @property
+    def seconds(self) -> dict[str, float]:
+        return {step.name: self.ledger.seconds(step.name) for step in self.steps if isinstance(step, Job)}
 
-    def _run_recipe(self, name: str, recipe: str, config: str | None, args: dict[str, Any]) -> None:
-        args = fill(args, self.folder, self.seed)
-        config_path = None if config is None else str(self.root / config)
-        key = self._key(name, recipe, config_path, args)
-        self.keys[name] = key
-        output, marker = self.folder / name, self.markers / f"{name.replace('/', '-')}.json"
-        known = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else {}
-        if known.get("key") == key and known["finished"] and output.exists():
-            self.seconds[name] = known["seconds"]
-            console.print(f"[dim]{self.folder / name}: done before[/dim]", highlight=False)
-            return
-        if known.get("key") != key:
-            # What another configuration left behind would be taken for this one's
-            known = {"key": key, "finished": False, "seconds": 0.0}
-            shutil.rmtree(output) if output.is_dir() and not output.is_symlink() else output.unlink(missing_ok=True)
-        elif known["finished"]:  # its output is gone, so it starts anew
-            known = {"key": key, "finished": False, "seconds": 0.0}
-        marker.write_text(json.dumps(known), encoding="utf-8")
 
-        console.rule(f"{name} (seed {self.seed})", align="left")
-        start = time.perf_counter()
-        module = load_recipe(recipe)
-        module.main(*module.make_parser().parse_args_and_config(command_line(config_path, args)))
-        known["seconds"] += time.perf_counter() - start
-        known["finished"] = True
-        marker.write_text(json.dumps(known), encoding="utf-8")
-        self.seconds[name] = known["seconds"]
+def check_settings(runs: list[Run]) -> None:
+    """
+    Raises:
+        [`PipelineError`]: If a recipe does not exist, or a stage gives its recipe a setting that it does not have, or
+            leaves out one that it needs.
+    """
+    recipes = sorted(path.stem for path in RECIPES.glob("*.py") if path.stem != "pipeline")
+    for recipe in runs[0].pipeline.defaults:
+        if recipe not in recipes:
+            raise PipelineError(f"`defaults`: no recipe {recipe!r}. Choose one of {', '.join(recipes)}.")
+    required = {}  # recipe -> setting -> whether it has to be given
+    for step in runs[0].steps:
+        if not isinstance(step, Job):
+            continue
+        if step.recipe not in recipes:
+            raise PipelineError(f"Stage {step.name!r}: no recipe {step.recipe!r}. Choose one of {', '.join(recipes)}.")
+        if step.recipe not in required:
+            actions = load_recipe(step.recipe).make_parser()._actions
+            required[step.recipe] = {action.dest: action.required for action in actions}
+        settings = required[step.recipe]
+        for name in step.settings.keys() - settings.keys():
+            close = difflib.get_close_matches(name, settings)
+            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+            raise PipelineError(f"Stage {step.name!r}: the recipe {step.recipe!r} has no setting {name!r}.{hint}")
+        missing = [name for name, needed in settings.items() if needed and name not in step.settings]
+        if missing:
+            raise PipelineError(f"Stage {step.name!r}: the recipe {step.recipe!r} needs {', '.join(missing)}.")
 
-    def _key(self, name: str, recipe: str, config: str | None, args: dict[str, Any]) -> str:
-        """A stage is the same while its recipe, its settings and the stages it reads from are."""
-        settings = None if config is None else yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-        values = [str(value) for value in args.values()]
-        read = {
-            other: key
-            for other, key in self.keys.items()
-            if other != name
-            and any(
-                value == path or value.startswith(f"{path}/")
-                for value in values
-                for path in [str(self.folder / other)]
-            )
-        }
-        return hashlib.sha256(json.dumps([recipe, settings, args, read], sort_keys=True).encode()).hexdigest()
+
+def check_outputs(pipeline: Pipeline, runs: list[Run]) -> None:
+    """
+    Raises:
+        [`PipelineError`]: If a stage or the report would touch what this pipeline did not write.
+    """
+    refusals = [refusal for run in runs for refusal in run.ledger.refusals(run.steps)]
+    path = Path(pipeline.output_dir, pipeline.report)
+    if path.exists() and not is_report(path):
+        refusals.append(f"{path}: it exists, and is not a report of this pipeline.")
+    if refusals:
+        listed = "\n".join(f"- {refusal}" for refusal in refusals)
+        raise PipelineError(
+            f"These outputs stand in the way:\n{listed}\nNothing was changed. Move them away, or choose another "
+            "`--output_dir`."
+        )
+
+
+def is_report(path: Path) -> bool:
+    try:
+        return {"accuracy", "chosen", "seconds"} <= json.loads(path.read_text(encoding="utf-8")).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def report(pipeline: Pipeline, runs: list[Run]) -> None:
     """Print the tables and two samples, and write all figures to a file."""
-    accuracy = {name: summarize_accuracy([run.results[name] for run in runs]) for name in runs[0].results}
+    results = [run.results for run in runs]
+    accuracy = {name: summarize_accuracy([result[name] for result in results]) for name in results[0]}
+    seconds = [run.seconds for run in runs]
     result = {
         "accuracy": accuracy,
         "chosen": {f"seed-{run.seed}": run.chosen for run in runs},
-        "seconds": {name: sum(run.seconds[name] for run in runs) for name in runs[0].seconds},
+        "seconds": {name: sum(of_run[name] for of_run in seconds) for name in seconds[0]},
     }
     if pipeline.scored is not None:
-        scored = load_rows(fill(pipeline.scored, runs[0].folder, runs[0].seed))
-        tokenizer = AutoTokenizer.from_pretrained(fill(pipeline.tokenizer, runs[0].folder, runs[0].seed))
+        scored = load_rows(fill_run(pipeline.scored, runs[0].folder))
+        tokenizer = AutoTokenizer.from_pretrained(fill_run(pipeline.tokenizer, runs[0].folder))
         for row in pick_samples(scored):
             console.print(show_sample(row, tokenizer))
-    num_problems = next(iter(accuracy.values()))["n"]
-    console.print(accuracy_table(accuracy, f"{pipeline.title}: test split, {num_problems} problems"))
+    if accuracy:
+        num_problems = next(iter(accuracy.values()))["n"]
+        console.print(accuracy_table(accuracy, f"{pipeline.title}: test split, {num_problems} problems"))
     if pipeline.audit is not None:
-        audits = [Path(fill(pipeline.audit, run.folder, run.seed)) for run in runs]
+        audits = [Path(fill_run(pipeline.audit, run.folder)) for run in runs]
         result["grm_audit"] = pool_audits([json.loads(path.read_text(encoding="utf-8")) for path in audits])
-        console.print(audit_table(result["grm_audit"], "Generative reward model, on problems it has not seen"))
-    total = sum(result["seconds"].values())
+        console.print(audit_table(result["grm_audit"], "Generative reward model, on unseen problems"))
     path = Path(pipeline.output_dir, pipeline.report)
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    console.print(f"{total / 60:.1f} minutes of work; all figures in {path}", highlight=False)
+    write_atomically(path, json.dumps(result, indent=2) + "\n")
+    say(f"{sum(result['seconds'].values()) / 60:.1f} minutes of work; all figures in {path}")
 
 
 def main() -> None:
@@ -222,18 +181,20 @@ def main() -> None:
     parser.add_argument("--output_dir", help="Folder of the runs, instead of the file's.")
     parser.add_argument("--seeds", type=int, nargs="+", help="Seeds to run, instead of the file's.")
     options = parser.parse_args()
-
-    settings = yaml.safe_load(Path(options.config).read_text(encoding="utf-8"))
-    overrides = {
-        name: getattr(options, name) for name in ("output_dir", "seeds") if getattr(options, name) is not None
-    }
-    pipeline = Pipeline(**{**settings, **overrides})
-    stages = [Stage(**stage) for stage in pipeline.stages]
-    runs = [Run(pipeline, seed, Path(options.config).parent) for seed in pipeline.seeds]
-    for run in runs:
-        for stage in stages:
-            run.run_stage(stage)
-    report(pipeline, runs)
+    try:
+        pipeline = load_pipeline(options.config, options.output_dir, options.seeds)
+        runs = [Run(pipeline, seed) for seed in pipeline.seeds]
+        check_settings(runs)
+        Path(pipeline.output_dir).mkdir(parents=True, exist_ok=True)
+        with FileLock(Path(pipeline.output_dir, ".pipeline.lock"), timeout=0):
+            check_outputs(pipeline, runs)
+            for run in runs:
+                run.run()
+            report(pipeline, runs)
+    except Timeout:
+        sys.exit(f"Another pipeline is running in {pipeline.output_dir}. Wait for it, or choose another `--output_dir`.")
+    except PipelineError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

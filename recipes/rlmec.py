@@ -3,11 +3,11 @@ Stage 5: train the policy with RLMEC.
 
 ```bash
 accelerate launch --config_file recipes/accelerate_configs/zero3.yaml recipes/rlmec.py \
-    --config recipes/ecqa/rlmec.yaml --model_name_or_path Qwen/Qwen2.5-7B-Instruct
+    --config recipes/configs/rlmec.yaml --dataset_name runs/gsm8k/scored --output_dir runs/gsm8k/policy
 ```
 
-Where the data set has neither `token_probs` nor `token_rewards` and a generative reward model is named (`--grm`), the
-samples are scored first, into `<output_dir>-scored`. An interrupted training goes on from its last checkpoint.
+If the dataset has neither `token_probs` nor `token_rewards`, and `--grm` names a generative reward model, the samples
+are scored first, into `<output_dir>-scored`. Re-running the command resumes training from its last checkpoint.
 """
 
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class RLMECArguments:
     """What to train on."""
 
     dataset_name: str = field(metadata={"help": "Scored samples (`score.py`), or samples (`sample.py`) with `--grm`."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of a data set on the Hub."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a dataset on the Hub."})
     eval_dataset_name: str | None = field(default=None, metadata={"help": "Scored samples to evaluate on."})
 
 

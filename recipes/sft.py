@@ -2,7 +2,9 @@
 Supervised fine-tuning with TRL: the warm-up of the built-in task, and the baselines that RLMEC is compared with.
 
 ```bash
-python recipes/sft.py --config recipes/arithmetic/rft.yaml
+# Rejection sampling: the policy's own samples with a correct answer
+accelerate launch recipes/sft.py --model_name_or_path Qwen/Qwen2.5-1.5B-Instruct --dataset_name runs/gsm8k/samples \
+    --only_correct true --output_dir runs/gsm8k/rft
 ```
 """
 
@@ -21,9 +23,9 @@ class SFTArguments:
     """What to imitate."""
 
     dataset_name: str = field(metadata={"help": "Rows with `prompt` and the column to imitate."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of a data set on the Hub."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a dataset on the Hub."})
     completion_column: str = field(default="completion", metadata={"help": "Column to imitate."})
-    only_correct: bool = field(default=False, metadata={"help": "Whether to take only rows whose answer is right."})
+    only_correct: bool = field(default=False, metadata={"help": "Whether to keep only rows with a correct answer."})
 
 
 def make_parser() -> TrlParser:

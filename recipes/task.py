@@ -1,5 +1,5 @@
 """
-Write the built-in arithmetic task: its splits as data sets, and an untrained policy with its tokenizer.
+Write the built-in arithmetic task: its splits as datasets, and an untrained policy with its tokenizer.
 
 ```bash
 python recipes/task.py --output_dir runs/arithmetic/seed-0/task --seed 0
@@ -16,7 +16,7 @@ from rlmec_trl.tasks.arithmetic import make_arithmetic, make_policy, make_tokeni
 
 @dataclass
 class TaskArguments:
-    """What to write, and where."""
+    """Sizes of the splits and of the policy, and where to write them."""
 
     output_dir: str = field(metadata={"help": "Folder for `warmup`, `train`, `validation`, `test` and `policy`."})
     seed: int = field(default=0, metadata={"help": "Seed of the problems and of the policy's weights."})

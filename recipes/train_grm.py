@@ -3,7 +3,7 @@ Stage 3: train a generative reward model on edited samples.
 
 ```bash
 accelerate launch --config_file recipes/accelerate_configs/ddp.yaml recipes/train_grm.py \
-    --config recipes/ecqa/train_grm.yaml --model_name_or_path Qwen/Qwen2.5-7B-Instruct
+    --config recipes/configs/train_grm.yaml --task gsm8k --dataset_name runs/gsm8k/edits --output_dir runs/gsm8k/grm
 ```
 """
 
@@ -22,8 +22,8 @@ class GRMArguments:
     """What to train the generative reward model on."""
 
     dataset_name: str = field(metadata={"help": "Edited samples, as `edit.py` writes them."})
-    task: str = field(metadata={"help": "Whose wording to use: `arithmetic`, `math` or `choice`."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of a data set on the Hub."})
+    task: str = field(metadata={"help": "Built-in task, or your own as `package.module:NAME` or `path/to/file.py:NAME`."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a dataset on the Hub."})
     eval_dataset_name: str | None = field(default=None, metadata={"help": "Edited samples to evaluate on."})
 
 

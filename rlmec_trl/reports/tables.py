@@ -1,28 +1,22 @@
-"""What people look at: tables of results, and samples with the reward model's verdict on every token."""
+"""Tables of results: the accuracy of policies, and the audit of a reward model."""
 
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from datasets import Dataset
-from rich.console import Group
-from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
-from ..credit.alignment import edit_mask
-from ..data.messages import message_text, problem_text
 from .accuracy import wilson_interval
 
 
 AUDIT_LABELS = {
-    "first_wrong_flagged": "first wrong tokens with p < .5",
+    "first_wrong_flagged": "first incorrect tokens with p < .5",
     "clean_kept": "clean tokens with p > .5",
-    "auc": "AUC, first wrong against clean tokens",
-    "wrong_rewritten": "wrong samples rewritten with every step right",
-    "flawed_flagged": "right answers with a wrong step that are flagged",
-    "error_located": "rewrites that begin at the first wrong step",
+    "auc": "AUC, first incorrect against clean tokens",
+    "wrong_rewritten": "incorrect samples rewritten with every step correct",
+    "flawed_flagged": "correct answers with an incorrect step that are flagged",
+    "error_located": "rewrites that begin at the first incorrect step",
     "edits_made_over_needed": "edits made over edits needed",
 }
 
@@ -71,7 +65,7 @@ def accuracy_table(accuracy: dict[str, dict[str, Any]], title: str) -> Table:
     table = Table(title=Text(title, style="table.title"), title_justify="left")
     table.add_column("method")
     table.add_column("accuracy" + (" ± std over seeds" if several else ""), justify="right")
-    table.add_column("right", justify="right")
+    table.add_column("correct", justify="right")
     table.add_column("95% interval", justify="right")
     best = max(result["mean"] for result in accuracy.values())
     for name, result in accuracy.items():
@@ -93,56 +87,3 @@ def audit_table(audit: dict[str, Any], title: str) -> Table:
         else:
             table.add_row(label, f"{value:.3f}", "")
     return table
-
-
-def colour_tokens(
-    processing_class: PreTrainedTokenizerBase, completion_ids: Sequence[int], token_probs: Sequence[float]
-) -> Text:
-    """The completion, each token on red where the reward model doubts it and on green where it does not."""
-    text = Text()
-    for token, prob in zip(completion_ids, token_probs, strict=True):
-        red, green = int(200 * (1 - prob)), int(130 * prob)
-        text.append(processing_class.decode([token]), style=f"bold white on rgb({red},{green},40)")
-    return text
-
-
-def mark_edits(
-    processing_class: PreTrainedTokenizerBase, completion_ids: Sequence[int], rewrite_ids: Sequence[int]
-) -> Text:
-    """The rewrite, the tokens that the minimum edit script touches underlined."""
-    text = Text()
-    for token, edited in zip(rewrite_ids, edit_mask(completion_ids, rewrite_ids), strict=True):
-        text.append(processing_class.decode([token]), style="bold underline yellow" if edited else None)
-    return text
-
-
-def show_sample(row: dict[str, Any], processing_class: PreTrainedTokenizerBase) -> Panel:
-    """A scored sample with the probability of every token that is in doubt, and its rewrite."""
-    ids, probs = row["completion_ids"], row["token_probs"]
-    doubts = [
-        f"{processing_class.decode([token]).strip()}: p = {prob:.2f}"
-        for token, prob in zip(ids, probs, strict=True)
-        if prob < 0.5
-    ]
-    lines = [
-        Text(problem_text(row["prompt"]), style="italic"),
-        Text("reference  ").append(row["reference"]),
-        Text("sample     ").append_text(colour_tokens(processing_class, ids, probs)),
-        Text("flagged    ").append(", ".join(doubts) or "nothing"),
-    ]
-    if row["rewrite_ids"] is not None:
-        lines.append(Text("rewrite    ").append_text(mark_edits(processing_class, ids, row["rewrite_ids"])))
-    outcome = "right answer" if row["correct"] else "wrong answer"
-    return Panel(Group(*lines), title=f"sample with a {outcome}", title_align="left")
-
-
-def pick_samples(dataset: Dataset, count: int = 2) -> list[dict[str, Any]]:
-    """The first scored samples that teach something: a wrong answer that was mended, then right ones that were not."""
-    wrong, flawed = [], []
-    for row in dataset:
-        if row["rewrite"] is None or message_text(row["rewrite"]) == message_text(row["completion"]):
-            continue
-        (flawed if row["correct"] else wrong).append(row)
-        if len(wrong) >= count and flawed:
-            break
-    return [*wrong[:1], *flawed[:1], *wrong[1:]][:count]

@@ -1,0 +1,194 @@
+"""What a pipeline knows of its outputs: which are finished, and which files in its folder it wrote."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .pipeline import Choice, Job, PipelineError, fill_run
+
+
+class Ledger:
+    """
+    The outputs of one seed, and a marker for each, in the hidden folder `.stages` beside them.
+
+    A marker holds the key of the step, whether it is finished, its seconds, and the files that it left. From these
+    follows what may happen to an output:
+
+    | the output | what happens to it |
+    |---|---|
+    | has no marker | refused: the pipeline did not write it |
+    | has the marker of this very step, finished | kept, the step is skipped |
+    | has the marker of this very step, not finished | kept, the step resumes |
+    | was left by other settings, and holds a file that the step did not leave | refused |
+    | was left by other settings, by one call of the step | replaced |
+    | was left by other settings, by a step that was interrupted | renamed: it may hold files of others |
+
+    Refusals are found by [`refusals`] before any work.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            The run's folder.
+        report (`Callable[[str], None]`, *optional*, defaults to `print`):
+            Gets a line for each output that is renamed.
+    """
+
+    def __init__(self, folder: str | os.PathLike, report: Callable[[str], None] = print):
+        self.folder = Path(folder)
+        self.report = report
+
+    def refusals(self, steps: Iterable[Job | Choice]) -> list[str]:
+        """A sentence for each output that the steps would have to touch and must not."""
+        found = []
+        for step in steps:
+            try:
+                self._state(step)
+            except PipelineError as error:
+                found.append(str(error))
+        return found
+
+    def is_finished(self, job: Job) -> bool:
+        """Whether the job's output is there, made with the same settings from the same steps."""
+        return self._state(job) == "finished"
+
+    def seconds(self, name: str) -> float:
+        """Seconds that a step took, over all calls until it was finished."""
+        return self._read_marker(name)["seconds"]
+
+    def run(self, job: Job, call: Callable[[Path], Any]) -> None:
+        """
+        Run a job that is not finished, or resume it.
+
+        Args:
+            job ([`Job`]):
+                The job.
+            call (`Callable[[Path], Any]`):
+                Runs the job's recipe with the YAML file that it is given.
+
+        Raises:
+            [`PipelineError`]: If the output is not ours to touch, or the recipe left none.
+        """
+        state, output = self._state(job), self.folder / job.name
+        marker = self._read_marker(job.name)
+        if marker is None or marker["key"] != job.key or marker["finished"]:
+            marker = {"key": job.key, "finished": False, "seconds": 0.0, "resumed": False, "files": []}
+        marker["resumed"] |= state == "unfinished"
+        self._clear(job.name, state)
+        self._write_marker(job.name, marker)
+        settings = self._path(job.name, ".yaml")
+        settings.write_text(yaml.safe_dump(fill_run(job.settings, self.folder), sort_keys=False), encoding="utf-8")
+        output.parent.mkdir(parents=True, exist_ok=True)
+
+        start = time.perf_counter()
+        call(settings)
+        marker["seconds"] += time.perf_counter() - start
+        if not os.path.lexists(output):
+            raise PipelineError(f"{output}: the recipe `{job.recipe}` ended without writing it.")
+        self._write_marker(job.name, marker | {"finished": True, "files": list_files(output)})
+
+    def choose(self, choice: Choice) -> dict[str, Any]:
+        """
+        Link the candidate that does best on validation; of equals, the first.
+
+        Returns:
+            `dict`: `argument`, the chosen `value`, and `validation`, the accuracy of each value.
+        """
+        accuracies = {value: self.result(result)["mean"] for value, (_, result) in choice.candidates.items()}
+        best = max(accuracies, key=accuracies.get)
+        target, link = choice.candidates[best][0], self.folder / choice.name
+        state = self._state(choice)
+        marker = {"key": choice.key, "finished": True, "seconds": 0.0, "resumed": False, "files": [_link_to(target)]}
+        if state != "absent" and list_files(link) == marker["files"]:
+            self._write_marker(choice.name, marker)
+        else:
+            self._clear(choice.name, state)
+            # The marker first: a link without one would be refused
+            self._write_marker(choice.name, marker)
+            link.symlink_to(target)
+        return {"argument": choice.argument, "value": best, "validation": accuracies}
+
+    def result(self, name: str) -> dict[str, Any]:
+        """What a step wrote to its JSON file."""
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
+    def _state(self, step: Job | Choice) -> str:
+        """One of absent, finished, unfinished, outdated and abandoned (outdated, and it was interrupted)."""
+        output = self.folder / step.name
+        if not os.path.lexists(output):
+            return "absent"
+        marker = self._read_marker(step.name)
+        if marker is None:
+            raise PipelineError(f"{output}: it exists, and this pipeline did not write it.")
+        if marker["key"] == step.key and isinstance(step, Job):
+            return "finished" if marker["finished"] else "unfinished"
+        if not marker["finished"]:
+            return "abandoned"
+        foreign = [name for name in list_files(output) if name not in marker["files"]]
+        if foreign:
+            shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
+            raise PipelineError(
+                f"{output}: its settings have changed, so it would be replaced, but it holds what the stage did not "
+                f"write: {shown}."
+            )
+        return "abandoned" if marker["resumed"] else "outdated"
+
+    def _clear(self, name: str, state: str) -> None:
+        """Make room for a step whose output is of other settings."""
+        output = self.folder / name
+        if state == "outdated":
+            if output.is_dir() and not output.is_symlink():
+                shutil.rmtree(output)
+            else:
+                output.unlink()
+        elif state == "abandoned":
+            aside = next(path for path in map(self._aside(name), range(1, 10_000)) if not os.path.lexists(path))
+            output.rename(aside)
+            self.report(f"{output}: left by an interrupted stage with other settings, renamed to {aside}")
+
+    def _aside(self, name: str) -> Callable[[int], Path]:
+        return lambda number: self.folder / f"{name}.interrupted-{number}"
+
+    def _path(self, name: str, suffix: str) -> Path:
+        path = self.folder / ".stages" / f"{name}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _read_marker(self, name: str) -> dict[str, Any] | None:
+        try:
+            marker = json.loads((self.folder / ".stages" / f"{name}.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        # Markers of earlier releases do not list files, so they do not say what is ours
+        return marker if "files" in marker else None
+
+    def _write_marker(self, name: str, marker: dict[str, Any]) -> None:
+        write_atomically(self._path(name, ".json"), json.dumps(marker))
+
+
+def list_files(path: Path) -> list[str]:
+    """Every file in a folder, by its path inside it; `.` for a file, and a link by where it leads."""
+    if path.is_symlink():
+        return [_link_to(os.readlink(path))]
+    if not path.is_dir():
+        return ["."]
+    found = []
+    for folder, folders, files in os.walk(path):
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        found += [os.path.relpath(os.path.join(folder, name), path) for name in [*files, *links]]
+    return sorted(found)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file in one step: it has its old content or the new one, whenever the process is killed."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _link_to(target: str) -> str:
+    return f"-> {target}"

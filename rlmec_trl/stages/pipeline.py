@@ -1,0 +1,364 @@
+"""
+A pipeline: the YAML file that describes one, and the steps that it stands for.
+
+Everything is known before the first step runs: what each step is called, what it reads, which settings it gets. So a
+typing error in the last stage is found before the first one starts.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+# What a YAML file writes for the folder of a run, and for its seed
+RUN, SEED = "{run}", "{seed}"
+
+_NAME = re.compile(r"\w[\w.-]*")
+_NOT_IN_NAME = re.compile(r"[^\w.+-]")
+
+
+class PipelineError(ValueError):
+    """A pipeline that cannot run: a mistake in its file, or files in its folder that it must not touch."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """
+    One stage of a pipeline. It writes to the entry of the run's folder that has its name.
+
+    Args:
+        name (`str`):
+            Name of the stage and of its output: a folder, or a file where it ends in `.json`.
+        recipe (`str`):
+            Recipe that runs it, without `.py`.
+        args (`dict`, *optional*):
+            Settings of the recipe, on top of the pipeline's `defaults` for it.
+        choose (`dict[str, list]`, *optional*):
+            One argument and its candidate values. Each is run; the one with the best accuracy on validation is kept.
+        evaluate (`str`, *optional*):
+            Row of the model in the table of accuracies. By default the stage is not evaluated.
+    """
+
+    name: str
+    recipe: str
+    args: dict[str, Any] = field(default_factory=dict)
+    choose: dict[str, list] | None = None
+    evaluate: str | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """
+    Datasets to evaluate models on. Settings of the evaluation are the pipeline's `defaults` for `evaluate`.
+
+    Args:
+        test (`str`):
+            Dataset of the table.
+        validation (`str`, *optional*):
+            Dataset that `choose` decides on.
+    """
+
+    test: str
+    validation: str | None = None
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """
+    What a pipeline's YAML file holds. Where it names paths, `{run}` stands for the run's folder; in the settings of
+    recipes, `{seed}` stands for the run's seed.
+
+    Args:
+        title (`str`):
+            Title of the table.
+        output_dir (`str`):
+            Folder of the runs, one for each seed.
+        seeds (`list[int]`):
+            Seeds to run.
+        stages (`list[Stage]`):
+            Stages, in the order in which they run.
+        defaults (`dict[str, dict]`, *optional*):
+            For each recipe, settings that its stages share.
+        evaluation ([`Evaluation`], *optional*):
+            Datasets to evaluate on.
+        scored, tokenizer (`str`, *optional*):
+            Scored samples of which the report shows two, and the tokenizer to show them with.
+        audit (`str`, *optional*):
+            Output of `audit.py` for the report.
+        report (`str`, *optional*, defaults to `"report.json"`):
+            File in `output_dir` that all figures are written to.
+    """
+
+    title: str
+    output_dir: str
+    seeds: list[int]
+    stages: list[Stage]
+    defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
+    scored: str | None = None
+    tokenizer: str | None = None
+    audit: str | None = None
+    report: str = "report.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """
+    One call of a recipe.
+
+    Args:
+        name (`str`):
+            Path of the output inside the run's folder.
+        recipe (`str`):
+            Recipe to call.
+        settings (`dict`):
+            Its settings, with `{run}` for the run's folder.
+        key (`str`):
+            Hash of the recipe, its settings and the keys of the steps that it reads from. The path of the run's folder
+            is not part of it.
+    """
+
+    name: str
+    recipe: str
+    settings: dict[str, Any]
+    key: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """
+    A link to the best of several jobs.
+
+    Args:
+        name (`str`):
+            Path of the link inside the run's folder.
+        argument (`str`):
+            Argument that the jobs differ in.
+        candidates (`dict[Any, tuple[str, str]]`):
+            For each of its values, the names of the job and of its result on validation.
+        key (`str`):
+            Hash of the keys of these results.
+    """
+
+    name: str
+    argument: str
+    candidates: dict[Any, tuple[str, str]]
+    key: str
+
+
+# --- The file --------------------------------------------------------------------------------------------------------
+
+
+def load_pipeline(
+    path: str | os.PathLike, output_dir: str | None = None, seeds: list[int] | None = None
+) -> Pipeline:
+    """
+    Read a pipeline's YAML file.
+
+    With `extends`, the file says only what differs from another one (a path relative to its own folder): its `stages`
+    come after those of the other, its `defaults` are merged into the other's recipe by recipe, and every other key
+    replaces the other's.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The file.
+        output_dir (`str`, *optional*):
+            Replaces the file's.
+        seeds (`list[int]`, *optional*):
+            Replaces the file's.
+
+    Raises:
+        [`PipelineError`]: If the file has a key that pipelines do not have, lacks one that they need, or has a value
+            that makes no sense.
+    """
+    settings = _read(Path(path), ())
+    settings |= {name: value for name, value in (("output_dir", output_dir), ("seeds", seeds)) if value is not None}
+    _check_keys(settings, Pipeline, f"{path}", complete=True)
+    pipeline = Pipeline(**settings)
+    seeds = pipeline.seeds
+    if not (isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)):
+        raise PipelineError(f"{path}: `seeds` has to be a list of at least one integer, found {seeds!r}.")
+    if len(set(seeds)) < len(seeds):
+        raise PipelineError(f"{path}: `seeds` has a seed twice: {seeds}.")
+    if not pipeline.stages:
+        raise PipelineError(f"{path}: `stages` is empty.")
+    rows = [stage.evaluate for stage in pipeline.stages if stage.evaluate is not None]
+    if len(set(rows)) < len(rows):
+        raise PipelineError(f"{path}: two stages are evaluated under one name; the rows are {', '.join(rows)}.")
+    written = {step.name for step in plan_run(pipeline, seeds[0])}
+    for name in ("scored", "tokenizer", "audit"):
+        for read in _paths_in(getattr(pipeline, name)):
+            if _source(read, written) is None:
+                raise PipelineError(f"{path}: `{name}` is `{RUN}/{read}`, which no stage writes.")
+    return pipeline
+
+
+def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
+    """The file's settings on top of those that it extends. Keys are checked here, where the file is known."""
+    if path.resolve() in extended_by:
+        raise PipelineError(f"{path}: `extends` leads back to a file that extends this one.")
+    if not path.is_file():
+        by = f", which {extended_by[-1]} extends" if extended_by else ""
+        raise PipelineError(f"There is no pipeline file {str(path)!r}{by}.")
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    _check_keys(settings, Pipeline, str(path), others=["extends"])
+    if "stages" in settings:
+        if not isinstance(settings["stages"], list):
+            raise PipelineError(f"{path}: `stages` has to be a list.")
+        settings["stages"] = [
+            _make(Stage, stage, f"{path}, stage {index}") for index, stage in enumerate(settings["stages"], 1)
+        ]
+    if settings.get("evaluation") is not None:
+        settings["evaluation"] = _make(Evaluation, settings["evaluation"], f"{path}, evaluation")
+    for recipe, defaults in (settings.get("defaults") or {}).items():
+        if not isinstance(defaults, dict):
+            raise PipelineError(f"{path}: `defaults` of {recipe!r} has to be a mapping, found {defaults!r}.")
+    base = settings.pop("extends", None)
+    if base is None:
+        return settings
+    base = _read(path.parent / base, (*extended_by, path.resolve()))
+    defaults = base.get("defaults", {})
+    for recipe, shared in settings.get("defaults", {}).items():
+        defaults = {**defaults, recipe: {**defaults.get(recipe, {}), **shared}}
+    stages = [*base.get("stages", []), *settings.get("stages", [])]
+    return {**base, **settings, "defaults": defaults, "stages": stages}
+
+
+def _make(kind: type, settings: Any, where: str) -> Any:
+    name = f" ({settings['name']})" if isinstance(settings, dict) and "name" in settings else ""
+    _check_keys(settings, kind, where + name, complete=True)
+    return kind(**settings)
+
+
+def _check_keys(
+    settings: Any, kind: type, where: str, others: list[str] | tuple = (), complete: bool = False
+) -> None:
+    if not isinstance(settings, dict):
+        raise PipelineError(f"{where}: expected a mapping, found {settings!r}.")
+    known = [*others, *(field.name for field in fields(kind))]
+    unknown = [repr(key) for key in settings if key not in known]
+    if unknown:
+        raise PipelineError(f"{where}: unknown key {', '.join(unknown)}. Known keys: {', '.join(known)}.")
+    needed = [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
+    missing = [repr(key) for key in needed if key not in settings]
+    if complete and missing:
+        raise PipelineError(f"{where}: missing key {', '.join(missing)}.")
+
+
+# --- The steps -------------------------------------------------------------------------------------------------------
+
+
+def plan_run(pipeline: Pipeline, seed: int) -> list[Job | Choice]:
+    """
+    The steps of one seed, in the order in which they run.
+
+    Raises:
+        [`PipelineError`]: If two steps have the same output, or one reads what no step before it writes.
+    """
+    steps: dict[str, Job | Choice] = {}
+
+    def add_job(name: str, recipe: str, args: dict[str, Any]) -> Job:
+        output = "output_file" if name.endswith(".json") else "output_dir"
+        for taken in {"output_file", "output_dir"} & args.keys():
+            raise PipelineError(f"Stage {name!r}: `{taken}` is set by the pipeline, to `{RUN}/{name}`.")
+        settings = {**pipeline.defaults.get(recipe, {}), **args, output: f"{RUN}/{name}"}
+        settings = {key: _fill_seed(value, seed) for key, value in settings.items()}
+        read = {}
+        for path in _paths_in({**settings, output: None}):
+            source = _source(path, steps)
+            if source is None:
+                raise PipelineError(f"Stage {name!r} reads `{RUN}/{path}`, which no stage before it writes.")
+            read[source] = steps[source].key
+        return add(Job(name, recipe, settings, _hash([recipe, settings, read])))
+
+    def add_evaluation(name: str, split: str) -> Job:
+        dataset = None if pipeline.evaluation is None else getattr(pipeline.evaluation, split)
+        if dataset is None:
+            raise PipelineError(f"Stage {name!r} is to be evaluated: name the dataset as `evaluation: {split}`.")
+        args = {"model_name_or_path": f"{RUN}/{name}", "dataset_name": dataset}
+        return add_job(result_name(name, split), "evaluate", args)
+
+    def add(step: Job | Choice) -> Job | Choice:
+        if step.name in steps:
+            raise PipelineError(f"Two stages write to `{RUN}/{step.name}`: give each stage a name of its own.")
+        steps[step.name] = step
+        return step
+
+    for stage in pipeline.stages:
+        if not (isinstance(stage.name, str) and _NAME.fullmatch(stage.name)) or stage.name == "results":
+            raise PipelineError(
+                f"Stage {stage.name!r}: a name consists of letters, digits, '_', '-' and '.', begins with none of the "
+                "last two, and is not 'results', the folder of all evaluations."
+            )
+        if not isinstance(stage.args, dict):
+            raise PipelineError(f"Stage {stage.name!r}: `args` has to be a mapping, found {stage.args!r}.")
+        if stage.choose is None:
+            add_job(stage.name, stage.recipe, stage.args)
+        else:
+            argument, values = _read_choice(stage)
+            candidates, results = {}, {}
+            for value in values:
+                name = f"{stage.name}-{argument}-{_NOT_IN_NAME.sub('_', str(value))}"
+                add_job(name, stage.recipe, {**stage.args, argument: value})
+                result = add_evaluation(name, "validation")
+                candidates[value], results[str(value)] = (name, result.name), result.key
+            add(Choice(stage.name, argument, candidates, _hash([argument, results])))
+        if stage.evaluate is not None:
+            add_evaluation(stage.name, "test")
+    return list(steps.values())
+
+
+def result_name(stage: str, split: str) -> str:
+    """Where a run's folder has the accuracy of a stage's model on a split, `"test"` or `"validation"`."""
+    return f"results/{stage}-{split}.json"
+
+
+def fill_run(value: Any, run: str | os.PathLike) -> Any:
+    """Put the run's folder in the place of `{run}`."""
+    return _replace(value, lambda text: text.replace(RUN, str(run)))
+
+
+def _fill_seed(value: Any, seed: int) -> Any:
+    return _replace(value, lambda text: seed if text == SEED else text.replace(SEED, str(seed)))
+
+
+def _replace(value: Any, function: Callable[[str], Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: _replace(item, function) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replace(item, function) for item in value]
+    return function(value) if isinstance(value, str) else value
+
+
+def _paths_in(value: Any) -> list[str]:
+    """Paths inside the run's folder that a setting names."""
+    if isinstance(value, (dict, list)):
+        return [path for item in (value.values() if isinstance(value, dict) else value) for path in _paths_in(item)]
+    return [value.removeprefix(f"{RUN}/")] if isinstance(value, str) and value.startswith(f"{RUN}/") else []
+
+
+def _source(path: str, steps: Iterable[str]) -> str | None:
+    """The step whose output has a path of the run's folder."""
+    return next((name for name in steps if path == name or path.startswith(f"{name}/")), None)
+
+
+def _read_choice(stage: Stage) -> tuple[str, list]:
+    if not (isinstance(stage.choose, dict) and len(stage.choose) == 1):
+        raise PipelineError(f"Stage {stage.name!r}: `choose` has one argument and its values, found {stage.choose!r}.")
+    ((argument, values),) = stage.choose.items()
+    if not (isinstance(values, list) and values and all(isinstance(value, (str, int, float)) for value in values)):
+        raise PipelineError(
+            f"Stage {stage.name!r}: `choose` needs a list of numbers or strings for `{argument}`, found {values!r}."
+        )
+    return argument, values
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,194 @@
+"""A pipeline's file is read strictly, and its steps are known, with their keys, before any of them runs."""
+
+import copy
+
+import pytest
+import yaml
+
+from rlmec_trl.stages.pipeline import Choice, PipelineError, fill_run, load_pipeline, plan_run
+
+
+SETTINGS = {
+    "title": "Small",
+    "output_dir": "runs",
+    "seeds": [0, 1],
+    "defaults": {"sft": {"seed": "{seed}", "max_steps": 10}, "evaluate": {"batch_size": 4}},
+    "stages": [
+        {"name": "task", "recipe": "task", "args": {"seed": "{seed}"}},
+        {"name": "warmup", "recipe": "sft", "args": {"dataset_name": "{run}/task/warmup"}, "evaluate": "start"},
+        {
+            "name": "policy",
+            "recipe": "sft",
+            "args": {"model_name_or_path": "{run}/warmup", "max_steps": 5},
+            "choose": {"learning_rate": [1e-3, 1e-4]},
+            "evaluate": "policy",
+        },
+    ],
+    "evaluation": {"test": "{run}/task/test", "validation": "{run}/task/validation"},
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name="pipeline.yaml", settings=SETTINGS, **changes):
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump({**settings, **changes}), encoding="utf-8")
+        return path
+
+    return write
+
+
+def changed(change):
+    """The settings after a change in place."""
+    settings = copy.deepcopy(SETTINGS)
+    change(settings)
+    return settings
+
+
+# --- The file --------------------------------------------------------------------------------------------------------
+
+
+def test_defaults_of_the_recipe_and_args_of_the_stage_make_the_settings(write):
+    steps = {step.name: step for step in plan_run(load_pipeline(write()), 1)}
+    assert list(steps) == [
+        *("task", "warmup", "results/warmup-test.json"),
+        *("policy-learning_rate-0.001", "results/policy-learning_rate-0.001-validation.json"),
+        *("policy-learning_rate-0.0001", "results/policy-learning_rate-0.0001-validation.json"),
+        *("policy", "results/policy-test.json"),
+    ]
+    assert steps["warmup"].settings == {
+        "seed": 1,
+        "max_steps": 10,
+        "dataset_name": "{run}/task/warmup",
+        "output_dir": "{run}/warmup",
+    }
+    assert steps["policy-learning_rate-0.001"].settings["max_steps"] == 5
+    assert fill_run(steps["results/warmup-test.json"].settings, "runs/seed-1") == {
+        "batch_size": 4,
+        "model_name_or_path": "runs/seed-1/warmup",
+        "dataset_name": "runs/seed-1/task/test",
+        "output_file": "runs/seed-1/results/warmup-test.json",
+    }
+    assert isinstance(steps["policy"], Choice)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update(titel="x"), r"pipeline\.yaml: unknown key 'titel'\. Known keys: extends, title, output_dir"),
+        (lambda s: s["stages"][1].update(arguments={}), r"pipeline\.yaml, stage 2 \(warmup\): unknown key 'arguments'"),
+        (lambda s: s["stages"][1].pop("recipe"), r"pipeline\.yaml, stage 2 \(warmup\): missing key 'recipe'"),
+        (lambda s: s["evaluation"].update(train="x"), r"pipeline\.yaml, evaluation: unknown key 'train'"),
+        (lambda s: s["stages"].append("grpo"), r"pipeline\.yaml, stage 4: expected a mapping, found 'grpo'"),
+        (lambda s: s.update(defaults={"sft": 3}), r"pipeline\.yaml: `defaults` of 'sft' has to be a mapping, found 3"),
+        (lambda s: s.pop("seeds"), r"pipeline\.yaml: missing key 'seeds'"),
+        (lambda s: s.update(seeds=[]), r"pipeline\.yaml: `seeds` has to be a list of at least one integer, found \[\]"),
+        (lambda s: s.update(seeds=["0"]), r"at least one integer"),
+        (lambda s: s.update(seeds=[0, 1, 0]), r"a seed twice"),
+        (lambda s: s.update(stages=[]), r"`stages` is empty"),
+        (lambda s: s.update(scored="{run}/scored"), r"`scored` is `\{run\}/scored`, which no stage writes"),
+        (lambda s: s["stages"][2].update(name="warmup", choose=None), r"Two stages write to `\{run\}/warmup`"),
+        (lambda s: s["stages"][2].update(evaluate="start"), r"two stages are evaluated under one name"),
+        (lambda s: s["stages"][2].update(name="../policy"), r"Stage '\.\./policy': a name consists of"),
+        (lambda s: s["stages"][2].update(name="results"), r"Stage 'results': a name"),
+        (lambda s: s["stages"][0]["args"].update(output_dir="/tmp"), r"Stage 'task': `output_dir` is set by the pipe"),
+        (lambda s: s["stages"][0].update(args=None), r"Stage 'task': `args` has to be a mapping"),
+        (lambda s: s["stages"].reverse(), r"reads `\{run\}/warmup`, which no stage before it writes"),
+        (lambda s: s["stages"][1]["args"].update(x=[{"y": "{run}/tasks"}]), r"Stage 'warmup' reads `\{run\}/tasks`"),
+        (lambda s: s["stages"][2].update(choose={"a": [1], "b": [2]}), r"`choose` has one argument and its values"),
+        (lambda s: s["stages"][2].update(choose={"a": []}), r"`choose` needs a list of numbers or strings for `a`"),
+        (lambda s: s["evaluation"].pop("validation"), r"name the dataset as `evaluation: validation`"),
+        (lambda s: s.pop("evaluation"), r"Stage 'warmup' is to be evaluated: name the dataset as `evaluation: test`"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named(write, change, message):
+    with pytest.raises(PipelineError, match=message):
+        load_pipeline(write(settings=changed(change)))
+
+
+def test_a_file_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(PipelineError, match=r"There is no pipeline file '.*missing\.yaml'"):
+        load_pipeline(tmp_path / "missing.yaml")
+
+
+def test_the_command_line_replaces_folder_and_seeds(write):
+    pipeline = load_pipeline(write(), output_dir="elsewhere", seeds=[7])
+    assert (pipeline.output_dir, pipeline.seeds) == ("elsewhere", [7])
+
+
+# --- Extending another file ------------------------------------------------------------------------------------------
+
+
+def test_an_extending_file_says_only_what_differs(write):
+    write()
+    more = {"name": "second", "recipe": "sft", "args": {"dataset_name": "{run}/task/train"}}
+    path = write(
+        "more.yaml",
+        {"extends": "pipeline.yaml", "seeds": [5], "stages": [more], "defaults": {"sft": {"max_steps": 2}}},
+    )
+    pipeline = load_pipeline(path)
+    assert (pipeline.title, pipeline.seeds) == ("Small", [5])
+    assert [stage.name for stage in pipeline.stages] == ["task", "warmup", "policy", "second"]
+    assert pipeline.defaults == {"sft": {"seed": "{seed}", "max_steps": 2}, "evaluate": {"batch_size": 4}}
+
+
+def test_what_an_extending_file_leaves_alone_keeps_its_keys(write):
+    # so that both files share the finished stages of a seed
+    first = plan_run(load_pipeline(write()), 0)
+    more = {"name": "second", "recipe": "sft", "args": {"dataset_name": "{run}/task/train"}}
+    second = plan_run(load_pipeline(write("more.yaml", {"extends": "pipeline.yaml", "stages": [more]})), 0)
+    assert second[: len(first)] == first and len(second) == len(first) + 1
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ({"extends": "more.yaml"}, r"pipeline\.yaml|more\.yaml: `extends` leads back"),
+        ({"sedes": [1]}, r"pipeline\.yaml: unknown key 'sedes'"),
+    ],
+)
+def test_a_mistake_in_the_extended_file_names_that_file(write, base, message):
+    write("pipeline.yaml", base)
+    with pytest.raises(PipelineError, match=message):
+        load_pipeline(write("more.yaml", {"extends": "pipeline.yaml"}))
+
+
+def test_an_extended_file_that_does_not_exist_is_named_with_the_one_that_extends_it(write):
+    with pytest.raises(PipelineError, match=r"no pipeline file '.*base\.yaml', which .*more\.yaml extends"):
+        load_pipeline(write("more.yaml", {"extends": "base.yaml"}))
+
+
+# --- Keys ------------------------------------------------------------------------------------------------------------
+
+
+def keys(settings, seed=0):
+    def plan(write):
+        return {step.name: step.key for step in plan_run(load_pipeline(write(settings=settings)), seed)}
+
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("change", "others"),
+    [
+        (lambda s: s.update(title="Other", output_dir="elsewhere", seeds=[0, 5], report="x.json"), "nothing"),
+        (lambda s: s["stages"][0]["args"].update(train_size=9), "everything"),
+        (lambda s: s["stages"][1]["args"].update(max_steps=9), "everything but the task"),
+        (lambda s: s["defaults"]["evaluate"].update(batch_size=9), "results"),
+    ],
+)
+def test_a_key_changes_with_the_settings_of_its_stage_and_of_those_it_reads_from(write, change, others):
+    before, after = keys(SETTINGS)(write), keys(changed(change))(write)
+    expected = {
+        "nothing": set(),
+        "everything": set(before),
+        "everything but the task": set(before) - {"task"},
+        # the choice is made on results, and its test reads the link
+        "results": {name for name in before if name.startswith("results/")} | {"policy"},
+    }[others]
+    assert {name for name in before if before[name] != after[name]} == expected
+
+
+def test_seeds_have_keys_of_their_own(write):
+    first, second = keys(SETTINGS)(write), keys(SETTINGS, seed=1)(write)
+    assert not set(first.values()) & set(second.values())

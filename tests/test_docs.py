@@ -1,0 +1,184 @@
+"""Every command and path that the README, the docs, the recipes and their YAML files show is real."""
+
+import ast
+import importlib
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+from trl import SFTConfig
+
+from rlmec_trl import RLMECConfig
+
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ["README.md", "docs/evidence.md", "docs/recipes.md"]}
+CONFIGS = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml"))
+
+
+def blocks(text, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def commands_in(text):
+    """The shell commands of a text, each as its words, without environment variables in front and comments."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while words and re.match(r"\w+=", words[0]):
+            words.pop(0)
+        if words:
+            yield words
+
+
+def head_command(path):
+    """The launch command that a YAML file begins with."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        lines.append(line.removeprefix("# "))
+        if not line.endswith("\\"):
+            break
+    return "\n".join(lines)
+
+
+SHOWN = [
+    *((f"{name}: {' '.join(words)}", words) for name, text in PAGES.items() for block in blocks(text, "bash") for words in commands_in(block)),
+    *((f"{path.parent.name}/{path.name}", words) for path in CONFIGS if path.parent.name != "accelerate_configs" for words in commands_in(head_command(path))),
+    *(
+        (f"{name}.py: {' '.join(words)}", words)
+        for name in RECIPES
+        for block in blocks(ast.get_docstring(ast.parse((ROOT / "recipes" / f"{name}.py").read_text(encoding="utf-8"))), "bash")
+        for words in commands_in(block)
+    ),
+]  # fmt: skip
+
+
+def launched(words):
+    """The recipe that a command launches and the words for it, or `None`."""
+    place = next((index for index, word in enumerate(words) if re.fullmatch(r"recipes/\w+\.py", word)), None)
+    return None if place is None else (Path(words[place]).stem, words[place + 1 :])
+
+
+def check_recipe_command(recipe, words):
+    if recipe == "pipeline":
+        from rlmec_trl.stages.pipeline import load_pipeline
+
+        load_pipeline(ROOT / words[words.index("--config") + 1])
+        return
+    parser = importlib.import_module(f"recipes.{recipe}").make_parser()
+    if any("use_cpu" in field.name for kind in parser.dataclass_types for field in fields(kind)):
+        words = [*words, "--use_cpu", "true"]  # where there is no GPU, some of what asks for one is refused
+    # What earlier stages leave, or an environment variable names, is not there
+    words = [str(ROOT / word) if word.startswith("recipes/") else word for word in words]
+    if any(word.startswith("runs/") and word.endswith(".yaml") for word in words):
+        words = words[2:]
+        words += ["--dataset_name", "any"] if "--dataset_name" not in words else []
+    parser.parse_args_and_config(words)
+
+
+@pytest.mark.parametrize("words", [words for _, words in SHOWN], ids=[name for name, _ in SHOWN])
+def test_a_command_that_is_shown_works(words):
+    launch = launched(words)
+    if words[:3] == ["accelerate", "launch", "--config_file"]:
+        assert (ROOT / words[3]).is_file()
+    if launch is not None:
+        check_recipe_command(*launch)
+    elif words[0] == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        assert re.search(rf"^{words[1]}:.*## ", makefile, re.MULTILINE)
+    elif words[:3] == ["pip", "install", "-e"]:
+        extras = re.search(r"\[(.*)\]", words[3])
+        known = (ROOT / "setup.cfg").read_text(encoding="utf-8")
+        assert all(f"\n{extra} =\n" in known for extra in (extras[1].split(",") if extras else []))
+    else:
+        assert words[0] in {"export", "source", "git", "cd"}, "a kind of command that nothing checks"
+
+
+def test_every_recipe_and_every_yaml_file_shows_how_to_launch_it():
+    for recipe in RECIPES:
+        assert any(name.startswith(f"{recipe}.py: ") and launched(words)[0] == recipe for name, words in SHOWN)
+    for path in CONFIGS:
+        if path.parent.name == "accelerate_configs":
+            assert f"--config_file recipes/accelerate_configs/{path.name}" in path.read_text(encoding="utf-8")
+        else:
+            assert f"--config {path.relative_to(ROOT).as_posix()}" in head_command(path)
+
+
+# --- Pages -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_inside_the_repository_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", PAGES[page]):
+        if not target.startswith("https://"):
+            assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_are_named_exist(page):
+    # A name with <...> is a placeholder, and runs/ is what stages write
+    for name in re.findall(r"`((?:recipes|docs|rlmec_trl|tests|benchmarks)/[\w./-]*)`", PAGES[page]):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize(("page", "code"), [(page, code) for page in PAGES for code in blocks(PAGES[page], "python")])
+def test_python_code_imports_what_exists(page, code):
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+def test_the_tree_of_the_readme_has_a_line_for_every_room_and_file():
+    tree = blocks(README, "")[-1]
+    shown, parents = set(), []
+    for line in tree.splitlines():
+        entry = re.match(r"( *)(\S+)", line)
+        depth = len(entry[1]) // 2
+        parents = [*parents[:depth], entry[2]]
+        shown.add("".join(parents))
+    listed = {"rlmec_trl/", "recipes/", "tests/", "benchmarks/", "docs/"}
+    for folder in ("rlmec_trl", "recipes"):
+        listed |= {f"{folder}/{path.name}/" for path in (ROOT / folder).iterdir() if path.is_dir() and path.name[0] not in "_."}
+    listed |= {f"recipes/{path.name}" for path in (ROOT / "recipes").glob("*.py")}
+    listed |= {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
+    assert shown == listed
+
+
+def table_rows(text, header):
+    """The rows of the first table with this header, as they stand."""
+    lines = text[text.index(header) :].splitlines()[2:]
+    return lines[: next((index for index, line in enumerate(lines) if not line.startswith("|")), len(lines))]
+
+
+def test_the_readme_has_the_figures_of_the_evidence_and_the_rows_of_the_pipeline():
+    from rlmec_trl.stages.pipeline import load_pipeline
+
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table_rows(README, "| method |")]
+    evidence = [[cell.strip() for cell in row.strip("|").split("|")] for row in table_rows(PAGES["docs/evidence.md"], "| method |")]
+    assert [row[:2] for row in rows] == [row[:2] for row in evidence]
+    pipeline = load_pipeline(ROOT / "recipes" / "arithmetic" / "pipeline.yaml")
+    assert [row[0] for row in rows] == [f"`{stage.evaluate}`" for stage in pipeline.stages if stage.evaluate]
+
+
+def test_both_quick_starts_train_the_same_objective():
+    code = next(code for code in blocks(README, "python") if "RLMECTrainer(" in code)
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    call = next(call for call in calls if getattr(call.func, "id", None) == "RLMECConfig")
+    in_python = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    in_yaml = yaml.safe_load((ROOT / "recipes" / "configs" / "rlmec.yaml").read_text(encoding="utf-8"))
+    method = {field.name: field.default for field in fields(RLMECConfig)}.keys() - {field.name for field in fields(SFTConfig)}
+    method |= {"learning_rate", "loss_type"}
+    objectives = [
+        {name: settings.get(name, RLMECConfig.__dataclass_fields__[name].default) for name in method}
+        for settings in (in_python, in_yaml)
+    ]
+    assert objectives[0]["policy_coef"] == 0, "with the policy term, these would matter too:"
+    for objective in objectives:
+        for name in ("loss_type", "normalize_by", "negative_credit"):
+            objective.pop(name)
+    assert objectives[0] == objectives[1]
