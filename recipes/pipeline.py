@@ -192,7 +192,9 @@ def main() -> None:
                 run.run()
             report(pipeline, runs)
     except Timeout:
-        sys.exit(f"Another pipeline is running in {pipeline.output_dir}. Wait for it, or choose another `--output_dir`.")
+        sys.exit(
+            f"Another pipeline is running in {pipeline.output_dir}. Wait for it, or choose another `--output_dir`."
+        )
     except PipelineError as error:
         sys.exit(str(error))
 

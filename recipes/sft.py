@@ -42,7 +42,10 @@ def prompt_completion_rows(dataset: Dataset, completion_column: str, only_correc
             completion = [{"role": "assistant", "content": completion}]
         return {"prompt": row["prompt"], "completion": completion}
 
-    return dataset.map(convert, remove_columns=dataset.column_names, desc="Reading rows")
+    # TRL passes these on to the chat template
+    kept = {"chat_template_kwargs"}
+    removed = [name for name in dataset.column_names if name not in kept]
+    return dataset.map(convert, remove_columns=removed, desc="Reading rows")
 
 
 def main(args: SFTArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:

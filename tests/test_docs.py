@@ -17,7 +17,9 @@ from rlmec_trl import RLMECConfig
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ["README.md", "docs/evidence.md", "docs/recipes.md"]}
+PAGES = {
+    name: (ROOT / name).read_text(encoding="utf-8") for name in ["README.md", "docs/evidence.md", "docs/recipes.md"]
+}
 CONFIGS = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml"))
 
 
@@ -143,7 +145,11 @@ def test_the_tree_of_the_readme_has_a_line_for_every_room_and_file():
         shown.add("".join(parents))
     listed = {"rlmec_trl/", "recipes/", "tests/", "benchmarks/", "docs/"}
     for folder in ("rlmec_trl", "recipes"):
-        listed |= {f"{folder}/{path.name}/" for path in (ROOT / folder).iterdir() if path.is_dir() and path.name[0] not in "_."}
+        listed |= {
+            f"{folder}/{path.name}/"
+            for path in (ROOT / folder).iterdir()
+            if path.is_dir() and path.name[0] not in "_."
+        }
     listed |= {f"recipes/{path.name}" for path in (ROOT / "recipes").glob("*.py")}
     listed |= {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
     assert shown == listed
@@ -159,7 +165,10 @@ def test_the_readme_has_the_figures_of_the_evidence_and_the_rows_of_the_pipeline
     from rlmec_trl.stages.pipeline import load_pipeline
 
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table_rows(README, "| method |")]
-    evidence = [[cell.strip() for cell in row.strip("|").split("|")] for row in table_rows(PAGES["docs/evidence.md"], "| method |")]
+    evidence = [
+        [cell.strip() for cell in row.strip("|").split("|")]
+        for row in table_rows(PAGES["docs/evidence.md"], "| method |")
+    ]
     assert [row[:2] for row in rows] == [row[:2] for row in evidence]
     pipeline = load_pipeline(ROOT / "recipes" / "arithmetic" / "pipeline.yaml")
     assert [row[0] for row in rows] == [f"`{stage.evaluate}`" for stage in pipeline.stages if stage.evaluate]
@@ -171,7 +180,9 @@ def test_both_quick_starts_train_the_same_objective():
     call = next(call for call in calls if getattr(call.func, "id", None) == "RLMECConfig")
     in_python = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
     in_yaml = yaml.safe_load((ROOT / "recipes" / "configs" / "rlmec.yaml").read_text(encoding="utf-8"))
-    method = {field.name: field.default for field in fields(RLMECConfig)}.keys() - {field.name for field in fields(SFTConfig)}
+    method = {field.name: field.default for field in fields(RLMECConfig)}.keys() - {
+        field.name for field in fields(SFTConfig)
+    }
     method |= {"learning_rate", "loss_type"}
     objectives = [
         {name: settings.get(name, RLMECConfig.__dataclass_fields__[name].default) for name in method}

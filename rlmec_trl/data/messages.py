@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def is_conversational(value: Any) -> bool:
@@ -28,3 +32,8 @@ def problem_text(prompt: str | list[dict]) -> str:
     user_messages = [message for message in prompt if message["role"] == "user"]
     # A conversation without a user (only a system message, say) still has a text to show
     return (user_messages or prompt)[-1]["content"]
+
+
+def template_kwargs(dataset: Dataset) -> list[dict | None] | None:
+    """The column `chat_template_kwargs`, further arguments of the chat template for each row; `None` without one."""
+    return dataset["chat_template_kwargs"][:] if "chat_template_kwargs" in dataset.column_names else None

@@ -16,13 +16,13 @@ from ..data.schema import check_dataset
 from ..generation.loading import load_model, load_tokenizer
 from ..generation.processes import gather_counts, process_state
 from ..generation.server import ServerConfig
-from ..tasks.task import Task, load_object, load_task
+from ..tasks.task import Task, load_task
 from ..teachers.anthropic_editor import AnthropicEditor
 from ..teachers.api.budget import describe_estimate
 from ..teachers.api.config import TeacherConfig
 from ..teachers.api.journal import Journal
 from ..teachers.api.journaled_editor import edit_through_journal
-from ..teachers.editors import Editor, edit_dataset, editor_inputs, mean_edit_distance
+from ..teachers.editors import Editor, edit_dataset, editor_inputs, load_editor, mean_edit_distance
 from ..teachers.model_editor import ModelEditor
 from ..teachers.server_editor import ServerEditor
 from .keys import config_key, function_key, model_key, task_key
@@ -221,7 +221,7 @@ def _edit_here(samples: Dataset, task: Task, config: EditConfig, model_args: Mod
             raise ValueError(f"Task '{task.name}' has no editor of its own: name a model with `--teacher`.")
         editor, teacher = task.editor, function_key(task.editor)
     elif ":" in config.teacher:
-        editor = load_object(config.teacher)
+        editor = load_editor(config.teacher)
         teacher = function_key(editor)
     else:
         if model_args.model_revision != "main":
@@ -240,7 +240,7 @@ def _edit_here(samples: Dataset, task: Task, config: EditConfig, model_args: Mod
         editor = None
 
     @cache  # loaded for the first shard, so not at all where everything is edited already
-    def load_editor() -> Editor:
+    def load_teacher() -> Editor:
         if editor is not None:
             return editor
         model, tokenizer = load_model(model_args, config.trust_remote_code)
@@ -249,7 +249,9 @@ def _edit_here(samples: Dataset, task: Task, config: EditConfig, model_args: Mod
     outcomes = Counter()
 
     def edit(shard: Dataset, index: int) -> Dataset:
-        edited, counts = edit_dataset(shard, load_editor(), task, config.check_correct_samples)
+        edited, counts = edit_dataset(
+            shard, load_teacher(), task, config.check_correct_samples, first_row=index * config.shard_size
+        )
         outcomes.update(counts)
         return edited
 

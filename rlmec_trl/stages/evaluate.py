@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
+from ..data.messages import template_kwargs
 from ..generation.loading import load_model, load_tokenizer
 from ..generation.processes import process_state
 from ..generation.sampling import sample_completions
@@ -25,7 +26,7 @@ class EvaluateConfig:
 
     Parameters:
         task (`str`):
-            A built-in task, `package.module:NAME` or `path/to/file.py:NAME`.
+            Built-in task, or your own as `package.module:NAME` or `path/to/file.py:NAME`.
         output_file (`str`, *optional*):
             JSON file to write the result to.
         max_new_tokens (`int`, *optional*, defaults to `512`):
@@ -38,7 +39,7 @@ class EvaluateConfig:
 
     task: str = field(
         metadata={
-            "help": "A built-in task, `package.module:NAME` or `path/to/file.py:NAME`.",
+            "help": "Built-in task, or your own as `package.module:NAME` or `path/to/file.py:NAME`.",
         }
     )
     output_file: str | None = field(default=None, metadata={"help": "JSON file to write the result to."})
@@ -129,6 +130,7 @@ def solve(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         desc="Evaluating",
+        chat_template_kwargs=template_kwargs(own),
     )
     texts = [processing_class.decode(ids, skip_special_tokens=True) for (ids,) in completions]
     problems = map(task.raw_problem, own["prompt"])

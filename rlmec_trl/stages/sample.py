@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import ClassVar
 
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from ..data.messages import is_conversational
+from ..data.messages import is_conversational, template_kwargs
+from ..data.schema import column_features
 from ..generation.loading import load_eos_token_ids, load_model, load_tokenizer
 from ..generation.processes import gather_counts, process_state
 from ..generation.sampling import sample_completions, sample_from_server
@@ -30,7 +31,7 @@ class SampleConfig:
         output_dir (`str`):
             Folder to save the samples to.
         task (`str`):
-            A built-in task, `package.module:NAME` or `path/to/file.py:NAME`.
+            Built-in task, or your own as `package.module:NAME` or `path/to/file.py:NAME`.
         num_samples (`int`, *optional*, defaults to `5`):
             Number of completions of each prompt.
         temperature (`float`, *optional*, defaults to `0.7`):
@@ -52,7 +53,7 @@ class SampleConfig:
     output_dir: str = field(metadata={"help": "Folder to save the samples to."})
     task: str = field(
         metadata={
-            "help": "A built-in task, `package.module:NAME` or `path/to/file.py:NAME`.",
+            "help": "Built-in task, or your own as `package.module:NAME` or `path/to/file.py:NAME`.",
         }
     )
     num_samples: int = field(default=5, metadata={"help": "Number of completions of each prompt."})
@@ -136,6 +137,7 @@ def run(
             "max_new_tokens": config.max_new_tokens,
             "seed": config.seed + index,
             "desc": f"Sampling, shard {index + 1}",
+            "chat_template_kwargs": template_kwargs(shard),
         }
         if server is not None:
             completions = sample_from_server(server, shard["prompt"], **settings)
@@ -191,17 +193,11 @@ def to_sample_rows(
         task ([`~rlmec_trl.tasks.task.Task`]):
             How answers are checked.
     """
-    text = Value("string")
     conversational = len(dataset) > 0 and is_conversational(dataset[0]["prompt"])
+    types = column_features(messages=conversational)
     # Given, not inferred: the types of the problems' columns are kept, and a shard may have no row at all
-    features = Features(
-        {
-            **dataset.features,
-            "completion": List({"role": text, "content": text}) if conversational else text,
-            "completion_ids": List(Value("int64")),
-            "correct": Value("bool"),
-        }
-    )
+    new = {name: types[name] for name in ("completion", "completion_ids", "correct")}
+    features = Features({**dataset.features, **new})
     columns = {name: [] for name in features}
     for row, samples in zip(dataset, completions, strict=True):
         problem = task.raw_problem(row["prompt"])

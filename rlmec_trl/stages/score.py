@@ -6,13 +6,13 @@ from functools import cache
 from typing import Any, ClassVar
 
 from accelerate.logging import get_logger
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import ModelConfig
 
-from ..data.messages import is_conversational
-from ..data.schema import check_dataset
+from ..data.messages import is_conversational, template_kwargs
+from ..data.schema import check_dataset, column_features
 from ..data.tokens import encode_prompt
 from ..generation.inference import completion_logps, eos_token_ids
 from ..generation.loading import load_eos_token_ids, load_model, load_tokenizer
@@ -310,18 +310,19 @@ def score_dataset(
     """
     columns = {name: dataset[name][:] for name in ("prompt", "reference", "completion", "completion_ids")}
     inputs = tuple(columns.values())
-    token_probs = grm.score(*inputs)
+    kwargs = template_kwargs(dataset)
+    token_probs = grm.score(*inputs, kwargs)
     if locate_by == "probability":
         located = grm.flagged_steps(columns["completion"], columns["completion_ids"], token_probs)
     elif locate_by == "question":
-        located = grm.locate(*inputs[:3])
+        located = grm.locate(*inputs[:3], kwargs)
     else:
         raise ValueError(f"`locate_by` must be 'question' or 'probability', got {locate_by!r}.")
     error_steps = [
         -1 if correct and not rewrite_correct else step
         for correct, step in zip(dataset["correct"], located, strict=True)
     ]
-    rewrite_ids = grm.rewrite_ids(*inputs, error_steps=error_steps)
+    rewrite_ids = grm.rewrite_ids(*inputs, error_steps, kwargs)
 
     texts = grm.processing_class.batch_decode(rewrite_ids, skip_special_tokens=True)
     ends = eos_token_ids(grm.model.generation_config, grm.processing_class)
@@ -331,14 +332,17 @@ def score_dataset(
     ]
     if is_conversational(columns["completion"][0]):
         texts = [[{"role": "assistant", "content": text}] for text in texts]
-    types = _column_types(conversational=is_conversational(columns["completion"][0]))
+    types = column_features(messages=is_conversational(columns["completion"][0]))
     scored: dict[str, list[Any]] = {
         "token_probs": token_probs,
         "rewrite": _where(verified, texts),
         "rewrite_ids": _where(verified, rewrite_ids),
     }
     if policy is not None:
-        prompt_ids = [encode_prompt(grm.processing_class, prompt) for prompt in columns["prompt"]]
+        prompt_ids = [
+            encode_prompt(grm.processing_class, *row)
+            for row in zip(columns["prompt"], kwargs or [None] * len(dataset), strict=True)
+        ]
         scored["old_logps"] = completion_logps(
             policy,
             grm.processing_class,
@@ -348,7 +352,7 @@ def score_dataset(
             "Sampler's log-probabilities" if grm.show_progress else None,
         )
     if rewrite_topk > 0:
-        topk_ids, topk_logps = grm.rewrite_topk(*inputs[:3], rewrite_ids, rewrite_topk)
+        topk_ids, topk_logps = grm.rewrite_topk(*inputs[:3], rewrite_ids, rewrite_topk, kwargs)
         scored["rewrite_topk_ids"] = _where(verified, topk_ids)
         scored["rewrite_topk_logps"] = _where(verified, topk_logps)
     kept = dataset.remove_columns([name for name in scored if name in dataset.column_names])
@@ -356,20 +360,6 @@ def score_dataset(
         # Typed, because every rewrite of a shard may be None
         kept = kept.add_column(name, values, feature=types[name])
     return kept
-
-
-def _column_types(conversational: bool) -> Features:
-    text = Value("string")
-    return Features(
-        {
-            "token_probs": List(Value("float64")),
-            "rewrite": List({"role": text, "content": text}) if conversational else text,
-            "rewrite_ids": List(Value("int64")),
-            "old_logps": List(Value("float64")),
-            "rewrite_topk_ids": List(List(Value("int64"))),
-            "rewrite_topk_logps": List(List(Value("float64"))),
-        }
-    )
 
 
 def _where(keep: list[bool], values: list[Any]) -> list[Any]:
