@@ -12,7 +12,6 @@ are scored first, into `<output_dir>-scored`. Re-running the command resumes tra
 
 from dataclasses import dataclass, field
 
-from datasets import Dataset
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from rlmec_trl import RLMECConfig, RLMECTrainer
@@ -35,17 +34,13 @@ def make_parser() -> TrlParser:
     return TrlParser((RLMECArguments, RLMECConfig, ScoreConfig, ModelConfig))
 
 
-def load_scored(name: str, split: str, output_dir: str, score_config: ScoreConfig, model_args: ModelConfig) -> Dataset:
-    dataset = load_rows(name, split)
-    if score_config.grm is None or {"token_probs", "token_rewards"} & set(dataset.column_names):
-        return dataset
-    return score.run(score_config, dataset, output_dir, model_args)
-
-
 def main(args: RLMECArguments, training_args: RLMECConfig, score_config: ScoreConfig, model_args: ModelConfig) -> None:
-    # Beside the output folder, whose contents may be pushed to the Hub
-    scored_dir = training_args.output_dir.rstrip("/") + "-scored"
-    dataset = load_scored(args.dataset_name, args.dataset_split, scored_dir, score_config, model_args)
+    dataset = load_rows(args.dataset_name, args.dataset_split)
+    if score_config.grm is not None and not {"token_probs", "token_rewards"} & set(dataset.column_names):
+        # Beside the output folder, whose contents may be pushed to the Hub
+        scored_dir = training_args.output_dir.rstrip("/") + "-scored"
+        trust_remote_code = training_args.trust_remote_code
+        dataset = score.run(score_config, dataset, scored_dir, model_args, trust_remote_code=trust_remote_code)
     set_model_init_kwargs(training_args, model_args)
     trainer = RLMECTrainer(
         model=model_args.model_name_or_path,

@@ -29,6 +29,10 @@ class ScoreArguments:
     output_dir: str = field(metadata={"help": "Folder to save the scored samples to."})
     dataset_split: str = field(default="train", metadata={"help": "Split of a dataset on the Hub."})
     max_rows: int | None = field(default=None, metadata={"help": "Number of samples to take from the start."})
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Whether to run Python code that the repositories of policy and reward model ship."},
+    )
 
 
 def make_parser() -> TrlParser:
@@ -39,7 +43,7 @@ def main(
     args: ScoreArguments, score_config: score.ScoreConfig, model_args: ModelConfig, server_config: ServerConfig
 ) -> None:
     samples = load_rows(args.dataset_name, args.dataset_split, args.max_rows)
-    score.run(score_config, samples, args.output_dir, model_args, server_config)
+    score.run(score_config, samples, args.output_dir, model_args, server_config, args.trust_remote_code)
 
 
 if __name__ == "__main__":

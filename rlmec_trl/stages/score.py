@@ -57,8 +57,6 @@ class ScoreConfig:
             Number of samples scored or rewritten at a time.
         shard_size (`int`, *optional*, defaults to `1000`):
             Number of samples between two saves.
-        trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether to run Python code that the repositories of policy and reward model ship.
     """
 
     grm: str | None = field(
@@ -122,12 +120,6 @@ class ScoreConfig:
         metadata={"help": "Number of samples scored or rewritten at a time."},
     )
     shard_size: int = field(default=1000, metadata={"help": "Number of samples between two saves."})
-    trust_remote_code: bool = field(
-        default=False,
-        metadata={
-            "help": "Whether to run Python code that the repositories of policy and reward model ship.",
-        },
-    )
 
     # What each field is to the key of a result (see `stages/keys.py`)
     key_parts: ClassVar[dict[str, str]] = {
@@ -143,7 +135,6 @@ class ScoreConfig:
         "rewrite_max_new_tokens": "value",
         "score_batch_size": "none",
         "shard_size": "none",
-        "trust_remote_code": "none",
     }
 
     def grm_model_args(self, model_args: ModelConfig) -> ModelConfig:
@@ -167,6 +158,7 @@ def run(
     output_dir: str | os.PathLike,
     model_args: ModelConfig,
     server_config: ServerConfig | None = None,
+    trust_remote_code: bool = False,
 ) -> Dataset:
     """
     Score a dataset shard by shard, on as many processes as there are, and save the rows. Re-running resumes.
@@ -183,6 +175,8 @@ def run(
         server_config ([`~rlmec_trl.generation.server.ServerConfig`], *optional*):
             With a `base_url`, that server has the reward model too, and writes its rewrites. Probabilities are
             computed in this process all the same.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run Python code that the repositories of policy and reward model ship.
 
     Returns:
         [`~datasets.Dataset`]: The rows with the columns of [`score_dataset`].
@@ -201,7 +195,7 @@ def run(
             "`recipes/score.py` without DeepSpeed and name its output with `--dataset_name`."
         )
     task = load_task(config.task)
-    grm_args, trust_remote_code = config.grm_model_args(model_args), config.trust_remote_code
+    grm_args = config.grm_model_args(model_args)
     policy_tokenizer = load_tokenizer(model_args, trust_remote_code)
     grm_tokenizer = load_tokenizer(grm_args, trust_remote_code)
     check_shared_tokenizer(policy_tokenizer, grm_tokenizer)

@@ -437,7 +437,7 @@ def test_a_finished_result_needs_no_model(folder, rows, monkeypatch):
 
 
 def test_revision_and_quantization_of_the_policy_are_not_those_of_the_reward_model(folder, rows, monkeypatch):
-    config, model_args = settings(folder, grm_revision="v2", trust_remote_code=True)
+    config, model_args = settings(folder, grm_revision="v2")
     model_args.model_revision, model_args.dtype = "v1", "float64"
     model_args.load_in_4bit = model_args.use_peft = True
     loaded = []
@@ -448,7 +448,7 @@ def test_revision_and_quantization_of_the_policy_are_not_those_of_the_reward_mod
 
     monkeypatch.setattr(score, "load_model", load)
     with pytest.raises(KeyboardInterrupt):
-        score_to(folder / "scored", rows, config, model_args)
+        score_to(folder / "scored", rows, config, model_args, trust_remote_code=True)
     ((policy_args, trusted),) = loaded
     assert policy_args is model_args and trusted
     grm_args = config.grm_model_args(model_args)
