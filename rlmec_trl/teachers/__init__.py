@@ -1,1 +1,1 @@
-"""Teachers: who writes minimum edits."""
+"""Teachers: what writes the minimum edits that the generative reward model learns from."""

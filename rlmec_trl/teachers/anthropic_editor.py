@@ -1,4 +1,4 @@
-"""The Anthropic API as the teacher, by single messages or, at half the price, by batches."""
+"""The Anthropic API as the teacher, through single messages or, at half the price, through batches."""
 
 import json
 import os
@@ -19,21 +19,19 @@ from .api.journaled_editor import JournaledEditor
 from .api.questions import Question
 
 
-# A batch may have 256 MB. What the client adds to the questions is little.
+# The API accepts 256 MB. The client adds little to the requests.
 _MAX_BATCH_BYTES = 200_000_000
 
-# Looks at a batch without an answer, after which there is no more waiting for it: an hour, by default
+# After so many failed requests for the state of a batch, the run stops waiting: an hour, by default
 _MAX_FAILED_LOOKS = 60
-# The API has certainly not taken the request: it can be sent again without being paid twice
+# The API has not accepted the request, so that it can be sent again without paying twice
 _NOT_TAKEN = (429, 529)
 
 
 class AnthropicEditor(JournaledEditor):
     """
-    A Claude model as the teacher, on the official SDK. The key is read from the environment (`ANTHROPIC_API_KEY`).
-
-    Both tasks are one request: with structured output, the answer is a JSON object with the first wrong step and the
-    rewrite. The instructions, the same in all requests, are marked for the prompt cache.
+    A Claude model as the teacher, through the official SDK. The key is read from the environment variable
+    `ANTHROPIC_API_KEY`. The instructions, which are the same in all requests, are marked for the prompt cache.
 
     Takes the arguments of [`~rlmec_trl.teachers.api.journaled_editor.JournaledEditor`]. With `config.use_batches`,
     requests go through the Message Batches API. Of `server_config`, `concurrency`, `timeout` and `max_retries` apply,
@@ -64,7 +62,7 @@ class AnthropicEditor(JournaledEditor):
         import anthropic
 
         settings = self.server_config
-        # Without, the SDK would look for profiles on the disk, and bill whoever left one there
+        # Without a key, the SDK would look for profiles on disk, and bill the owner of one
         if not os.environ.get("ANTHROPIC_API_KEY") and not os.environ.get("ANTHROPIC_AUTH_TOKEN"):
             raise TeacherError("There is no key for the Anthropic API: set the variable ANTHROPIC_API_KEY.")
         return anthropic.Anthropic(
@@ -91,7 +89,7 @@ class AnthropicEditor(JournaledEditor):
             try:
                 return [client.messages.count_tokens(**self._params(question)).input_tokens for question in questions]
             except anthropic.NotFoundError:
-                # Not every gateway has this endpoint. If it is the model that there is not, the first question tells
+                # Not every gateway has this endpoint. If it is the model that is missing, the first request says so
                 return None
 
     def _ask(self, client: Any, question: Question) -> Answer:
@@ -103,11 +101,11 @@ class AnthropicEditor(JournaledEditor):
         if not self.config.use_batches:
             super()._send(client, questions)
             return
-        handed_in = []
+        submitted = []
         for chunk in self._chunks(questions):
-            handed_in.append(self._hand_in(client, chunk))
+            submitted.append(self._submit(client, chunk))
             self.budget.under_way += len(chunk)
-        for submission in handed_in:
+        for submission in submitted:
             self._collect(client, submission)
             self.budget.under_way -= len(submission.keys)
 
@@ -123,7 +121,7 @@ class AnthropicEditor(JournaledEditor):
             self._collect(client, submission)
 
     def _chunks(self, questions: list[Question]) -> Iterator[list[dict[str, Any]]]:
-        """Requests in batches of a size that the API takes, as far as the budget goes."""
+        """Requests in batches of a size that the API accepts, as many as the budget allows."""
         chunk, num_bytes = [], 0
         for question in questions:
             request = {
@@ -142,10 +140,10 @@ class AnthropicEditor(JournaledEditor):
         if chunk:
             yield chunk
 
-    def _hand_in(self, client: Any, requests: list[dict[str, Any]]) -> Submission:
+    def _submit(self, client: Any, requests: list[dict[str, Any]]) -> Submission:
         """
-        Hand in a batch. It is in the journal before, without its id, and after, with it: one whose id was lost on the
-        way is looked for, and found by its questions.
+        Submit a batch. The journal records it before, without its id, and afterwards, with it, so that a batch whose
+        id was lost on the way can be found by its requests.
         """
         with self._translated_errors():
             newest = client.messages.batches.list(limit=1).data
@@ -158,15 +156,15 @@ class AnthropicEditor(JournaledEditor):
         return submission
 
     def _create_batch(self, client: Any, submission: Submission, requests: list[dict]) -> str:
-        """Create a batch and return its id. The SDK's own retries might create and pay it twice."""
+        """Create a batch and return its id. The SDK's own retries could create it, and bill it, twice."""
         import anthropic
 
-        careful_client = client.with_options(max_retries=0)
+        client_without_retries = client.with_options(max_retries=0)
         for attempt in range(self.server_config.max_retries + 1):
             if attempt > 0:
                 time.sleep(min(2.0**attempt, self.config.poll_seconds))
             try:
-                return careful_client.messages.batches.create(requests=requests).id
+                return client_without_retries.messages.batches.create(requests=requests).id
             except (anthropic.APIError, ValueError, AttributeError) as caught:
                 error = caught
             status = getattr(error, "status_code", None)
@@ -179,14 +177,14 @@ class AnthropicEditor(JournaledEditor):
             if batch is not None:
                 return batch
         raise TeacherError(
-            f"The batch could not be handed in ({describe_error(error)}). The same command goes on from here: if the "
-            "batch has arrived all the same, it is found."
+            f"The batch could not be submitted ({describe_error(error)}). Re-running the command resumes here: if the "
+            "batch has arrived after all, it is found."
         )
 
     def _find_batch(self, client: Any, submission: Submission) -> str | None:
-        """The id of a batch that was perhaps created, and whose id has not come back."""
+        """The id of a batch that may have been created, but whose id was not received; `None` if it was not."""
         known = self.journal.batches()
-        # What was handed in just now may take a moment to be listed
+        # A new batch may take a moment to be listed
         for look in range(2):
             if look > 0:
                 time.sleep(self.config.poll_seconds)
@@ -206,14 +204,14 @@ class AnthropicEditor(JournaledEditor):
         return None
 
     def _answers_one_of(self, client: Any, batch: str, keys: set[str]) -> bool:
-        """Whose batch it is can be seen by its results alone."""
+        """Only the results of a batch show which requests are in it."""
         if not self._wait_for(client, batch):
             return False
         first = next(iter(client.messages.batches.results(batch)), None)
         return first is not None and first.custom_id in keys
 
     def _wait_for(self, client: Any, batch: str) -> bool:
-        """Wait for a batch to end. Whether its results can be fetched: they are kept for some weeks."""
+        """Wait for a batch to end. Returns whether its results can be fetched: they are kept for some weeks."""
         import anthropic
 
         num_failures = 0
@@ -227,7 +225,7 @@ class AnthropicEditor(JournaledEditor):
                     except anthropic.NotFoundError:
                         raise self._unknown(batch) from None
             except RequestFailedError:
-                # A batch takes hours, and an API may be away for a while in a night
+                # A batch takes hours, and the API may be down for some of that time
                 num_failures += 1
                 if num_failures > _MAX_FAILED_LOOKS:
                     raise
@@ -238,7 +236,7 @@ class AnthropicEditor(JournaledEditor):
 
     def _unknown(self, batch: str) -> TeacherError:
         return TeacherError(
-            f"Batch {batch} is not known to this key. Use the key and the address that it was handed in with: its "
+            f"Batch {batch} is not known to this key. Use the key and the address that it was submitted with: its "
             "answers are paid for. If it was deleted, delete the lines of type `submission` that name it in "
             f"{str(self.journal.directory)!r}."
         )
@@ -248,7 +246,7 @@ class AnthropicEditor(JournaledEditor):
         Wait for a batch, and record its answers.
 
         Raises:
-            [`TeacherError`]: If they cannot be fetched now, or if somebody has cancelled the batch.
+            [`TeacherError`]: If they cannot be fetched now, or if the batch was cancelled.
         """
         missing = set(submission.keys)
         show = process_state().is_local_main_process
@@ -259,27 +257,27 @@ class AnthropicEditor(JournaledEditor):
                     break
                 if attempt > 0:
                     time.sleep(min(2.0**attempt, self.config.poll_seconds))
-                # Cut off on the way, results can be fetched again as often as one likes
+                # Results whose connection broke can be fetched again as often as needed
                 with suppress(RequestFailedError), self._translated_errors():
                     for result in client.messages.batches.results(submission.batch):
                         if result.custom_id in missing:
                             self._record_result(submission.batch, result)
                             missing.remove(result.custom_id)
                             progress.update()
-                    # There is a result for each question: fewer were cut off, even if quietly
+                    # There is a result for each request: if there are fewer, the response was cut off without an error
                     whole = not missing
         if not whole:
             raise TeacherError(
-                f"The results of batch {submission.batch} cannot be fetched. They are kept for some weeks: the same "
-                "command fetches them."
+                f"The results of batch {submission.batch} cannot be fetched. They are kept for some weeks: re-running "
+                "the command fetches them."
             )
         for key in missing:
             self._note_failure(key, "no result in its batch")
         self.journal.close_submission(submission.name)
         if "canceled" in self.failures.values():
             raise TeacherError(
-                f"Batch {submission.batch} was cancelled. Its answers are in the journal; the same command hands in "
-                "its other questions again."
+                f"Batch {submission.batch} was cancelled. Its answers are in the journal; re-running the command "
+                "submits its other requests again."
             )
 
     def _record_result(self, batch: str, result: Any) -> None:
@@ -302,13 +300,13 @@ class AnthropicEditor(JournaledEditor):
 
     def _hopeless(self, error: Exception) -> TeacherError:
         return TeacherError(
-            f"The API does not answer for {self.model!r} ({describe_error(error)}). Check the model's name, the "
-            "settings that go with it, and the key in ANTHROPIC_API_KEY. All answers so far are in the journal."
+            f"The API rejects requests to {self.model!r} ({describe_error(error)}). Check the model's name, the "
+            "settings that it supports, and the key in ANTHROPIC_API_KEY. All answers so far are in the journal."
         )
 
 
 def _to_answer(message: Any) -> Answer:
-    # The SDK takes what comes, and hands on a web page as a text
+    # The SDK validates nothing, and returns a web page as a string
     if isinstance(message, str) or message.usage is None or message.content is None:
         raise RequestFailedError("broken response: no content or no usage")
     usage = message.usage

@@ -104,7 +104,7 @@ def load_editor(path: str) -> Editor:
 
 
 def verify_rewrite(task: Task, problem: str, answer: str, rewrite: str) -> str | None:
-    """Why a rewrite may not be trained on, or `None` where it passes the checks of its task."""
+    """Why a rewrite must not be trained on, `None` if it passes the checks of its task."""
     if not rewrite.strip():
         return "empty"
     if not task.check_answer(rewrite, answer, problem):
@@ -115,7 +115,7 @@ def verify_rewrite(task: Task, problem: str, answer: str, rewrite: str) -> str |
 
 
 def editor_inputs(dataset: Dataset, task: Task) -> tuple[list[str], list[str], list[str]]:
-    """The problems, references and attempts of a data set, as texts, the way an editor is given them."""
+    """The problems, references and attempts of a dataset as plain text, the way an editor gets them."""
     problems = [task.raw_problem(prompt) for prompt in dataset["prompt"]]
     return problems, dataset["reference"][:], [message_text(completion) for completion in dataset["completion"]]
 
@@ -236,7 +236,7 @@ def _name_of(editor: Editor) -> str:
 def judge_edit(
     task: Task, problem: str, answer: str, completion: str, correct: bool, edit: Edit
 ) -> tuple[str, int, str | None]:
-    """The outcome of an edit by name, and the first wrong step and rewrite that may be used."""
+    """The outcome of an edit, with the first incorrect step (-1 if there is none) and the rewrite (`None`) to use."""
     if isinstance(edit, NoEdit):
         return edit.reason, -1, None
     error_step, rewrite = edit
@@ -244,7 +244,7 @@ def judge_edit(
     if not -1 <= error_step <= len(split_steps(completion, task.wording.step_separator)):
         return "malformed", -1, None
     if rewrite == completion or (correct and error_step == -1):
-        # Left as it is, which only a right attempt may be
+        # Left as it is, which only a correct attempt may be
         return ("unchanged", -1, completion) if correct else ("left wrong", -1, None)
     reason = verify_rewrite(task, problem, answer, rewrite)
     if reason is not None:
@@ -255,7 +255,7 @@ def judge_edit(
 
 
 def mean_edit_distance(edited: Dataset) -> float | None:
-    """Mean number of words that a rewrite changes, over the attempts that were rewritten; `None` where none was."""
+    """Mean number of words that a rewrite changes, over the rewritten attempts; `None` if there are none."""
     rows = zip(edited["completion"], edited["rewrite"], edited["edit_outcome"], strict=True)
     distances = [
         edit_distance(message_text(completion).split(), message_text(rewrite).split())

@@ -1,4 +1,4 @@
-"""A local model as the editor."""
+"""A local model as the teacher."""
 
 from collections.abc import Sequence
 
@@ -13,19 +13,20 @@ from .editors import Edit, NoEdit, Usable
 
 class ModelEditor:
     """
-    A local causal language model as the editor: it is asked for the first wrong step, and for the corrected attempt.
+    A local causal language model as the teacher. It gets one prompt for the first incorrect step and one for the
+    corrected attempt.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
             Any instruction-tuned causal language model.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer. Where it has a chat template, the questions are asked as a user's message.
+            Its tokenizer. If it has a chat template, each prompt is a user message.
         wording ([`~rlmec_trl.tasks.wording.Wording`], *optional*):
-            Wording of the two questions.
+            Wording of the two prompts.
         batch_size (`int`, *optional*, defaults to `16`):
             Number of attempts in a batch.
         max_new_tokens (`int`, *optional*, defaults to `512`):
-            Greatest length of a rewrite, in tokens.
+            Maximum length of a rewrite, in tokens.
     """
 
     def __init__(
@@ -59,15 +60,15 @@ class ModelEditor:
                 continue
             located = None if answer is None else parse_locate(self.wording, answer)
             if located is None or located >= len(split_steps(completion, self.wording.step_separator)):
-                # No usable answer, but the rewrite itself shows where the attempt was first changed
+                # The answer is unusable, but the rewrite itself shows where the attempt was first changed
                 located = first_changed_step(completion, rewrite, self.wording.step_separator)
             edits.append((located, rewrite))
         return edits
 
-    def _ask(self, questions: list[str], max_new_tokens: int, desc: str) -> list[str | None]:
-        """The model's answers; `None` where `max_new_tokens` cut one off."""
+    def _ask(self, prompts: list[str], max_new_tokens: int, desc: str) -> list[str | None]:
+        """The model's answers; `None` for those that `max_new_tokens` cut off."""
         tokenizer = self.processing_class
-        prompt_ids = [encode_prompt(tokenizer, as_prompt(tokenizer, question)) for question in questions]
+        prompt_ids = [encode_prompt(tokenizer, as_prompt(tokenizer, prompt)) for prompt in prompts]
         answers = generate_ids(self.model, tokenizer, prompt_ids, max_new_tokens, self.batch_size, desc)
         ends = eos_token_ids(self.model.generation_config, tokenizer)
         return [

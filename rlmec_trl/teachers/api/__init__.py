@@ -1,1 +1,1 @@
-"""Teachers behind an API: questions, answers on disk, costs."""
+"""Teachers behind an API: requests, the journal of their answers, and their costs."""

@@ -1,4 +1,4 @@
-"""What a teacher has answered, on disk before it is used, so that nothing is asked or paid for twice."""
+"""The answers of a teacher, written to disk before they are used, so that none is requested or paid for twice."""
 
 import json
 import os
@@ -22,15 +22,15 @@ class Answer:
 
     Args:
         text (`str`):
-            What it said.
+            Its text.
         stop_reason (`str`):
-            Why it stopped, in the words of its API.
+            Why it stopped, as the API names it.
         input_tokens, output_tokens, cache_write_tokens, cache_read_tokens (`int`):
-            What it is billed for. Input tokens do not count those written to or read from the prompt cache.
+            What it is billed for. Input tokens do not include those written to or read from the prompt cache.
         cost (`float`, *optional*):
-            What that came to, in dollars, at the prices of that day. `None` where they were not known.
+            Its cost in dollars, at the prices set for that run. `None` if none were set.
         batch (`str`, *optional*):
-            Id of the batch that it came from.
+            Id of the batch that it belongs to.
     """
 
     text: str
@@ -46,17 +46,17 @@ class Answer:
 @dataclass(frozen=True)
 class Submission:
     """
-    A batch of questions that was, or was about to be, handed in.
+    A batch of requests that was, or was about to be, submitted.
 
     Args:
         name (`str`):
-            Our own name for it, given before it was handed in.
+            Our own name for it, given before it was submitted.
         keys (`list[str]`):
-            Keys of its questions.
+            Keys of its requests.
         after (`str`, *optional*):
-            Id of the newest batch there was before it: one that is found without an id is newer than this.
+            Id of the newest batch before it. A search for a batch whose id is unknown ends at this one.
         batch (`str`, *optional*):
-            Its id. `None` as long as it is not known whether it has arrived.
+            Its id. `None` as long as it is unknown whether it has arrived.
     """
 
     name: str
@@ -67,19 +67,19 @@ class Submission:
 
 class Journal:
     """
-    The answers of a teacher, in a folder: one line of JSON each, appended and flushed to the disk one by one.
+    The answers of a teacher in a folder of JSON lines. Each answer is appended and flushed to disk by itself.
 
-    Each process writes to a file of its own and reads everybody's. A line that a killed process left half-written is
-    cut off when its file is opened for writing again, and passed over in the files of others.
+    Each process writes its own file and reads all of them. A line that a killed process left half-written is cut off
+    when its file is opened for writing again, and skipped in the files of others.
 
     Args:
         directory (`str` or `os.PathLike`):
-            Folder of the journal. It is made if there is none.
+            Folder of the journal. Created if it does not exist.
         process_index, num_processes (`int`, *optional*, default to `0` and `1`):
             Index of this process among those of the run, and their number.
 
     Raises:
-        [`JournalInUseError`]: If another run holds the same file.
+        [`JournalInUseError`]: If another run is writing the same file.
         `ValueError`: If a line that is not the last of its file cannot be read.
     """
 
@@ -102,7 +102,7 @@ class Journal:
             self._cut_half_written_line()
             self.reload()
         except BaseException:
-            # For the next try, when the file is mended
+            # Another attempt can follow once the file is fixed
             self.close()
             raise
 
@@ -110,10 +110,10 @@ class Journal:
         """Read what all processes have written."""
         self._answers: dict[str, list[Answer]] = defaultdict(list)
         self._submissions: dict[str, Submission] = {}
-        # The line that closes a submission may stand in the file of another process, read before its own
+        # The line that closes a submission may be in the file of another process, which is read first
         self._closed: set[str] = set()
         self._writers: dict[str, int] = {}
-        # A batch may be fetched by two processes: each of its answers counts once
+        # Two processes may fetch the same batch: each of its answers counts once
         self._from_batches: set[tuple[str, str]] = set()
         for path in sorted(self.directory.glob("answers-*.jsonl")):
             for number, line in _read_lines(path):
@@ -123,42 +123,42 @@ class Journal:
                 except (ValueError, TypeError, KeyError) as error:
                     raise ValueError(
                         f"Line {number} of {str(path)!r} is damaged ({error}). Every line is an answer that was paid "
-                        "for: mend it, or delete it to have its question asked again."
+                        "for: fix it, or delete it to have it requested again."
                     ) from None
                 if record["type"] == "submission":
                     self._writers[record["name"]] = int(path.stem.removeprefix("answers-"))
 
     def answers(self, key: str) -> list[Answer]:
-        """All answers to a question, the oldest first."""
+        """All answers to a request, oldest first."""
         return self._answers.get(key, [])
 
     def has_answer_of(self, key: str, batch: str) -> bool:
-        """Whether the answer that a batch gave to a question is here."""
+        """Whether the journal has the answer of a batch to a request."""
         return (key, batch) in self._from_batches
 
     def batches(self) -> set[str]:
-        """Ids of all batches that were ever handed in."""
+        """Ids of all batches that were ever submitted."""
         return {submission.batch for submission in self._submissions.values() if submission.batch is not None}
 
     def is_empty(self) -> bool:
-        """Whether there is no answer at all."""
+        """Whether there are no answers."""
         return not self._answers
 
     def costs(self) -> list[float]:
-        """Dollars that each answer has cost, of those whose price was known."""
+        """The cost in dollars of each answer whose price was known."""
         answers = (answer for answers in self._answers.values() for answer in answers)
         return [answer.cost for answer in answers if answer.cost is not None]
 
     def submissions(self) -> list[Submission]:
-        """Batches that were handed in, or may have been, and whose answers are not all here."""
+        """Batches that were, or may have been, submitted and whose answers were not all fetched."""
         return [submission for name, submission in self._submissions.items() if name not in self._closed]
 
     def waiting_keys(self) -> set[str]:
-        """Keys of the questions in [`submissions`]."""
+        """Keys of the requests in [`submissions`]."""
         return {key for submission in self.submissions() for key in submission.keys}
 
     def own_submissions(self) -> list[Submission]:
-        """Those that this process has to look after: its own, and those of processes that are no more."""
+        """The [`submissions`] that this process fetches: its own, and those of processes that no longer exist."""
         own = self._process_index
         return [
             submission
@@ -167,23 +167,23 @@ class Journal:
         ]
 
     def record_answer(self, key: str, answer: Answer) -> None:
-        """Keep an answer. It is on disk when this returns."""
+        """Record an answer. It is on disk when this returns."""
         if answer.batch is None or not self.has_answer_of(key, answer.batch):
             self._write({"type": "answer", "key": key, **asdict(answer)})
 
     def record_submission(self, submission: Submission) -> None:
-        """Keep that a batch is about to be handed in (no id yet), or has been."""
+        """Record that a batch is about to be submitted (no id yet), or was submitted."""
         self._write({"type": "submission", **asdict(submission)})
 
     def close_submission(self, name: str) -> None:
-        """Keep that the answers of a batch are all here, or that it never arrived."""
+        """Record that all answers of a batch were fetched, or that it never arrived."""
         self._write({"type": "closed", "name": name})
 
     def close(self) -> None:
-        """Let others write."""
+        """Close the file, so that another run can write it."""
         with self._thread_lock:
             os.close(self._file)
-            # A thread that was left behind must not write to what gets the number next
+            # A thread that is still running must not write to the file that gets this descriptor next
             self._file = -1
         self._lock.release()
 
@@ -201,7 +201,7 @@ class Journal:
                 while line:
                     line = line[os.write(self._file, line) :]
             except BaseException:
-                # A full disk: half a line would spoil the next one
+                # The disk may be full: half a line would corrupt the next one
                 os.ftruncate(self._file, start)
                 raise
             os.fsync(self._file)
@@ -218,7 +218,7 @@ class Journal:
                 self._from_batches.add((key, answer.batch))
         elif record["type"] == "submission":
             known = self._submissions.get(record["name"])
-            # Its id may stand in the file of another process, read before this one
+            # Its id may be in the file of another process, which was read first
             if known is None or known.batch is None:
                 self._submissions[record["name"]] = Submission(**fields)
         else:

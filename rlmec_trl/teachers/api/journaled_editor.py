@@ -141,7 +141,7 @@ class JournaledEditor(ABC):
         return None
 
     def _send(self, client: Any, questions: list[Question]) -> None:
-        """Ask questions, as far as the budget goes, and record what comes back."""
+        """Send requests as far as the budget allows, and record the answers."""
         self._num_failures_in_a_row = 0
 
         def ask(question: Question) -> None:
@@ -161,7 +161,7 @@ class JournaledEditor(ABC):
                     self.budget.under_way += 1
                 yield question
 
-        ask_all(ask, affordable(), self.server_config.concurrency, len(questions), "Asking the teacher")
+        ask_all(ask, affordable(), self.server_config.concurrency, len(questions), "Editing")
 
     def __call__(
         self,
@@ -243,11 +243,11 @@ class JournaledEditor(ABC):
         self, problems: Sequence[str], references: Sequence[str], completions: Sequence[str], sample_size: int = 20
     ) -> Estimate:
         """
-        Say what the rows that were never asked will come to. Tokens are counted on a sample of them and taken to grow
-        with the characters; an answer is expected to be as long as its attempt.
+        Estimate what the rows without an answer will cost. Tokens are counted on a sample of the rows and assumed to
+        grow with the number of characters; an answer is expected to be as long as its attempt.
 
         Raises:
-            [`TeacherError`]: If the teacher cannot be asked.
+            [`TeacherError`]: If the teacher cannot be reached.
         """
         waiting = self.journal.waiting_keys()
         questions = {question.key: question for question in self.questions(problems, references, completions)}
@@ -264,7 +264,7 @@ class JournaledEditor(ABC):
             return sum(len(question.system) + len(question.user) for question in questions)
 
         tokens_per_character = sum(counts) / length(sample)
-        # The number of the step and the layout come on top of the rewrite
+        # The number of the step and the layout add to the rewrite
         characters = sum(len(question.attempt) + 40 for question in new)
         answer = Answer(
             text="",
@@ -284,7 +284,7 @@ class JournaledEditor(ABC):
             except RequestFailedError as error:
                 raise TeacherError(
                     f"The teacher does not answer ({error}). All answers so far are in "
-                    f"{str(self.journal.directory)!r}; the same command goes on from there."
+                    f"{str(self.journal.directory)!r}; re-running the command resumes from there."
                 ) from None
 
     def _record(self, key: str, answer: Answer) -> None:
@@ -301,17 +301,17 @@ class JournaledEditor(ABC):
 
     def _fail(self, key: str, error: RequestFailedError) -> None:
         self._note_failure(key, str(error))
-        # Rows that are refused one by one stop nothing, but where nothing was ever answered, it is not the row
+        # Rows that are rejected one by one do not stop the run, unless there was never an answer to any row
         if error.about_row and not self.journal.is_empty():
             return
         with self._lock:
             self._num_failures_in_a_row += 1
-        # A burst of failures may be as long as there are questions under way
+        # A burst of failures may be as long as the number of requests in flight
         if self._num_failures_in_a_row >= max(_MAX_FAILURES_IN_A_ROW, 2 * self.server_config.concurrency):
             raise TeacherError(
-                f"{self._num_failures_in_a_row} questions in a row got no answer, the last one because of: {error}. "
-                f"All answers so far are in {str(self.journal.directory)!r}; the same command goes on from there. "
-                "Where the rate is the limit, lower `--concurrency` or raise `--max_retries`."
+                f"{self._num_failures_in_a_row} requests in a row got no answer, the last one because of: {error}. "
+                f"All answers so far are in {str(self.journal.directory)!r}; re-running the command resumes from "
+                "there. If the rate limit was exceeded, lower `--concurrency` or raise `--max_retries`."
             )
 
 
@@ -326,14 +326,14 @@ def edit_through_journal(
     dataset: Dataset, editor: JournaledEditor, task: Task, check_correct_samples: bool = True
 ) -> tuple[Dataset, Counter]:
     """
-    [`~rlmec_trl.teachers.editors.edit_dataset`] with a teacher behind an API, on as many processes as there are.
+    [`~rlmec_trl.teachers.editors.edit_dataset`] with a teacher behind an API, on all processes of the run.
 
-    Each process asks its share of the questions. Then each reads the answers of all from the journal, so that the
-    result is the same on any number of them.
+    Each process sends its share of the requests. Then all read every answer from the journal, so that the result does
+    not depend on the number of processes.
     """
     state = process_state()
     if state.num_processes > 1:
-        # By question, not by row: samples that are the same are asked once
+        # By request, not by row: equal rows are requested once
         questions = editor.questions(*editor_inputs(dataset, task))
         shares = [int(question.key, 16) % state.num_processes for question in questions]
         own = [index for index, share in enumerate(shares) if share == state.process_index]

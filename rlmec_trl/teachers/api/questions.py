@@ -1,4 +1,4 @@
-"""What a teacher behind an API is asked: for the first wrong step and the corrected attempt, in one answer."""
+"""Requests to a teacher behind an API: one answer gives the first incorrect step and the corrected attempt."""
 
 import hashlib
 import json
@@ -33,19 +33,19 @@ ANSWER_SCHEMA = {
 @dataclass(frozen=True)
 class Question:
     """
-    A question to a teacher.
+    A request to a teacher.
 
     Args:
         key (`str`):
-            Hash of who is asked and of all that is said: 64 hexadecimal digits.
+            Hash of the teacher and of the whole text: 64 hexadecimal digits.
         system (`str`):
-            The part that is the same for all rows.
+            The instructions, the same for all rows.
         user (`str`):
             The row.
         attempt (`str`):
-            The attempt in it.
+            The attempt in that row.
         schema (`dict`, *optional*):
-            JSON schema of the answer. `None` where it is to be in a plain layout.
+            JSON schema of the answer, `None` for the plain layout.
     """
 
     key: str
@@ -59,15 +59,15 @@ def make_question(
     teacher: str, wording: Wording, structured: bool, problem: str, reference: str, attempt: str
 ) -> Question:
     """
-    Put a row to a teacher.
+    Make the request for a row.
 
     Args:
         teacher (`str`):
-            Who is asked: part of the key, so that another teacher is asked anew.
+            The teacher: part of the key, so that answers of one teacher are not taken for those of another.
         wording ([`~rlmec_trl.tasks.wording.Wording`]):
             The teacher's instructions, and how attempts at the task divide into steps.
         structured (`bool`):
-            Whether the answer is to be JSON, or in a plain layout.
+            Whether to request JSON, or the plain layout.
         problem, reference, attempt (`str`):
             The row.
     """
@@ -86,22 +86,22 @@ def make_question(
 
 def read_answer(wording: Wording, structured: bool, attempt: str, text: str) -> tuple[int, str] | NoEdit:
     """
-    Read an answer to [`make_question`].
+    Read the answer to a request from [`make_question`].
 
     Args:
         wording ([`~rlmec_trl.tasks.wording.Wording`]):
             Wording of the task.
         structured (`bool`):
-            Whether it was to be JSON.
+            Whether JSON was requested.
         attempt (`str`):
             The attempt.
         text (`str`):
             The answer.
 
     Returns:
-        `tuple[int, str]` or [`~rlmec_trl.teachers.editors.NoEdit`]: The index of the first wrong step and the rewrite,
-        with the white space around the attempt; or why there is none: `"malformed"`, or `"inconsistent"` where the
-        rewrite repeats the step that the teacher calls wrong.
+        `tuple[int, str]` or [`~rlmec_trl.teachers.editors.NoEdit`]: The index of the first incorrect step and the
+        rewrite, with the attempt's leading and trailing whitespace; or why there is none: `"malformed"`, or
+        `"inconsistent"` if the rewrite repeats the step that the teacher calls incorrect.
     """
     found = _read_json(text) if structured else _read_plain(text)
     num_steps = len(split_steps(attempt, wording.step_separator))
@@ -113,7 +113,7 @@ def read_answer(wording: Wording, structured: bool, attempt: str, text: str) -> 
     if error_step >= 0 and first_changed == -1:
         return NoEdit("inconsistent")
     if error_step == num_steps:
-        # A step that is missing at the end: the rewrite shows where
+        # A step is missing at the end: the rewrite shows where
         error_step = first_changed
     return NoEdit("inconsistent") if 0 <= error_step < first_changed else (error_step, rewrite)
 
@@ -132,9 +132,9 @@ def _read_json(text: str) -> tuple[int, str] | None:
 
 
 def _read_plain(text: str) -> tuple[int, str] | None:
-    # Some models think aloud first
+    # Some models write their reasoning first
     first_line, _, rewrite = text.rpartition("</think>")[2].strip().partition("\n")
-    # Nothing but the number: an answer may begin with the rewrite, and that with a sum
+    # The number must stand alone: an answer may begin with the rewrite, and the rewrite with a sum
     found = re.fullmatch(r"\W*?(?:step\s*)?(-?[0-9]{1,9}|none)\W*", first_line, re.IGNORECASE)
     if found is None:
         return None
@@ -142,7 +142,7 @@ def _read_plain(text: str) -> tuple[int, str] | None:
 
 
 def _as_written(attempt: str, rewrite: str) -> str:
-    """A rewrite with the line ends and the outer space of its attempt: they say nothing, and changes are no edits."""
+    """A rewrite with the line ends and the outer whitespace of its attempt: a change in these is not an edit."""
     if "\r" not in attempt:
         rewrite = rewrite.replace("\r\n", "\n")
     start = attempt[: len(attempt) - len(attempt.lstrip())]

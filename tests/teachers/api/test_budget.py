@@ -141,7 +141,7 @@ def test_a_share_of_nothing_left_is_nothing():
 
 
 NOTHING_NEW = (
-    "No new question: every row was asked before. Rows whose answers failed are asked again, up to `--max_attempts` "
+    "No new request: every row has an answer. Rows whose answers failed are requested again, up to `--max_attempts` "
     "answers each."
 )
 
@@ -157,32 +157,32 @@ NOTHING_NEW = (
         (
             Estimate(1234),
             PRICES,
-            "1,234 questions. This API cannot say beforehand how many tokens they have.",
+            "1,234 requests. This API cannot count their tokens beforehand.",
         ),
         (
             Estimate(1234, 500_000, 70_000),
             {},
-            "1,234 questions, about 500,000 tokens in and 70,000 out. What they cost is not known: look up the "
-            "teacher's prices and give `--input_price` and `--output_price`.",
+            "1,234 requests, about 500,000 tokens in and 70,000 out. For the cost, look up the teacher's prices and "
+            "set `--input_price` and `--output_price`.",
         ),
         (
             Estimate(1234, 500_000, 70_000, 4.25, 1255.5),
             PRICES | {"max_tokens": 4096},
-            "1,234 questions, about 500,000 tokens in and 70,000 out, thinking not counted: about 4.25 dollars "
+            "1,234 requests, about 500,000 tokens in and 70,000 out, thinking not included: about 4.25 dollars "
             "(1,255.50 if every answer had 4,096 tokens).",
         ),
         (
             Estimate(1234, 500_000, 70_000, 4.25, 1255.5),
             PRICES | {"max_tokens": 4096, "max_cost": 1500.0},
-            "1,234 questions, about 500,000 tokens in and 70,000 out, thinking not counted: about 4.25 dollars "
-            "(1,255.50 if every answer had 4,096 tokens). It stops at 1,500.00 dollars.",
+            "1,234 requests, about 500,000 tokens in and 70,000 out, thinking not included: about 4.25 dollars "
+            "(1,255.50 if every answer had 4,096 tokens). The run stops at 1,500.00 dollars.",
         ),
         # Free of charge is known, too
         (
             Estimate(2, 10, 20, 0.0, 0.0),
             {"input_price": 0.0, "output_price": 0.0, "max_cost": 0.0},
-            "2 questions, about 10 tokens in and 20 out, thinking not counted: about 0.00 dollars (0.00 if every "
-            "answer had 8,192 tokens). It stops at 0.00 dollars.",
+            "2 requests, about 10 tokens in and 20 out, thinking not included: about 0.00 dollars (0.00 if every "
+            "answer had 8,192 tokens). The run stops at 0.00 dollars.",
         ),
     ],
 )
