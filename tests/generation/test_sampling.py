@@ -70,7 +70,10 @@ def test_every_prompt_is_sampled_with_its_own_chat_template_kwargs(model, thinki
 
     monkeypatch.setattr("rlmec_trl.generation.sampling.generate_ids", generate)
     expected = ["Eva = attempt"] * 2 + ["Eva attempt"] * 2 + ["Eva makes attempt"] * 2
-    for sampler in (lambda **kwargs: sample(model, thinking_tokenizer, **kwargs), partial(sample_from_server, Server())):
+    for sampler in (
+        lambda **kwargs: sample(model, thinking_tokenizer, **kwargs),
+        partial(sample_from_server, Server()),
+    ):
         asked.clear()
         sampler(prompts=prompts, num_samples=2, chat_template_kwargs=template_kwargs)
         assert asked == expected

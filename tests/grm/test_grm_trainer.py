@@ -147,9 +147,7 @@ def test_a_chat_template_puts_the_question_into_a_message(make_rows, chat_tokeni
 
 def test_both_questions_carry_the_rows_chat_template_kwargs(make_rows, thinking_tokenizer):
     template_kwargs = [{"enable_thinking": False}, {"enable_thinking": True}, None]
-    rows = [
-        row | {"chat_template_kwargs": value} for row, value in zip(make_rows(3), template_kwargs, strict=True)
-    ]
+    rows = [row | {"chat_template_kwargs": value} for row, value in zip(make_rows(3), template_kwargs, strict=True)]
     texts = [thinking_tokenizer.decode(input_ids) for input_ids, _ in examples_of(rows, thinking_tokenizer)]
     for end, (rewriting, locating) in zip(
         (" = attempt", " makes attempt", " attempt"), zip(texts[::2], texts[1::2], strict=True), strict=True
@@ -158,9 +156,7 @@ def test_both_questions_carry_the_rows_chat_template_kwargs(make_rows, thinking_
         assert f" locate :{end}" in locating
 
 
-def test_chat_template_kwargs_survive_the_trainers_preparation(
-    make_policy, make_rows, thinking_tokenizer, tmp_path
-):
+def test_chat_template_kwargs_survive_the_trainers_preparation(make_policy, make_rows, thinking_tokenizer, tmp_path):
     rows = make_rows(3)
     rows[1]["chat_template_kwargs"] = {"enable_thinking": False}
     trainer = GRMTrainer(
