@@ -595,6 +595,7 @@ def test_a_thousand_rows_may_come_before_the_first_with_a_rewrite(
     dataset = Dataset.from_list([*rows, *bare]).select([4, 5, 6, 7] * 251 + [0, 1, 2, 3])
     settings = {"imitation_targets": "soft", "correct_samples": "rewrite", "shuffle_dataset": False}
     trainer = make_trainer(dataset.to_iterable_dataset() if as_stream else dataset, max_steps=1, **settings)
+    assert trainer.train_dataset.features == PREPARED_FEATURES
     prepared = list(trainer.train_dataset)
     assert len(prepared) == 1008
     last = Dataset.from_list(prepared[-4:], features=PREPARED_FEATURES)

@@ -140,7 +140,7 @@ def test_attributes_that_the_loss_and_the_log_read(make_sft_trainer, tokenizer):
     trainer = make_sft_trainer()
     assert set(trainer._metrics) == {"train", "eval"}
     assert trainer._total_train_tokens == 0
-    assert trainer._tp_size == trainer.get_tp_size() == 1
+    assert trainer.get_tp_size() == 1
     assert trainer._tokenizer is tokenizer
     assert trainer.aux_loss_enabled is False
     assert trainer.router_aux_loss_coef == 0.0
