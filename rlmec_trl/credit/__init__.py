@@ -1,1 +1,1 @@
-"""Token credit: from a row to rewards, targets and weights."""
+"""Token-level credit: from a row to rewards, imitation targets and weights."""

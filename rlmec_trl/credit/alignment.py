@@ -1,4 +1,4 @@
-"""Minimum edits between two token sequences: how many there are, and which tokens of the target they touch."""
+"""Minimum edits between two token sequences: their number, and the target tokens that they change."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from rapidfuzz.distance import Levenshtein
 
 def edit_distance(source_ids: Sequence[int], target_ids: Sequence[int]) -> int:
     """
-    Levenshtein distance: the least number of insertions, deletions and replacements that turn one sequence into the
+    Levenshtein distance: the minimum number of insertions, deletions and replacements that turn one sequence into the
     other.
 
     Args:
@@ -24,11 +24,10 @@ def edit_distance(source_ids: Sequence[int], target_ids: Sequence[int]) -> int:
 
 def edit_mask(source_ids: Sequence[int], target_ids: Sequence[int]) -> list[bool]:
     """
-    Mark the tokens of the target that the minimum edit script touches.
+    Mark the target tokens that the minimum edit script changes.
 
-    A target token is marked where it is inserted or replaces another, and where tokens of the source are deleted right
-    before it: that token is what should have stood in their place. Deletions at the very end have no such token and
-    mark nothing.
+    A target token is marked if it is inserted, if it replaces another token, or if source tokens are deleted right
+    before it, because it then stands in their place. Deletions at the very end have no such token and mark nothing.
 
     Args:
         source_ids (`Sequence[int]`):
@@ -50,7 +49,7 @@ def edit_weights(
     source_ids: Sequence[int], target_ids: Sequence[int], edited: float = 1.0, unedited: float = 0.5
 ) -> list[float]:
     """
-    Imitation weight of each target token, larger on those that the rewrite changed
+    Imitation weight of each target token, larger on those that the rewrite changes
     (https://huggingface.co/papers/2401.06081).
 
     Args:

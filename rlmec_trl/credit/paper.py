@@ -1,4 +1,4 @@
-"""The paper behind the method, as the model cards name it."""
+"""The paper, as cited in model cards."""
 
 PAPER = {
     "title": "Improving Large Language Models via Fine-grained Reinforcement Learning with Minimum Editing Constraint",

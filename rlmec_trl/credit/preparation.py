@@ -59,7 +59,7 @@ class RewardSettings:
 
 
 def token_rewards(row: dict[str, Any], correct: bool, settings: RewardSettings) -> list[float]:
-    """Rewards of the completion's tokens: the row's own `token_rewards`, or made from its `token_probs`."""
+    """Rewards of the completion tokens: the row's own `token_rewards`, or computed from its `token_probs`."""
     if row.get("token_rewards") is not None:
         rewards = torch.tensor([row["token_rewards"]], dtype=torch.float32)
     else:
@@ -76,7 +76,7 @@ def token_rewards(row: dict[str, Any], correct: bool, settings: RewardSettings) 
 
 
 def is_copied(row: dict[str, Any]) -> bool:
-    """Whether the row has a rewrite that leaves its completion as it is."""
+    """Whether the row's rewrite is its completion, unchanged."""
     if row.get("rewrite_ids") is not None:
         return row["rewrite_ids"] == row["completion_ids"]
     if row.get("rewrite") is not None:
@@ -87,7 +87,7 @@ def is_copied(row: dict[str, Any]) -> bool:
 def imitation_target(
     row: dict[str, Any], correct: bool, processing_class: PreTrainedTokenizerBase, settings: RewardSettings
 ) -> tuple[list[int], list[float], list[bool]]:
-    """The ids to imitate, the weight of each, and whether the minimum edit script touches it."""
+    """The token ids to imitate, their weights, and whether the minimum edit script changes them."""
     completion_ids = row["completion_ids"]
     if correct and settings.correct_samples == "cut":
         flagged = [prob < settings.reward_baseline for prob in row["token_probs"]]
@@ -108,7 +108,7 @@ def imitation_target(
             completion_ids,
             step_separator="\n",
         )
-    else:  # no verified rewrite: nothing to imitate
+    else:  # no verified rewrite, so nothing to imitate
         return [], [], []
     edited = edit_mask(completion_ids, rewrite_ids)
     weights = [settings.edited_weight if is_edited else settings.unedited_weight for is_edited in edited]
@@ -129,7 +129,7 @@ def prepare_row(
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer.
         settings (`RewardSettings`):
-            What rewards and weights depend on.
+            Settings of the rewards and weights.
 
     Returns:
         `dict`: The columns `PREPARED_COLUMNS`. Prompt and completion, and prompt and imitation target, are truncated
@@ -141,7 +141,7 @@ def prepare_row(
         [`~rlmec_trl.data.schema.DatasetError`]: If the prompt has no tokens.
     """
     correct = row.get("correct")
-    if correct is None:  # ready rewards without an outcome: a sample is correct where it was left as it is
+    if correct is None:  # rewards without an outcome: a sample that the rewrite leaves unchanged is correct
         correct = is_copied(row)
     prompt_ids = encode_prompt(processing_class, row["prompt"], row.get("chat_template_kwargs"))
     if not prompt_ids:  # nothing would predict the completion's first token
@@ -161,7 +161,7 @@ def prepare_row(
     else:
         room = max(settings.max_length - len(prompt_ids), 0)
     imitation_truncated = any(weights[room:])
-    # Without its end, EOS included, a target teaches not to stop
+    # A target without its end, EOS included, would teach the policy not to stop
     kept = 0 if imitation_truncated and settings.truncated_rewrites == "drop" else room
     return {
         "prompt_ids": prompt_ids,

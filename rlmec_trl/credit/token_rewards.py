@@ -12,19 +12,19 @@ def clip_token_rewards(
 ) -> torch.Tensor:
     """
     Token rewards of RLMEC (https://huggingface.co/papers/2401.06081): `r_t = clip(p_t - baseline, low, high)`, with
-    the bounds chosen by the sample's outcome, so that a right sample is never punished and a wrong one never rewarded.
+    bounds that depend on the sample's outcome: a correct sample is never punished, an incorrect one never rewarded.
 
     Args:
         token_probs (`torch.Tensor` of shape `(batch, tokens)`):
             Probability of each completion token under the generative reward model.
         correct (`torch.Tensor` of shape `(batch,)`, dtype `bool`):
-            Whether the sample's final answer is right.
+            Whether the sample's final answer is correct.
         baseline (`float`, *optional*, defaults to `0.5`):
-            Probability at which a token earns nothing.
+            Probability at which the reward is zero.
         positive (`tuple[float, float]`, *optional*, defaults to `(0.0, 0.5)`):
-            Bounds of the reward where the sample is right.
+            Bounds of the rewards of correct samples.
         negative (`tuple[float, float]`, *optional*, defaults to `(-0.1, 0.0)`):
-            Bounds of the reward where the sample is wrong.
+            Bounds of the rewards of incorrect samples.
 
     Returns:
         `torch.Tensor` of shape `(batch, tokens)`, float32.
@@ -37,8 +37,8 @@ def keep_first_negative(token_rewards: torch.Tensor) -> torch.Tensor:
     """
     Set every negative reward of a row to zero except the first.
 
-    The tokens after a sample's first error were judged on a prefix that the reward model never saw in training, so
-    their low probabilities carry little information.
+    The tokens after a sample's first error were scored on a prefix of a kind that the reward model was not trained
+    on, so their low probabilities carry little information.
 
     Args:
         token_rewards (`torch.Tensor` of shape `(batch, tokens)`):

@@ -1,4 +1,4 @@
-"""Batches of RLMEC rows: every sequence that has to go through the model, once."""
+"""Batches for RLMEC: each sequence that the loss needs, once."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +15,12 @@ def _num_nonzero(values: list[float]) -> int:
 @dataclass
 class DataCollatorForRLMEC(DataCollatorMixin):
     """
-    Lay out the attempts and the rewrites of a batch of rows as one batch of sequences, so that one forward pass serves
-    both terms of the loss. A row gives
+    Collate the attempts and imitation targets of a batch of rows into one batch of sequences, so that both terms of
+    the loss share one forward pass. A row contributes
 
-    - its attempt, where the policy term is on and a token has a reward;
-    - its imitation target, where the imitation term is on and a token has a weight;
-    - only one sequence, with both rewards and weights, where the two are the same tokens.
+    - its attempt, if the policy term is on and a token has a reward;
+    - its imitation target, if the imitation term is on and a token has a weight;
+    - only one sequence, with rewards and weights, if the two have the same tokens.
 
     Args:
         pad_token_id (`int`):
@@ -36,14 +36,14 @@ class DataCollatorForRLMEC(DataCollatorMixin):
         return_tensors (`str`, *optional*, defaults to `"pt"`):
             Only `"pt"` is supported.
 
-    Returns of a call, with `B` rows, `S` sequences and `T` tokens (right-padded):
+    A call returns, for `B` rows, `S` sequences and `T` tokens (right-padded):
         - `num_active`, `num_completion_tokens`, `num_weighted`, `num_edited`, `num_imitated`, `reward_sum`: float32
           of shape `(B,)`, over the row's completion and its imitation target. They come first because `Trainer` takes
           the batch size from the first tensor.
         - `input_ids`, `attention_mask`, `labels` of shape `(S, T)`; labels are -100 on prompt and padding.
         - `token_rewards`, `imitation_weights`: float32 of shape `(S, T)`, zero where they do not apply.
         - `policy_mask`: bool of shape `(S, T)`, true on the tokens of an attempt.
-        - `old_logps`: float32 of shape `(S, T)`, where the rows have them.
+        - `old_logps`: float32 of shape `(S, T)`, if the rows have them.
         - `target_ids`, `target_logps` of shape `(S, T, k)`, with `soft_targets`: the target distribution of each
           imitated token, `-inf` where unused.
     """
@@ -58,7 +58,7 @@ class DataCollatorForRLMEC(DataCollatorMixin):
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         sequences = [sequence for example in examples for sequence in self._sequences(example)]
         if not sequences:
-            # Every process must take part in each forward pass, so a batch without a trained token sends one sequence
+            # Every process must take part in each forward pass, so a batch without a trained token has one sequence
             # without labels.
             sequences = [{"input_ids": examples[0]["prompt_ids"][:1] * 2, "prompt_length": 2}]
         batch = self._row_counts(examples)
@@ -118,7 +118,7 @@ class DataCollatorForRLMEC(DataCollatorMixin):
 
     def _targets(self, sequences: list[dict[str, Any]], labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         width = max([len(sequence["topk_ids"][0]) for sequence in sequences if sequence.get("topk_ids")], default=1)
-        # A sequence without a stored distribution (the sample itself is imitated) has its own token as the target.
+        # Without a stored distribution (the sample itself is imitated), the target is the sequence's own token.
         target_ids = labels.clamp(min=0).unsqueeze(-1).repeat(1, 1, width)
         target_logps = torch.full(target_ids.shape, float("-inf"))
         target_logps[..., 0] = 0.0

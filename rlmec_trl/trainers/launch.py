@@ -1,4 +1,4 @@
-"""What every training recipe does around its trainer."""
+"""Loading, training and saving, as every training recipe does them around its trainer."""
 
 import gc
 import os
@@ -9,7 +9,7 @@ from trl import ModelConfig
 
 
 def set_model_init_kwargs(training_args: TrainingArguments, model_args: ModelConfig) -> None:
-    """Have the trainer load its model as `model_args` say, where `training_args.model_init_kwargs` do not differ."""
+    """Let the trainer load its model with `model_args`. `training_args.model_init_kwargs` take precedence."""
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -20,14 +20,14 @@ def set_model_init_kwargs(training_args: TrainingArguments, model_args: ModelCon
 
 def train_and_save(trainer: Trainer, dataset_name: str | None = None) -> None:
     """
-    Train, from the last checkpoint in the output directory where there is one, save the model, evaluate it where an
-    evaluation strategy is set, and push it to the Hub where asked.
+    Train and save the model. Training resumes from the last checkpoint in the output directory, if there is one. The
+    model is evaluated if an evaluation strategy is set, and pushed to the Hub if `push_to_hub` is.
 
     Args:
         trainer ([`~transformers.Trainer`]):
             A TRL trainer.
         dataset_name (`str`, *optional*):
-            Name of the data set for the model card.
+            Name of the dataset for the model card.
     """
     args = trainer.args
     checkpoint = args.resume_from_checkpoint
@@ -46,10 +46,10 @@ def train_and_save(trainer: Trainer, dataset_name: str | None = None) -> None:
 
 def _end(trainer: Trainer) -> None:
     """
-    Call the trainer's `end()` once nothing of it holds the process group any more.
+    Call the trainer's `end()`, once DDP no longer holds the process group.
 
-    DDP does, beyond `end()`. Gloo's group would then be freed with DDP, which keeps all other threads out of Python
-    while it waits for the group's own, and these may have to get into Python to free a tensor: a deadlock.
+    Otherwise, gloo's process group is freed together with DDP, which holds the GIL while it waits for the group's
+    threads. These may need the GIL to free a tensor, which is a deadlock.
     """
     trainer.model_wrapped = trainer.model
     trainer.accelerator.free_memory()

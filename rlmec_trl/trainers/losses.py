@@ -1,8 +1,8 @@
 """
 The losses as pure tensor functions, in float32 (equations of https://huggingface.co/papers/2401.06081).
 
-Each returns `(loss, metrics)`. A metric is a pair `(sum, count)` of 0-d float32 tensors, so that micro-batches and
-processes add up exactly; its value is `sum / count`.
+Each function returns `(loss, metrics)`. A metric is a pair `(sum, count)` of 0-d float32 tensors, so that
+micro-batches and processes add up exactly; its value is `sum / count`.
 """
 
 import torch
@@ -12,7 +12,7 @@ Metrics = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 def _denominator(count: torch.Tensor | float | None, counted: torch.Tensor) -> torch.Tensor:
-    # A batch with nothing to learn from yields a differentiable zero rather than 0 / 0.
+    # A batch without a counted token gives a differentiable zero rather than 0 / 0.
     count = counted.sum() if count is None else torch.as_tensor(count, device=counted.device)
     return count.float().clamp(min=1.0)
 
@@ -27,12 +27,12 @@ def token_policy_loss(
     loss_type: str = "rlmec",
 ) -> tuple[torch.Tensor, Metrics]:
     """
-    Clipped policy-gradient loss with one reward a token.
+    Clipped policy-gradient loss with one reward per token.
 
     With `rho_t = exp(logps_t - old_logps_t)` and `a_t = min(rho_t r_t, clip(rho_t, 1 - epsilon, 1 + epsilon) r_t)`,
 
-    - `"rlmec"`: `- sum_t sg[a_t] logps_t / N`, where the clipped ratio only weighs the log-probability's gradient;
-    - `"ppo"`: `- sum_t a_t / N`, where the gradient flows through the ratio, so that a clipped token stops moving.
+    - `"rlmec"`: `- sum_t sg[a_t] logps_t / N`, where the clipped ratio only weights the log-probability's gradient;
+    - `"ppo"`: `- sum_t a_t / N`, where the gradient flows through the ratio, so that clipped tokens have none.
 
     The log-ratio `logps_t - old_logps_t` is bounded to ±20.
 
@@ -40,16 +40,16 @@ def token_policy_loss(
         logps (`torch.Tensor` of shape `(batch, tokens)`, float32):
             Log-probability of each completion token under the policy, with gradient.
         old_logps (`torch.Tensor` of shape `(batch, tokens)`, float32):
-            The same under the policy that sampled the completion.
+            Log-probability of each completion token under the policy that sampled it.
         token_rewards (`torch.Tensor` of shape `(batch, tokens)`, float32):
             Reward of each token.
         mask (`torch.Tensor` of shape `(batch, tokens)`, dtype `bool`):
-            True on completion tokens. What stands elsewhere in the other tensors is ignored, NaN included.
+            True on completion tokens. The other tensors are ignored elsewhere, NaN included.
         epsilon (`float`, *optional*, defaults to `0.3`):
             Half-width of the clipping range.
         num_active (`torch.Tensor` or `float`, *optional*):
-            The denominator N: the number of tokens with a reward other than zero in the whole optimizer step. Counted
-            in this batch where `None`.
+            The denominator N: the number of tokens with a nonzero reward in the whole optimizer step. If `None`, the
+            tokens of this batch are counted.
         loss_type (`str`, *optional*, defaults to `"rlmec"`):
             `"rlmec"` or `"ppo"`.
 
@@ -63,7 +63,7 @@ def token_policy_loss(
     """
     rewards = token_rewards.float().masked_fill(~mask, 0.0)
     logps = logps.float().masked_fill(~mask, 0.0)
-    # Bounded so that a token the sampler thought impossible gives a large ratio, not an infinite one: inf * 0 is NaN.
+    # Bounded so that an old log-probability of -inf gives a large ratio, not an infinite one: inf * 0 is NaN.
     log_ratio = (logps - old_logps.float().masked_fill(~mask, 0.0)).clamp(-20.0, 20.0)
     ratio = log_ratio.exp()
     clipped_ratio = ratio.clamp(1 - epsilon, 1 + epsilon)
@@ -103,12 +103,12 @@ def imitation_loss(
         weights (`torch.Tensor` of shape `(batch, tokens)`, float32):
             Weight of each token (see [`~rlmec_trl.credit.alignment.edit_weights`]); zero on prompt and padding.
         num_weighted (`torch.Tensor` or `float`, *optional*):
-            The denominator M: the number of tokens with a weight other than zero in the whole optimizer step. Counted
-            in this batch where `None`.
+            The denominator M: the number of tokens with a nonzero weight in the whole optimizer step. If `None`, the
+            tokens of this batch are counted.
 
     Returns:
         `tuple[torch.Tensor, dict]`: The loss, a 0-d float32 tensor, and the metric `imitation_nll`, the unweighted
-        negative log-likelihood over the tokens with a weight.
+        negative log-likelihood of the tokens with a nonzero weight.
     """
     weighted = weights != 0
     logps = logps.float().masked_fill(~weighted, 0.0)

@@ -1,4 +1,4 @@
-"""Configuration of the off-line RLMEC trainer."""
+"""Configuration of the offline RLMEC trainer."""
 
 from dataclasses import dataclass, field
 
@@ -12,58 +12,58 @@ class RLMECConfig(SFTConfig):
 
     This class includes only the parameters that are specific to RLMEC
     (https://huggingface.co/papers/2401.06081). For the others, refer to [`~trl.SFTConfig`] and
-    [`~transformers.TrainingArguments`]. Defaults are the paper's.
+    [`~transformers.TrainingArguments`]. The defaults are the paper's.
 
     Parameters:
         > Parameters that control the token rewards
 
         reward_baseline (`float`, *optional*, defaults to `0.5`):
-            Probability under the generative reward model at which a token earns nothing, and under which it counts as
+            Probability under the generative reward model at which a token's reward is zero. A token below it is
             flagged.
         positive_reward_range (`list[float]`, *optional*, defaults to `[0.0, 0.5]`):
-            Lower and upper bound of the token rewards of right samples.
+            Lower and upper bound of the token rewards of correct samples.
         negative_reward_range (`list[float]`, *optional*, defaults to `[-0.1, 0.0]`):
-            Lower and upper bound of the token rewards of wrong samples.
+            Lower and upper bound of the token rewards of incorrect samples.
         negative_credit (`str`, *optional*, defaults to `"all"`):
             Which tokens of a sample keep a negative reward: `"all"`, or `"first_error"` for only the first of them,
-            since the reward model never saw a prefix that already holds an error.
+            since the reward model was not trained on prefixes that already contain an error.
 
         > Parameters that control the policy term
 
         policy_coef (`float`, *optional*, defaults to `1.0`):
-            Weight of the policy term. With `0.0`, sampled completions do not go through the model, unless they are
+            Weight of the policy term. With `0.0`, sampled completions do not go through the model unless they are
             imitated.
         loss_type (`str`, *optional*, defaults to `"rlmec"`):
-            `"rlmec"` weighs the log-probability's gradient by the clipped ratio, as in the paper; `"ppo"` lets the
-            gradient flow through the ratio, so that clipped tokens stop moving.
+            `"rlmec"` weights the gradient of the log-probability by the clipped ratio, as in the paper; `"ppo"`
+            computes the gradient through the ratio, so that clipped tokens get none.
         epsilon (`float`, *optional*, defaults to `0.3`):
             Half-width of the clipping range of the importance ratio.
         normalize_by (`str`, *optional*, defaults to `"active_tokens"`):
             What the policy term is divided by, counted over the whole optimizer step: `"active_tokens"`, the tokens
-            with a reward other than zero, or `"completion_tokens"`, all tokens of the sampled completions.
+            with a nonzero reward, or `"completion_tokens"`, all tokens of the sampled completions.
 
         > Parameters that control the imitation term
 
         imitation_coef (`float`, *optional*, defaults to `1.0`):
             Weight of the imitation term (lambda in the paper). With `0.0`, rewrites do not go through the model.
         edited_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the tokens of the rewrite that the minimum edit script touches.
+            Weight of the edited tokens of the rewrite, those that the minimum edit script changes.
         unedited_weight (`float`, *optional*, defaults to `0.5`):
             Weight of the other tokens of the rewrite.
         correct_samples (`str`, *optional*, defaults to `"keep"`):
-            What is imitated where a sample's answer is right: `"keep"`, the sample itself; `"cut"`, the sample up to
-            its first flagged token; `"rewrite"`, the rewrite, since a correct answer may hide incorrect steps.
+            What is imitated where a sample's answer is correct: `"keep"`, the sample itself; `"cut"`, the sample up
+            to its first flagged token; `"rewrite"`, the rewrite, since a correct answer may hide incorrect steps.
         truncated_rewrites (`str`, *optional*, defaults to `"drop"`):
-            What happens to rewrites, and to samples imitated as they are, that `max_length` truncates: `"drop"` leaves
-            them out of the imitation term, since without EOS they teach not to stop; `"keep"` imitates what is left.
-            The policy term keeps the tokens within `max_length` either way.
+            What to do with rewrites, and with samples imitated as they are, that `max_length` truncates: `"drop"`
+            leaves them out of the imitation term, because a target without EOS teaches the policy not to stop;
+            `"keep"` imitates what is left. The policy term uses the tokens within `max_length` either way.
         imitation_targets (`str`, *optional*, defaults to `"hard"`):
-            `"hard"` imitates the tokens of the rewrite; `"soft"` the reward model's distribution on them, from the
-            columns `rewrite_topk_ids` and `rewrite_topk_logps`.
+            `"hard"` imitates the tokens of the rewrite; `"soft"` imitates the reward model's distribution at each of
+            them, from the columns `rewrite_topk_ids` and `rewrite_topk_logps`.
         imitation_temperature (`float`, *optional*, defaults to `1.0`):
             Temperature of the soft targets.
         imitation_label_smoothing (`float`, *optional*, defaults to `0.0`):
-            Share of every imitation target that is spread evenly over the vocabulary.
+            Fraction of every imitation target that is spread evenly over the vocabulary.
 
     > [!NOTE]
     > These parameters have default values different from [`~trl.SFTConfig`]:
@@ -74,17 +74,17 @@ class RLMECConfig(SFTConfig):
     reward_baseline: float = field(
         default=0.5,
         metadata={
-            "help": "Probability under the generative reward model at which a token earns nothing, and under which it "
-            "counts as flagged."
+            "help": "Probability under the generative reward model at which a token's reward is zero. A token below "
+            "it is flagged."
         },
     )
     positive_reward_range: list[float] = field(
         default_factory=lambda: [0.0, 0.5],
-        metadata={"help": "Lower and upper bound of the token rewards of right samples."},
+        metadata={"help": "Lower and upper bound of the token rewards of correct samples."},
     )
     negative_reward_range: list[float] = field(
         default_factory=lambda: [-0.1, 0.0],
-        metadata={"help": "Lower and upper bound of the token rewards of wrong samples."},
+        metadata={"help": "Lower and upper bound of the token rewards of incorrect samples."},
     )
     negative_credit: str = field(
         default="all",
@@ -99,15 +99,15 @@ class RLMECConfig(SFTConfig):
     policy_coef: float = field(
         default=1.0,
         metadata={
-            "help": "Weight of the policy term. With `0.0`, sampled completions do not go through the model, unless "
+            "help": "Weight of the policy term. With `0.0`, sampled completions do not go through the model unless "
             "they are imitated."
         },
     )
     loss_type: str = field(
         default="rlmec",
         metadata={
-            "help": "`'rlmec'` weighs the log-probability's gradient by the clipped ratio, as in the paper; `'ppo'` "
-            "lets the gradient flow through the ratio, so that clipped tokens stop moving.",
+            "help": "`'rlmec'` weights the gradient of the log-probability by the clipped ratio, as in the paper; "
+            "`'ppo'` computes the gradient through the ratio, so that clipped tokens get none.",
             "choices": ["rlmec", "ppo"],
         },
     )
@@ -119,7 +119,7 @@ class RLMECConfig(SFTConfig):
         default="active_tokens",
         metadata={
             "help": "What the policy term is divided by, counted over the whole optimizer step: `'active_tokens'`, "
-            "the tokens with a reward other than zero, or `'completion_tokens'`, all tokens of the sampled "
+            "the tokens with a nonzero reward, or `'completion_tokens'`, all tokens of the sampled "
             "completions.",
             "choices": ["active_tokens", "completion_tokens"],
         },
@@ -135,7 +135,7 @@ class RLMECConfig(SFTConfig):
     )
     edited_weight: float = field(
         default=1.0,
-        metadata={"help": "Weight of the tokens of the rewrite that the minimum edit script touches."},
+        metadata={"help": "Weight of the edited tokens of the rewrite, those that the minimum edit script changes."},
     )
     unedited_weight: float = field(
         default=0.5,
@@ -144,7 +144,7 @@ class RLMECConfig(SFTConfig):
     correct_samples: str = field(
         default="keep",
         metadata={
-            "help": "What is imitated where a sample's answer is right: `'keep'`, the sample itself; `'cut'`, the "
+            "help": "What is imitated where a sample's answer is correct: `'keep'`, the sample itself; `'cut'`, the "
             "sample up to its first flagged token; `'rewrite'`, the rewrite.",
             "choices": ["keep", "cut", "rewrite"],
         },
@@ -152,17 +152,17 @@ class RLMECConfig(SFTConfig):
     truncated_rewrites: str = field(
         default="drop",
         metadata={
-            "help": "What happens to rewrites, and to samples imitated as they are, that `max_length` truncates: "
-            "`'drop'` leaves them out of the imitation term, since without EOS they teach not to stop; `'keep'` "
-            "imitates what is left.",
+            "help": "What to do with rewrites, and with samples imitated as they are, that `max_length` truncates: "
+            "`'drop'` leaves them out of the imitation term, because a target without EOS teaches the policy not to "
+            "stop; `'keep'` imitates what is left.",
             "choices": ["drop", "keep"],
         },
     )
     imitation_targets: str = field(
         default="hard",
         metadata={
-            "help": "`'hard'` imitates the tokens of the rewrite; `'soft'` the reward model's distribution on them, "
-            "from the columns `rewrite_topk_ids` and `rewrite_topk_logps`.",
+            "help": "`'hard'` imitates the tokens of the rewrite; `'soft'` imitates the reward model's distribution "
+            "at each of them, from the columns `rewrite_topk_ids` and `rewrite_topk_logps`.",
             "choices": ["hard", "soft"],
         },
     )
@@ -172,7 +172,7 @@ class RLMECConfig(SFTConfig):
     )
     imitation_label_smoothing: float = field(
         default=0.0,
-        metadata={"help": "Share of every imitation target that is spread evenly over the vocabulary."},
+        metadata={"help": "Fraction of every imitation target that is spread evenly over the vocabulary."},
     )
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""Off-line RLMEC: token rewards on the policy's own samples, and imitation of their minimally edited rewrites."""
+"""Offline RLMEC: token rewards on the policy's own samples, and imitation of their minimally edited rewrites."""
 
 import copy
 from collections import defaultdict
@@ -29,12 +29,12 @@ logger = get_logger(__name__)
 
 class RLMECTrainer(SFTTrainer):
     """
-    Trainer for RLMEC, reinforcement learning with minimum editing constraint
-    (https://huggingface.co/papers/2401.06081), off-line.
+    Trainer for offline RLMEC, reinforcement learning with minimum editing constraint
+    (https://huggingface.co/papers/2401.06081).
 
-    It trains on completions that the policy sampled, each with a reward a token and a minimally edited, correct
-    rewrite. Only the preparation of the data, the batches and the loss differ from [`~trl.SFTTrainer`]; everything
-    else (models, PEFT, quantisation, distributed training, checkpoints, the Hub) is inherited.
+    It trains on completions sampled from the policy, each with one reward per token and a minimally edited, correct
+    rewrite. It overrides the data preparation, the data collator, the loss and the metrics of [`~trl.SFTTrainer`].
+    Everything else (model loading, PEFT, quantization, distributed training, checkpoints, the Hub) is inherited.
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -46,35 +46,25 @@ class RLMECTrainer(SFTTrainer):
             Defaults to [`~rlmec_trl.trainers.collator.DataCollatorForRLMEC`].
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Rows with `prompt`, `completion`, `completion_ids`, either `token_probs` and `correct` or `token_rewards`,
-            and `rewrite` (or `rewrite_ids`), standard or conversational. `old_logps` are the sampler's log-probs of
-            the completion tokens; without them the importance ratio is one. `rewrite_topk_ids` and
-            `rewrite_topk_logps` are wanted by soft imitation.
+            and `rewrite` (or `rewrite_ids`), standard or conversational. `old_logps` are the log-probabilities of the
+            completion tokens under the policy that sampled them; without them, the importance ratio is one. Soft
+            imitation needs `rewrite_topk_ids` and `rewrite_topk_logps`. `chat_template_kwargs` are passed to the chat
+            template.
         eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or a `dict` of them, *optional*):
-            Like `train_dataset`.
+            Same format as `train_dataset`.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The policy's tokenizer. If `None`, it is loaded with the model's name.
-        compute_loss_func (`Callable`, *optional*):
-            Not supported.
-        compute_metrics (`Callable`, *optional*):
-            Not supported: the fused LM head builds no logits.
-        callbacks (list of [`~transformers.TrainerCallback`], *optional*):
-            As in [`~trl.SFTTrainer`].
-        optimizers (`tuple`, *optional*, defaults to `(None, None)`):
-            As in [`~trl.SFTTrainer`].
-        optimizer_cls_and_kwargs (`tuple`, *optional*):
-            As in [`~trl.SFTTrainer`].
-        preprocess_logits_for_metrics (`Callable`, *optional*):
-            Not supported.
-        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
-            As in [`~trl.SFTTrainer`].
-        peft_config ([`~peft.PeftConfig`], *optional*):
-            As in [`~trl.SFTTrainer`].
-        formatting_func (`Callable`, *optional*):
-            Not supported: per-token rewards belong to given tokens.
+        compute_loss_func, compute_metrics, preprocess_logits_for_metrics, formatting_func:
+            Not supported. The loss is the trainer's own, the fused LM head builds no logits, and token rewards belong
+            to given tokens.
+        other arguments:
+            As in [`~trl.SFTTrainer`], in the same order.
 
     Raises:
-        `ValueError`: If an option of [`~trl.SFTTrainer`] that would lose the per-token columns is set.
-        [`~rlmec_trl.data.schema.DatasetError`]: If a row of a data set breaks the contract of its columns.
+        `TypeError`: If `args` is not an [`RLMECConfig`].
+        `ValueError`: If an option of [`~trl.SFTTrainer`] is set that would lose the per-token columns, or context,
+            sequence or tensor parallelism.
+        [`~rlmec_trl.data.schema.DatasetError`]: If a row of a dataset breaks the column contract.
     """
 
     _tag_names = ["trl", "rlmec"]
@@ -83,7 +73,7 @@ class RLMECTrainer(SFTTrainer):
     # The terms are divided by counts over the whole optimizer step, so gradient accumulation only has to add them up.
     loss_is_scaled_for_ga = True
 
-    @wraps(SFTTrainer.__init__)  # help() and editors show its arguments, which are also ours
+    @wraps(SFTTrainer.__init__)  # so that help() and editors show its arguments, which are also ours
     def __init__(self, model, args=None, data_collator=None, *others, **kwargs):
         if args is None:
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
@@ -95,17 +85,17 @@ class RLMECTrainer(SFTTrainer):
             if arguments.get(name) is not None:
                 raise ValueError(f"`RLMECTrainer` does not support `{name}`. Leave it out.")
         self._refuse_unsupported(args)
-        # As early as it is known: here before a model is loaded ...
-        shards_on_load = any((args.model_init_kwargs or {}).get(name) for name in ("tp_plan", "tp_size"))
-        is_sharded = not isinstance(model, str) and model.tp_size is not None
-        self._refuse_parallelism(args.parallelism_config, shards_on_load or is_sharded)
+        # Before a model is loaded, where the arguments tell
+        init_kwargs = args.model_init_kwargs or {}
+        tp_size = init_kwargs.get("tp_size") if isinstance(model, str) else model.tp_size
+        self._refuse_parallelism(args.parallelism_config, bool(init_kwargs.get("tp_plan")) or (tp_size or 1) > 1)
 
-        # `SFTTrainer` only knows its own losses. A copy keeps the caller's config as it was.
+        # `SFTTrainer` rejects losses other than its own. The caller's config is not modified.
         args = copy.copy(args)
         loss_type, args.loss_type = args.loss_type, "nll"
         super().__init__(model, args, data_collator, *others, **kwargs)
         self.args.loss_type = loss_type
-        # ... and here also what `accelerate launch` or DeepSpeed configures
+        # `accelerate launch` and DeepSpeed configure it too, which only the accelerator tells
         self._refuse_parallelism(self.accelerator.parallelism_config, self.get_tp_size() > 1)
         if data_collator is None:
             self.data_collator = DataCollatorForRLMEC(
@@ -129,11 +119,11 @@ class RLMECTrainer(SFTTrainer):
         if args.packing or args.eval_packing or args.padding_free:
             raise ValueError(
                 "`RLMECTrainer` does not support `packing`, `eval_packing` or `padding_free`: they keep only token "
-                "ids and labels and would lose the token rewards. Set them to `False`."
+                "ids and labels, so token rewards would be lost. Set them to `False`."
             )
         if args.assistant_only_loss or args.completion_only_loss is False:
             raise ValueError(
-                "`RLMECTrainer` trains on completion tokens, whose rewards the data set gives. Leave "
+                "`RLMECTrainer` trains on completion tokens, with the rewards from the dataset. Leave "
                 "`assistant_only_loss` and `completion_only_loss` unset."
             )
         if args.label_smoothing_factor > 0:
@@ -141,7 +131,7 @@ class RLMECTrainer(SFTTrainer):
         if args.truncation_mode != "keep_start":
             raise ValueError("`RLMECTrainer` supports only `truncation_mode='keep_start'`.")
         if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
-            raise ValueError("`RLMECTrainer` has to prepare its data sets. Remove `skip_prepare_dataset`.")
+            raise ValueError("`RLMECTrainer` has to prepare its datasets. Remove `skip_prepare_dataset`.")
 
     @staticmethod
     def _refuse_parallelism(config: ParallelismConfig | None, tensor_parallel: bool) -> None:
@@ -167,16 +157,17 @@ class RLMECTrainer(SFTTrainer):
             return dataset
         if args.correct_samples == "cut" and "token_probs" not in column_names:
             raise ValueError(
-                f"`correct_samples='cut'` needs the column `token_probs`, which the {dataset_name} data set lacks. "
-                "Score it first, or set `correct_samples` to 'keep' or 'rewrite'."
+                f"`correct_samples='cut'` needs the column `token_probs`, which the {dataset_name} dataset does not "
+                "have. Score it first, or set `correct_samples` to 'keep' or 'rewrite'."
             )
         if args.imitation_targets == "soft" and "rewrite_topk_ids" not in column_names:
             raise ValueError(
                 "`imitation_targets='soft'` needs the columns `rewrite_topk_ids` and `rewrite_topk_logps`, which the "
-                f"{dataset_name} data set lacks. Score it with `--rewrite_topk`, or set `imitation_targets='hard'`."
+                f"{dataset_name} dataset does not have. Score it with `--rewrite_topk`, or set "
+                "`imitation_targets='hard'`."
             )
         map_kwargs, filter_kwargs = {}, {}
-        if isinstance(dataset, Dataset):  # a stream is checked row by row, by what fails on it
+        if isinstance(dataset, Dataset):  # a stream cannot be checked ahead: a broken row fails when it is read
             check_dataset(dataset, "policy")
             map_kwargs = {"num_proc": args.dataset_num_proc, "desc": f"Preparing {dataset_name} dataset"}
             filter_kwargs = {"num_proc": args.dataset_num_proc, "desc": f"Filtering {dataset_name} dataset"}
@@ -188,7 +179,7 @@ class RLMECTrainer(SFTTrainer):
                 features=PREPARED_FEATURES,
                 **map_kwargs,
             )
-            # Rows that no term would train on: over-long prompts, or incorrect samples without reward and rewrite
+            # Drop rows without a trained token: overlong prompts, or incorrect samples without reward and rewrite
             useful = prepared.filter(
                 lambda row, policy, imitation, every_token: (
                     (policy and (any(row["token_rewards"]) or (every_token and len(row["completion_ids"]) > 0)))
@@ -206,17 +197,17 @@ class RLMECTrainer(SFTTrainer):
             if len(useful) == 0:
                 raise ValueError(
                     f"No row of the {dataset_name} dataset has a token to train on: all rewards and imitation weights "
-                    "are zero, or what would be trained on is longer than `max_length`."
+                    "are zero, or everything with a weight is longer than `max_length`."
                 )
             if len(useful) < len(prepared):
                 logger.info(
-                    f"Left out {len(prepared) - len(useful)} rows of the {dataset_name} dataset: no trained token."
+                    f"Dropped {len(prepared) - len(useful)} rows of the {dataset_name} dataset: no trained token."
                 )
         return useful.shuffle(seed=args.seed) if args.shuffle_dataset else useful
 
     @staticmethod
     def _report_truncation(prepared: Dataset, args: RLMECConfig, dataset_name: str) -> None:
-        # From the prepared columns, so that a dataset that comes from the cache is reported too
+        # Counted from the prepared columns, so that a dataset loaded from the cache is reported too
         num_completions = sum(prepared["completion_truncated"][:]) if args.policy_coef > 0 else 0
         num_targets = sum(prepared["imitation_truncated"][:]) if args.imitation_coef > 0 else 0
         if num_completions or num_targets:
@@ -242,7 +233,7 @@ class RLMECTrainer(SFTTrainer):
         return torch.stack([num_policy, batch["num_weighted"].sum()])
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
-        # `Trainer` counts labels. Our terms have a count each, over all micro-batches and processes of the step.
+        # `Trainer` counts labels. Each of our terms has its own count, over all micro-batches and processes of a step.
         if not batch_samples:
             return None
         counts = sum(self._denominators(batch) for batch in batch_samples).to(device)
@@ -264,8 +255,8 @@ class RLMECTrainer(SFTTrainer):
             }
         outputs = model(**model_inputs, use_cache=False, fused_lm_head=True)
 
-        # Everything per token is shifted by one: position t predicts token t + 1. Prompt-learning PEFT puts virtual
-        # tokens in front, hence the count from the end.
+        # Per-token values are shifted by one: position t predicts token t + 1. They are counted from the end, because
+        # prompt-learning PEFT prepends virtual tokens.
         length = inputs["input_ids"].size(1) - 1
         logps, entropy, is_top1, label_mask = (
             outputs[name][:, -length:] for name in ("log_probs", "entropy", "is_top1", "label_mask")
@@ -283,7 +274,7 @@ class RLMECTrainer(SFTTrainer):
         )
         imitation_term, _ = imitation_loss(target_logps, weights, num_weighted)
         loss = self.args.policy_coef * policy_term + self.args.imitation_coef * imitation_term
-        # The counts are global and DDP averages gradients over processes, so the sum needs their number back.
+        # The counts are global, but DDP averages gradients over processes: multiply by their number to get the sum.
         if is_global:
             loss = loss * self.accelerator.num_processes
         if self.aux_loss_enabled:
@@ -311,7 +302,7 @@ class RLMECTrainer(SFTTrainer):
         return loss
 
     def _add_metrics(self, mode: str, metrics: Metrics) -> None:
-        # One reduction for all of them, kept on the device: they are read when they are logged.
+        # One reduction for all metrics. They stay on the device until they are logged.
         totals = self.accelerator.reduce(
             torch.stack([value.float() for pair in metrics.values() for value in pair]), reduction="sum"
         )

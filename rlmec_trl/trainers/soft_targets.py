@@ -1,4 +1,4 @@
-"""Expected log-probability under a target distribution, without a (tokens, vocabulary) tensor kept in memory."""
+"""Expected log-probability under a target distribution, without keeping a (tokens, vocabulary) tensor in memory."""
 
 import functools
 import types
@@ -12,15 +12,14 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput
 
 
-# Logits exist for this many tokens at a time, in the forward and again in the backward pass.
+# Number of tokens whose logits are in memory at a time, in the forward and in the backward pass.
 TILE_TOKENS = 1024
 
 
 @dataclass
 class SoftTargetOutput(FusedCausalLMOutput):
     """
-    Output of a model given a soft-target head. A class of its own, because DDP takes outputs apart and puts them
-    together again by their declared fields.
+    Output of a model with a soft-target head. It is a class because DDP rebuilds outputs from their declared fields.
 
     Args:
         expected_logps (`torch.Tensor` of shape `(batch, seq_len - 1)`):
@@ -51,15 +50,15 @@ def expected_logps(
         bias (`torch.Tensor` of shape `(vocabulary,)`, *optional*):
             Bias of the LM head.
         target_ids (`torch.Tensor` of shape `(tokens, k)`, int64):
-            Ids that the targets give probability to.
+            Token ids with a target probability.
         target_probs (`torch.Tensor` of shape `(tokens, k)`, float32):
-            Their probabilities, which sum to one for each token.
+            Their probabilities, which sum to one at each token.
         label_smoothing (`float`, *optional*, defaults to `0.0`):
-            Share s of the target that is spread evenly over the vocabulary.
+            Fraction s of the target that is spread evenly over the vocabulary.
         softcap (`float`, *optional*):
-            Bound of the logits, for models that squash them by a hyperbolic tangent.
+            Bound of the logits, for models that apply a hyperbolic tangent to them.
         tile_tokens (`int`, *optional*, defaults to `1024`):
-            Number of tokens whose logits exist at a time.
+            Number of tokens whose logits are in memory at a time.
 
     Returns:
         `torch.Tensor` of shape `(tokens,)`, float32.
@@ -83,7 +82,7 @@ def expected_logps(
 
 def tempered_targets(target_logps: torch.Tensor, temperature: float) -> torch.Tensor:
     """
-    Target probabilities `softmax(logps / temperature)` over the stored ids. What was not stored is renormalised away.
+    Target probabilities `softmax(logps / temperature)`, normalized over the stored ids.
 
     Args:
         target_logps (`torch.Tensor` of shape `(..., k)`, float32):
@@ -96,17 +95,17 @@ def tempered_targets(target_logps: torch.Tensor, temperature: float) -> torch.Te
 
 def add_soft_target_head(model: PreTrainedModel) -> None:
     """
-    Let `model(..., fused_lm_head=True, target_ids=..., target_probs=..., target_mask=...)` return `expected_logps`
-    beside the outputs of [`~trl.trainer.utils.add_fused_lm_head`], from the same hidden states.
+    Make `model(..., fused_lm_head=True, target_ids=..., target_probs=..., target_mask=...)` return `expected_logps`
+    in addition to the outputs of [`~trl.trainer.utils.add_fused_lm_head`], from the same hidden states.
 
-    It stands inside the model's forward, because FSDP gathers the LM head's weight only there.
+    It patches the model's forward, because FSDP gathers the LM head's weight only there.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            Causal language model, already given a fused LM head.
+            Causal language model with a fused LM head.
 
     Raises:
-        `ValueError`: If the model scales its logits, which the targets would have to follow.
+        `ValueError`: If the model scales its logits, which is not supported.
     """
     config = model.config.get_text_config()
     for name in ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier"):
@@ -136,7 +135,7 @@ def add_soft_target_head(model: PreTrainedModel) -> None:
         if isinstance(weight, DTensor):
             weight = weight.full_tensor()
             bias = None if bias is None else bias.full_tensor()
-        # The state at a position predicts the token after it; virtual prompt tokens, if any, come first.
+        # The state at a position predicts the next token. Virtual prompt tokens, if any, come first.
         hidden_states = captured[0][:, -target_ids.size(1) : -1]
         mask = target_mask[:, 1:]
         values = expected_logps(

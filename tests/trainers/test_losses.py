@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from rlmec_trl.trainers.losses import imitation_loss, token_policy_loss
 
@@ -26,7 +27,7 @@ def policy_batch(shape, seed=0):
 
 
 def naive_policy_loss(logps, old_logps, rewards, mask, epsilon=0.3, num_active=None, loss_type="rlmec"):
-    """Loss, its gradient by hand, clipped tokens, active tokens and the sum of the KL estimate."""
+    """Loss, its gradient by hand, clipped tokens and active tokens."""
     rows, columns = logps.shape
     active = [(i, j) for i in range(rows) for j in range(columns) if mask[i, j] and rewards[i, j] != 0]
     denominator = max(num_active if num_active is not None else len(active), 1)
@@ -45,13 +46,7 @@ def naive_policy_loss(logps, old_logps, rewards, mask, epsilon=0.3, num_active=N
             loss -= advantage / denominator
             # The ratio's derivative by the log-probability is the ratio itself; a clipped advantage has none
             gradient[i, j] = 0.0 if is_clipped else -free / denominator
-    kl = 0.0
-    for i in range(rows):
-        for j in range(columns):
-            if mask[i, j]:
-                difference = logps[i, j].item() - old_logps[i, j].item()
-                kl += math.exp(-difference) - 1 + difference
-    return loss, gradient, num_clipped, len(active), kl
+    return loss, gradient, num_clipped, len(active)
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
@@ -65,13 +60,54 @@ def test_policy_loss_and_gradient_are_those_of_the_equation(shape, epsilon, num_
 
     count = None if num_active is None else float(num_active)
     expected = naive_policy_loss(logps.detach(), old_logps, rewards, mask, epsilon, count, loss_type)
-    expected_loss, expected_gradient, num_clipped, num_counted, kl = expected
+    expected_loss, expected_gradient, num_clipped, num_counted = expected
     assert loss.dtype == torch.float32 and loss.shape == ()
     assert loss.item() == pytest.approx(expected_loss, rel=1e-5, abs=1e-7)
     torch.testing.assert_close(gradient, expected_gradient.float(), rtol=1e-5, atol=1e-8)
     assert [value.item() for value in metrics["clip_ratio/region_mean"]] == [num_clipped, num_counted]
-    assert metrics["kl"][0].item() == pytest.approx(kl, rel=1e-4, abs=1e-6)
-    assert metrics["kl"][1].item() == mask.sum().item()
+
+
+def kl_of_a_token(logp, old_logp):
+    one = torch.ones(1, 1)
+    _, metrics = token_policy_loss(logp * one, old_logp * one, 0 * one, one.bool())
+    total, count = metrics["kl"]
+    assert count == 1
+    return total.item()
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 3.0])
+@pytest.mark.parametrize("vocabulary", [2, 31])
+def test_the_expected_kl_under_the_old_policy_is_the_divergence_from_it(vocabulary, spread):
+    """Without sampling: over the vocabulary, each token's estimate weighs as much as the old policy samples it."""
+    generator = torch.Generator().manual_seed(vocabulary)
+    old, new = (spread * torch.randn(2, vocabulary, generator=generator)).log_softmax(dim=-1)
+    assert (new - old).abs().max() < 20, "beyond it the log-ratio is bounded and the estimate is not exact"
+    estimates = torch.tensor([kl_of_a_token(logp, old_logp) for logp, old_logp in zip(new, old, strict=True)])
+    exact = F.kl_div(new, old, reduction="sum", log_target=True)  # KL(old || new)
+    assert (estimates >= 0).all()
+    assert (old.exp() * estimates).sum().item() == pytest.approx(exact.item(), rel=1e-3, abs=1e-7)
+
+
+def test_the_kl_is_that_of_the_old_policy_from_the_new_one_not_the_reverse():
+    # KL(old || new) = .9 log(.9 / .5) + .1 log(.1 / .5) = .368, the reverse is .511
+    estimates = [kl_of_a_token(math.log(0.5), math.log(old)) for old in (0.9, 0.1)]
+    assert 0.9 * estimates[0] + 0.1 * estimates[1] == pytest.approx(0.3681, abs=1e-4)
+
+
+def test_the_kl_of_punished_tokens_grows_with_their_log_ratio_not_with_its_exponential():
+    assert kl_of_a_token(-12.0, -2.0) == pytest.approx(9.0, abs=1e-3)
+    # The log-ratio is bounded to 20 either way
+    assert kl_of_a_token(-200.0, -1.0) == kl_of_a_token(-21.0, -1.0) == pytest.approx(19.0)
+    assert kl_of_a_token(-1.0, -200.0) == kl_of_a_token(-1.0, -21.0) < float("inf")
+
+
+def test_the_kl_is_over_all_tokens_of_the_mask_with_a_reward_or_without():
+    logps, old_logps, rewards, mask = policy_batch((3, 47))
+    _, metrics = token_policy_loss(logps, old_logps, rewards, mask)
+    total, count = metrics["kl"]
+    assert count == mask.sum()
+    tokens = [kl_of_a_token(logp, old_logp) for logp, old_logp in zip(logps[mask], old_logps[mask], strict=True)]
+    assert total.item() == pytest.approx(sum(tokens), rel=1e-4)
 
 
 def test_the_random_batches_clip_on_both_sides():

@@ -25,6 +25,7 @@ DEFAULTS = {
     "edited_weight": 1.0,
     "unedited_weight": 0.5,
     "correct_samples": "keep",
+    "truncated_rewrites": "drop",
     "imitation_targets": "hard",
     "imitation_temperature": 1.0,
     "imitation_label_smoothing": 0.0,

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from accelerate import ParallelismConfig
 from datasets import Dataset, IterableDataset, load_from_disk
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -13,6 +15,7 @@ from trl import SFTConfig
 
 from rlmec_trl import RLMECConfig, RLMECTrainer
 from rlmec_trl.credit.alignment import edit_mask
+from rlmec_trl.credit.preparation import PREPARED_FEATURES
 from rlmec_trl.data.schema import DatasetError
 
 
@@ -246,7 +249,7 @@ def test_a_bfloat16_model_gives_a_float32_loss(settings, make_trainer, make_poli
 
 def test_max_length_cuts_ids_rewards_and_weights_together(make_trainer, make_policy, make_rows, tokenizer):
     rows = soft_rows(make_rows(6), tokenizer)
-    settings = {"correct_samples": "rewrite", "imitation_targets": "soft"}
+    settings = {"correct_samples": "rewrite", "imitation_targets": "soft", "truncated_rewrites": "keep"}
     max_length = 30
     trainer = make_trainer(rows, max_length=max_length, **settings)
     batch = whole_batch(trainer)
@@ -260,9 +263,9 @@ def test_max_length_cuts_ids_rewards_and_weights_together(make_trainer, make_pol
             expected = whole_rows[name][index]
             if name == "length":
                 expected = min(expected, max_length)
-            elif name not in ("prompt_ids", "num_edited"):
+            elif isinstance(expected, list) and name != "prompt_ids":
                 expected = expected[:room]
-            if name != "num_edited":
+            if name not in ("num_edited", "completion_truncated", "imitation_truncated"):
                 assert values == expected, name
     assert torch.isfinite(trainer.compute_loss(trainer.model, batch))
 
@@ -306,7 +309,7 @@ def test_rows_with_nothing_to_train_on_are_left_out(make_trainer, make_rows):
     loss = trainer.compute_loss(trainer.model, trainer.data_collator([trainer.train_dataset[1]]))
     assert loss.item() == 0.0
     loss.backward()  # every process takes part in every backward pass
-    with pytest.raises(ValueError, match="No row of the train data set has a token to train on"):
+    with pytest.raises(ValueError, match="No row of the train dataset has a token to train on"):
         make_trainer([rows[1]])
 
 
@@ -391,17 +394,15 @@ def test_metrics_mean_what_they_say(make_trainer, make_rows, make_policy, tokeni
     logs = {}
     trainer.log(logs)
 
-    model, rewards, kl, clipped, edited, tops = make_policy(sharpness=10.0), [], [], [], [], []
+    model, rewards, clipped, edited, tops = make_policy(sharpness=10.0), [], [], [], []
     for row in rows:
         prompt_ids = tokenizer(row["prompt"])["input_ids"]
         logps = naive_logps(model, prompt_ids, row["completion_ids"])
         row_rewards = [naive_reward(prob, row["correct"]) for prob in row["token_probs"]]
         rewards += row_rewards
         for t, (token, reward) in enumerate(zip(row["completion_ids"], row_rewards, strict=True)):
-            difference = logps[t, token].item() - row["old_logps"][t]
-            if any(row_rewards):
-                kl.append(math.exp(-difference) - 1 + difference)
             if reward != 0:
+                difference = logps[t, token].item() - row["old_logps"][t]
                 clipped.append(difference > math.log(1.3) if reward > 0 else difference < math.log(0.7))
         rewrite_ids = tokenizer(row["rewrite"])["input_ids"] + [tokenizer.eos_token_id]
         edited += edit_mask(row["completion_ids"], rewrite_ids)
@@ -414,13 +415,35 @@ def test_metrics_mean_what_they_say(make_trainer, make_rows, make_policy, tokeni
 
     assert logs["eval_token_reward/mean"] == pytest.approx(mean(rewards), rel=1e-5)
     assert logs["eval_token_reward/active_fraction"] == pytest.approx(mean([reward != 0 for reward in rewards]))
-    assert logs["eval_kl"] == pytest.approx(mean(kl), rel=1e-4)
     assert logs["eval_clip_ratio/region_mean"] == pytest.approx(mean(clipped))
     assert 0 < mean(clipped) < 1
     assert logs["eval_edited_fraction"] == pytest.approx(mean(edited))
     assert 0 < mean(edited) < 1
     assert logs["eval_mean_token_accuracy"] == pytest.approx(mean(tops))
     assert 0 < logs["eval_entropy"] <= math.log(len(tokenizer))
+
+
+def test_the_logged_kl_is_the_divergence_from_the_sampler(make_trainer, make_policy, tokenizer):
+    # A sampler that draws every token of the vocabulary equally often, each once: the mean is the expectation
+    prompt, vocabulary = "Tom has 5 9 nuts.", len(tokenizer)
+    rows = [
+        {
+            "prompt": prompt,
+            "completion_ids": [token_id],
+            "token_rewards": [0.5],
+            "old_logps": [-math.log(vocabulary)],
+            # Tokens of a rewrite are none of the sampler's
+            "rewrite_ids": [token_id, tokenizer.eos_token_id],
+        }
+        for token_id in range(vocabulary)
+    ]
+    trainer = make_trainer(rows)
+    trainer.compute_loss(trainer.model, whole_batch(trainer))
+    logs = {}
+    trainer.log(logs)
+    logps = naive_logps(make_policy(sharpness=10.0), tokenizer(prompt)["input_ids"], [0])[0]
+    uniform = torch.full((vocabulary,), 1 / vocabulary)
+    assert logs["kl"] == pytest.approx(F.kl_div(logps, uniform, reduction="sum").item(), rel=1e-4)
 
 
 def test_num_tokens_counts_what_went_through_the_model_prompts_included(make_trainer, make_rows, tokenizer):
@@ -555,6 +578,31 @@ def test_preparation_is_cached_and_depends_only_on_what_it_uses(make_trainer, ma
         assert prepared_files(**change) != first
 
 
+@pytest.mark.parametrize("as_stream", [False, True])
+@pytest.mark.parametrize(
+    "missing",
+    [["rewrite", "rewrite_ids", "rewrite_topk_ids", "rewrite_topk_logps"], ["rewrite_topk_ids", "rewrite_topk_logps"]],
+    ids=["rewrite", "distribution"],
+)
+def test_a_thousand_rows_may_come_before_the_first_with_a_rewrite(
+    missing, as_stream, make_trainer, make_rows, tokenizer
+):
+    """Types are otherwise taken from the first 1,000 rows, where empty lists have none."""
+    rows = soft_rows(make_rows(4), tokenizer)
+    if "rewrite_ids" not in missing:  # the texts stay, and only rewrites that were scored as ids have a distribution
+        missing = ["rewrite_ids", *missing]
+    bare = [row | dict.fromkeys(missing) for row in rows]
+    dataset = Dataset.from_list([*rows, *bare]).select([4, 5, 6, 7] * 251 + [0, 1, 2, 3])
+    settings = {"imitation_targets": "soft", "correct_samples": "rewrite", "shuffle_dataset": False}
+    trainer = make_trainer(dataset.to_iterable_dataset() if as_stream else dataset, max_steps=1, **settings)
+    assert trainer.train_dataset.features == PREPARED_FEATURES
+    prepared = list(trainer.train_dataset)
+    assert len(prepared) == 1008
+    last = Dataset.from_list(prepared[-4:], features=PREPARED_FEATURES)
+    assert list(last) == list(make_trainer(rows, **settings).train_dataset)
+    trainer.train()
+
+
 def test_a_prepared_data_set_is_not_prepared_again(make_trainer):
     trainer = make_trainer()
     again = make_trainer(trainer.train_dataset)
@@ -574,6 +622,60 @@ def test_columns_that_a_switch_needs_are_asked_for(make_trainer, make_rows):
         make_trainer(without(ready, "token_probs"), correct_samples="cut")
     with pytest.raises(ValueError, match="`imitation_targets='soft'` needs the columns `rewrite_topk_ids`"):
         make_trainer(make_rows(4), imitation_targets="soft")
+
+
+@pytest.fixture
+def long_rows(make_rows, tokenizer):
+    """Correct samples, a `max_length`, and which of the samples it truncates."""
+    rows = make_rows(8, kinds=["right"])
+    for index, row in enumerate(rows):  # all problems have three steps: leave out beginnings
+        for name in ("completion_ids", "token_probs", "old_logps"):
+            row[name] = row[name][2 * index :]
+        row["completion"] = row["rewrite"] = tokenizer.decode(row["completion_ids"], skip_special_tokens=True)
+    lengths = [len(tokenizer(row["prompt"])["input_ids"]) + len(row["completion_ids"]) for row in rows]
+    max_length = sorted(lengths)[4]
+    is_truncated = [length > max_length for length in lengths]
+    assert 0 < sum(is_truncated) < 8
+    return rows, max_length, is_truncated
+
+
+@pytest.mark.parametrize(
+    ("choice", "fate"), [("drop", "left out of imitation"), ("keep", "imitated without their end")]
+)
+def test_what_max_length_truncates_is_counted_also_where_it_comes_from_the_cache(
+    choice, fate, make_trainer, long_rows, tmp_path, caplog
+):
+    rows, max_length, is_truncated = long_rows
+    Dataset.from_list(rows).save_to_disk(tmp_path / "rows")
+    for _ in range(2):
+        caplog.clear()
+        make_trainer(load_from_disk(tmp_path / "rows"), max_length=max_length, truncated_rewrites=choice)
+        count = sum(is_truncated)
+        assert f"`max_length={max_length}` truncates {count} completions and {count} imitation targets" in caplog.text
+        assert f"{fate} (`truncated_rewrites='{choice}'`). Raise `max_length`" in caplog.text
+
+
+def test_only_what_is_trained_on_is_counted(make_trainer, long_rows, caplog):
+    rows, max_length, is_truncated = long_rows
+    make_trainer(rows, max_length=max_length, imitation_coef=0.0)
+    assert f"truncates {sum(is_truncated)} completions and 0 imitation targets" in caplog.text
+    caplog.clear()
+    make_trainer(rows)
+    assert "truncates" not in caplog.text
+
+
+def test_truncated_targets_are_not_imitated_unless_asked_for(make_trainer, long_rows):
+    rows, max_length, is_truncated = long_rows
+
+    def imitation_of(rows, **config):
+        trainer = make_trainer(rows, policy_coef=0.0, **config)
+        batch = whole_batch(trainer)
+        return trainer.compute_loss(trainer.model, batch).item(), batch["num_weighted"].sum().item()
+
+    whole_rows = [row for row, truncated in zip(rows, is_truncated, strict=True) if not truncated]
+    assert imitation_of(rows, max_length=max_length) == pytest.approx(imitation_of(whole_rows), rel=1e-5)
+    _, num_kept = imitation_of(rows, max_length=max_length, truncated_rewrites="keep")
+    assert num_kept > imitation_of(whole_rows)[1]
 
 
 # --- Arguments -------------------------------------------------------------------------------------------------------
@@ -646,6 +748,36 @@ def test_another_config_class_is_refused(make_policy, make_rows, tokenizer, tmp_
 def test_options_that_would_lose_per_token_columns_are_refused(option, message, make_trainer):
     with pytest.raises(ValueError, match=message):
         make_trainer(**option)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"tp_size": 2}, "tensor parallelism.*Set `tp_size` to 1"),
+        ({"cp_size": 2}, "context"),
+        ({"sp_size": 2}, "context"),
+    ],
+    ids=str,
+)
+def test_parallelism_that_would_give_another_loss_is_refused_before_the_model_is_loaded(sizes, message, tmp_path):
+    args = make_config(tmp_path)
+    args.parallelism_config = ParallelismConfig(**sizes)
+    with pytest.raises(ValueError, match=message):
+        RLMECTrainer(model=str(tmp_path / "no model here"), args=args)
+
+
+def test_a_model_that_tensor_parallelism_shards_is_refused(make_trainer, make_policy, tmp_path, monkeypatch):
+    for name, value in (("tp_plan", "auto"), ("tp_size", 2)):
+        with pytest.raises(ValueError, match="does not support tensor parallelism"):
+            make_trainer(model=str(tmp_path / "no model here"), model_init_kwargs={name: value})
+    policy = make_policy()
+    policy._tp_size = 2  # what `from_pretrained` leaves on a model that it has sharded
+    with pytest.raises(ValueError, match="does not support tensor parallelism"):
+        make_trainer(model=policy)
+    # DeepSpeed and `accelerate launch` configure it where only the finished trainer sees it
+    monkeypatch.setattr(RLMECTrainer, "get_tp_size", lambda self: 2)
+    with pytest.raises(ValueError, match="does not support tensor parallelism"):
+        make_trainer()
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,14 @@ import inspect
 
 import pytest
 import torch
+from accelerate import ParallelismConfig
 from datasets import Dataset
 from transformers import Trainer
 from transformers.trainer_pt_utils import find_batch_size
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
-from rlmec_trl import GRMTrainer, RLMECConfig, RLMECTrainer
+from rlmec_trl import GRMConfig, GRMTrainer, RLMECConfig, RLMECTrainer
 
 
 OFF_LINE = {
@@ -139,7 +140,7 @@ def test_attributes_that_the_loss_and_the_log_read(make_sft_trainer, tokenizer):
     trainer = make_sft_trainer()
     assert set(trainer._metrics) == {"train", "eval"}
     assert trainer._total_train_tokens == 0
-    assert trainer._tp_size == trainer.get_tp_size() == 1
+    assert trainer.get_tp_size() == 1
     assert trainer._tokenizer is tokenizer
     assert trainer.aux_loss_enabled is False
     assert trainer.router_aux_loss_coef == 0.0
@@ -215,6 +216,24 @@ def test_our_constructors_take_what_sft_trainer_takes_in_its_order():
             assert inspect.signature(trainer_class.__init__).parameters[name].default == parameter.default, name
 
 
+def test_our_constructors_pass_arguments_on_by_position_and_by_name(policy, tokenizer, tmp_path, make_rows):
+    rows = Dataset.from_list(make_rows(4))
+    for trainer_class, config_class in ((RLMECTrainer, RLMECConfig), (GRMTrainer, GRMConfig)):
+        args = config_class(str(tmp_path), **OFF_LINE)
+        optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
+        trainer = trainer_class(policy, args, None, rows, rows, tokenizer, None, None, None, (optimizer, None))
+        assert trainer.processing_class is tokenizer
+        assert trainer.optimizer is optimizer
+        assert len(trainer.eval_dataset) == len(trainer.train_dataset)
+        with pytest.raises(TypeError, match="unexpected keyword argument 'tokenizer'"):
+            trainer_class(policy, args, train_dataset=rows, tokenizer=tokenizer)
+
+
+def test_our_constructors_refuse_by_position_what_they_refuse_by_name(policy, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="does not support `compute_loss_func`"):
+        RLMECTrainer(policy, RLMECConfig(str(tmp_path), **OFF_LINE), None, None, None, tokenizer, print)
+
+
 def test_other_overrides_take_what_they_override_takes():
     for name in ("compute_loss", "log"):
         assert parameters(getattr(RLMECTrainer, name)) == parameters(getattr(SFTTrainer, name)), name
@@ -235,6 +254,20 @@ def test_save_takes_a_directory_and_a_state_dict_and_is_what_saves(make_sft_trai
     trainer.train()
     trainer.save_model()
     assert calls == [str(tmp_path / "checkpoint-1"), str(tmp_path)]
+
+
+@pytest.mark.parametrize("is_sharded", [True, False])
+def test_the_trainer_tells_tensor_parallelism_from_the_model_and_from_accelerate(is_sharded, make_sft_trainer, policy):
+    assert policy.tp_size is None  # what `RLMECTrainer` reads of a model before it builds anything
+    trainer = make_sft_trainer()
+    if is_sharded:
+        trainer.model._tp_size = 2
+    else:
+        trainer.accelerator.state.parallelism_config = ParallelismConfig(tp_size=2)
+    try:
+        assert trainer.get_tp_size() == 2
+    finally:
+        trainer.accelerator.state.parallelism_config = None
 
 
 def test_find_batch_size_takes_the_first_tensor_of_a_batch():
