@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import threading
 import unicodedata
+from collections.abc import Sequence
+
+from .options import Options, named_options, read_options
 
 
 # A longer "answer" is prose, and a symbolic parser can take very long over prose
@@ -12,7 +15,6 @@ _MAX_EXPRESSION_LENGTH = 200
 _STATEMENT = re.compile(r"\bthe (?:final |correct )?answer is\b[*_\s]*:?(.*)", re.IGNORECASE)
 _HASHES = re.compile(r"^[ \t]*####[ \t]*([-+$€£\d.,/%]*\d[-+$€£\d.,/%]*)[ \t]*$", re.MULTILINE)
 _BOXED = re.compile(r"\\f?boxed\s*\{")
-_QUOTES = "\"'`*“”‘’«»"
 # A word of prose between or after the mathematics: a unit, "because". Names that are mathematics are none
 _WORD = re.compile(r"(?<![\\a-zA-Z])(?!(?:and|or|sin|cos|tan|log|ln|exp|sqrt|pi)\b)[a-zA-Z]{2,}")
 _LATEX_OF_SYMBOL = str.maketrans({"−": "-", "⁄": "/", "°": r"^\circ ", "√": r"\sqrt ", "π": r"\pi "})
@@ -38,15 +40,7 @@ def extract_answer(solution: str) -> str | None:
     '\\frac{1}{2}'
     ```
     """
-    stated = [(match.start(), _strip_markup(match.group(1))) for match in _HASHES.finditer(solution)]
-    for match in _STATEMENT.finditer(solution):
-        # A box inside the statement is found below, as what stands last
-        stated.append((match.start(), _strip_markup(match.group(1))))
-    for match in _BOXED.finditer(solution):
-        content = _balanced(solution, match.end())
-        if content is not None:
-            stated.append((match.start(), content.strip()))
-    return max(((start, answer) for start, answer in stated if answer), default=(0, None))[1]
+    return _last_statement(solution)[1]
 
 
 def check_math(completion: str, answer: str, problem: str = "") -> bool:
@@ -79,16 +73,66 @@ def check_choice(completion: str, answer: str, problem: str = "") -> bool:
     """
     Whether a completion's final answer is the option `answer`.
 
-    Case, whitespace, Unicode variants and the quotes and punctuation around the two do not count.
+    An option is named by its text, its label ("B", "(b)", "option B") or both ("B) Paris", "Paris (B)"). Case,
+    whitespace, Unicode variants and the quotes, markup and punctuation around an answer do not count. An answer that
+    names two options, or the label of one with the text of another, is incorrect.
 
     Args:
         completion (`str`):
-            Solution to judge. One that states no answer is right only where it is nothing but the answer.
+            Solution to judge. One that states no answer is correct only where it is nothing but the answer.
         answer (`str`):
-            Text of the right option.
+            Text of the correct option, or its label.
+        problem (`str`, *optional*, defaults to `""`):
+            The problem with its options: a line "Options:", then one option a line, with or without labels. Where it
+            lists none, or `answer` is none of them, only the text of `answer` is correct.
     """
-    stated = extract_answer(completion)
-    return _normalized_choice(completion if stated is None else stated) == _normalized_choice(answer)
+    options = read_options(problem)
+    expected = set() if options is None else named_options([answer], options)
+    if not expected:
+        options, expected = Options((answer,)), {0}
+    return _names_only(completion, expected, options)
+
+
+def check_label(completion: str, answer: str, problem: str = "", labels: Sequence[str] = ()) -> bool:
+    """
+    Whether a completion's final answer is the label `answer`, for tasks in which all problems have the same labels.
+
+    Args:
+        completion (`str`):
+            Solution to judge. One that states no answer is correct only where it is nothing but the answer.
+        answer (`str`):
+            The correct label.
+        problem (`str`, *optional*, defaults to `""`):
+            The problem. Where it lists options, they are what `completion` and `answer` are compared with, as in
+            [`check_choice`].
+        labels (`Sequence[str]`):
+            All labels of the task.
+    """
+    if read_options(problem) is not None:
+        return check_choice(completion, answer, problem)
+    options = Options(tuple(labels))
+    expected = named_options([answer], options)
+    return bool(expected) and _names_only(completion, expected, options)
+
+
+def _names_only(completion: str, expected: set[int], options: Options) -> bool:
+    stated, bare = _last_statement(completion)
+    readings = [completion] if bare is None else [stated, bare, _without_text_mode(bare)]
+    named = named_options(readings, options)
+    return bool(named) and named <= expected
+
+
+def _last_statement(solution: str) -> tuple[str, str | None]:
+    """The final answer that a solution states, as it is written and without the markup around it."""
+    stated = [(match.start(), match.group(1)) for match in _HASHES.finditer(solution)]
+    # A box inside the statement is found below, as what stands last
+    stated += [(match.start(), match.group(1)) for match in _STATEMENT.finditer(solution)]
+    stated = [(start, text, _strip_markup(text)) for start, text in stated]
+    for match in _BOXED.finditer(solution):
+        content = _balanced(solution, match.end())
+        if content is not None:
+            stated.append((match.start(), content, content.strip()))
+    return max((statement for statement in stated if statement[2]), default=(0, "", None))[1:]
 
 
 def _balanced(text: str, start: int) -> str | None:
@@ -113,15 +157,6 @@ def _strip_markup(text: str) -> str:
 
 def _normalized(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def _normalized_choice(text: str) -> str:
-    text = _normalized(text)
-    inner = text.strip(_QUOTES + " ").rstrip(".,;:!? " + _QUOTES)
-    if inner.startswith("(") and inner.endswith(")"):
-        inner = inner[1:-1].strip()
-    # An option may be nothing but punctuation
-    return inner or text
 
 
 def _same_text(first: str, second: str) -> bool:

@@ -87,7 +87,7 @@ def test_an_answer_is_read_off_the_solution(tokenizer):
 
 def test_a_solution_without_an_answer_is_told_with_its_row(tokenizer):
     dataset = Dataset.from_dict({"problem": ["a", "b"], "solution": ["The answer is 1", "Who knows?"]})
-    with pytest.raises(DatasetError, match="Row 1, column 'solution': the solution states no final answer. End it wi"):
+    with pytest.raises(DatasetError, match="Row 1, column 'solution': found a solution that states no final"):
         to_task_rows(dataset, TASK, tokenizer)
 
 
