@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import re
 import threading
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING
 
+from ..data.tokens import encode_completion
 from .options import Options, named_options, read_options
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 # A longer "answer" is prose, and a symbolic parser can take very long over prose
@@ -113,6 +123,73 @@ def check_label(completion: str, answer: str, problem: str = "", labels: Sequenc
     options = Options(tuple(labels))
     expected = named_options([answer], options)
     return bool(expected) and _names_only(completion, expected, options)
+
+
+def check_by_reward(
+    reward_func: Callable[..., Sequence[float | None] | Awaitable[Sequence[float | None]]],
+    threshold: float = 0.5,
+    processing_class: PreTrainedTokenizerBase | None = None,
+) -> Callable[[str, str, str], bool]:
+    r"""
+    Make a `check_answer` of a TRL reward function.
+
+    It is called as [`~trl.GRPOTrainer`] calls it, with one completion at a time: `prompts` and `completions` as
+    messages, and the columns `answer` and `solution`, which both hold the correct answer.
+
+    Args:
+        reward_func (`Callable`):
+            Reward function, such as [`~trl.rewards.accuracy_reward`]. It may be asynchronous.
+        threshold (`float`, *optional*, defaults to `0.5`):
+            Smallest reward of a correct completion. `None`, with which a function abstains, counts as incorrect.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer for functions that read `completion_ids`.
+
+    Raises:
+        `ValueError`: If `reward_func` reads `completion_ids` and there is no `processing_class`.
+
+    Examples:
+
+    ```python
+    >>> from rlmec_trl.tasks.answers import check_by_reward
+    >>> from trl.rewards import accuracy_reward
+    >>> check_answer = check_by_reward(accuracy_reward)
+    >>> check_answer(r"Hence \boxed{0.5}", r"\frac{1}{2}", "What is 1 / 2?")
+    True
+    ```
+    """
+    reads_ids = "completion_ids" in inspect.signature(reward_func).parameters
+    if reads_ids and processing_class is None:
+        raise ValueError(
+            f"The reward function {getattr(reward_func, '__name__', reward_func)!r} reads `completion_ids`: give "
+            "`check_by_reward` the `processing_class` that makes them."
+        )
+    return partial(_check_by_reward, reward_func, threshold, processing_class if reads_ids else None)
+
+
+def _check_by_reward(
+    reward_func: Callable,
+    threshold: float,
+    processing_class: PreTrainedTokenizerBase | None,
+    completion: str,
+    answer: str,
+    problem: str = "",
+) -> bool:
+    inputs = {
+        "prompts": [[{"role": "user", "content": problem}]],
+        "completions": [[{"role": "assistant", "content": completion}]],
+        "answer": [answer],
+        "solution": [answer],
+    }
+    if processing_class is not None:
+        inputs["completion_ids"] = [encode_completion(processing_class, completion)]
+    rewards = reward_func(**inputs)
+    if inspect.iscoroutine(rewards):
+        # On a thread of its own: notebooks run an event loop in this one
+        with ThreadPoolExecutor(1) as pool:
+            rewards = pool.submit(asyncio.run, rewards).result()
+    if len(rewards) != 1:
+        raise ValueError(f"The reward function returned {len(rewards)} rewards for one completion.")
+    return rewards[0] is not None and bool(rewards[0] >= threshold)
 
 
 def _names_only(completion: str, expected: set[int], options: Options) -> bool:

@@ -91,9 +91,7 @@ class Task:
     def __post_init__(self):
         if self.check_answer is None:
             if not self.labels:
-                raise ValueError(
-                    f"Task '{self.name}' has nothing to check answers with: give `check_answer` or `labels`."
-                )
+                raise ValueError(f"Task '{self.name}' cannot check answers: give it `check_answer` or `labels`.")
             object.__setattr__(self, "check_answer", partial(check_label, labels=self.labels))
 
     def raw_problem(self, prompt: str | list[dict]) -> str:
