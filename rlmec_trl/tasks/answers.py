@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import re
 import threading
 import unicodedata
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ..data.tokens import encode_completion
+from .options import Options, named_options, read_options
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 # A longer "answer" is prose, and a symbolic parser can take very long over prose
@@ -12,7 +25,6 @@ _MAX_EXPRESSION_LENGTH = 200
 _STATEMENT = re.compile(r"\bthe (?:final |correct )?answer is\b[*_\s]*:?(.*)", re.IGNORECASE)
 _HASHES = re.compile(r"^[ \t]*####[ \t]*((?=[-+$€£.,/%]*\d)[-+$€£\d.,/%]+)[ \t]*$", re.MULTILINE)
 _BOXED = re.compile(r"\\f?boxed\s*\{")
-_QUOTES = "\"'`*“”‘’«»"
 # A word of prose between or after the mathematics: a unit, "because". Names that are mathematics are none
 _WORD = re.compile(
     r"(?<![\\a-zA-Z])(?<!\\begin\{)(?<!\\end\{)(?!(?:and|or|sin|cos|tan|log|ln|exp|sqrt|pi)\b)[a-zA-Z]{2,}"
@@ -48,15 +60,8 @@ def extract_answer(solution: str) -> str | None:
 
 def find_answer(solution: str) -> tuple[int, str] | None:
     """Where a solution states its final answer, and that answer as [`extract_answer`] returns it."""
-    stated = [(match.start(), _strip_markup(match.group(1))) for match in _HASHES.finditer(solution)]
-    for match in _STATEMENT.finditer(solution):
-        # A box inside the statement is found below, as what stands last
-        stated.append((match.start(), _strip_markup(match.group(1))))
-    closing = _closing_braces(solution)
-    for match in _BOXED.finditer(solution):
-        if match.end() in closing:
-            stated.append((match.start(), solution[match.end() : closing[match.end()]].strip()))
-    return max(((start, answer) for start, answer in stated if answer), default=None)
+    found = _last_statement(solution)
+    return None if found is None else (found[0], found[2])
 
 
 def check_math(completion: str, answer: str, problem: str = "") -> bool:
@@ -89,16 +94,134 @@ def check_choice(completion: str, answer: str, problem: str = "") -> bool:
     """
     Whether a completion's final answer is the option `answer`.
 
-    Case, whitespace, Unicode variants and the quotes and punctuation around the two do not count.
+    An option is named by its text, its label ("B", "(b)", "option B") or both ("B) Paris", "Paris (B)"). Case,
+    whitespace, Unicode variants and the quotes, markup and punctuation around an answer do not count. An answer that
+    names two options, or the label of one with the text of another, is incorrect.
 
     Args:
         completion (`str`):
-            Solution to judge. One that states no answer is right only where it is nothing but the answer.
+            Solution to judge. One that states no answer is correct only where it is nothing but the answer.
         answer (`str`):
-            Text of the right option.
+            Text of the correct option, or its label.
+        problem (`str`, *optional*, defaults to `""`):
+            The problem with its options: a line "Options:", then one option a line, with or without labels. Where it
+            lists none, or `answer` is none of them, only the text of `answer` is correct.
     """
-    stated = extract_answer(completion)
-    return _normalized_choice(completion if stated is None else stated) == _normalized_choice(answer)
+    options = read_options(problem)
+    expected = set() if options is None else named_options([answer], options)
+    if not expected:
+        options, expected = Options((answer,)), {0}
+    return _names_only(completion, expected, options)
+
+
+def check_label(completion: str, answer: str, problem: str = "", labels: Sequence[str] = ()) -> bool:
+    """
+    Whether a completion's final answer is the label `answer`, for tasks in which all problems have the same labels.
+
+    Args:
+        completion (`str`):
+            Solution to judge. One that states no answer is correct only where it is nothing but the answer.
+        answer (`str`):
+            The correct label.
+        problem (`str`, *optional*, defaults to `""`):
+            The problem. Where it lists options, they are what `completion` and `answer` are compared with, as in
+            [`check_choice`].
+        labels (`Sequence[str]`):
+            All labels of the task.
+    """
+    if read_options(problem) is not None:
+        return check_choice(completion, answer, problem)
+    options = Options(tuple(labels))
+    expected = named_options([answer], options)
+    return bool(expected) and _names_only(completion, expected, options)
+
+
+def check_by_reward(
+    reward_func: Callable[..., Sequence[float | None] | Awaitable[Sequence[float | None]]],
+    threshold: float = 0.5,
+    processing_class: PreTrainedTokenizerBase | None = None,
+) -> Callable[[str, str, str], bool]:
+    r"""
+    Make a `check_answer` of a TRL reward function.
+
+    It is called as [`~trl.GRPOTrainer`] calls it, with one completion at a time: `prompts` and `completions` as
+    messages, and the columns `answer` and `solution`, which both hold the correct answer.
+
+    Args:
+        reward_func (`Callable`):
+            Reward function, such as [`~trl.rewards.accuracy_reward`]. It may be asynchronous.
+        threshold (`float`, *optional*, defaults to `0.5`):
+            Smallest reward of a correct completion. `None`, with which a function abstains, counts as incorrect.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer for functions that read `completion_ids`.
+
+    Raises:
+        `ValueError`: If `reward_func` reads `completion_ids` and there is no `processing_class`.
+
+    Examples:
+
+    ```python
+    >>> from rlmec_trl.tasks.answers import check_by_reward
+    >>> from trl.rewards import accuracy_reward
+    >>> check_answer = check_by_reward(accuracy_reward)
+    >>> check_answer(r"Hence \boxed{0.5}", r"\frac{1}{2}", "What is 1 / 2?")
+    True
+    ```
+    """
+    reads_ids = "completion_ids" in inspect.signature(reward_func).parameters
+    if reads_ids and processing_class is None:
+        raise ValueError(
+            f"The reward function {getattr(reward_func, '__name__', reward_func)!r} reads `completion_ids`: give "
+            "`check_by_reward` the `processing_class` that makes them."
+        )
+    return partial(_check_by_reward, reward_func, threshold, processing_class if reads_ids else None)
+
+
+def _check_by_reward(
+    reward_func: Callable,
+    threshold: float,
+    processing_class: PreTrainedTokenizerBase | None,
+    completion: str,
+    answer: str,
+    problem: str = "",
+) -> bool:
+    inputs = {
+        "prompts": [[{"role": "user", "content": problem}]],
+        "completions": [[{"role": "assistant", "content": completion}]],
+        "answer": [answer],
+        "solution": [answer],
+    }
+    if processing_class is not None:
+        inputs["completion_ids"] = [encode_completion(processing_class, completion)]
+    rewards = reward_func(**inputs)
+    if inspect.iscoroutine(rewards):
+        # On a thread of its own: notebooks run an event loop in this one
+        with ThreadPoolExecutor(1) as pool:
+            rewards = pool.submit(asyncio.run, rewards).result()
+    if len(rewards) != 1:
+        raise ValueError(f"The reward function returned {len(rewards)} rewards for one completion.")
+    return rewards[0] is not None and bool(rewards[0] >= threshold)
+
+
+def _names_only(completion: str, expected: set[int], options: Options) -> bool:
+    found = _last_statement(completion)
+    readings = [completion] if found is None else [found[1], found[2], _without_text_mode(found[2])]
+    named = named_options(readings, options)
+    return bool(named) and named <= expected
+
+
+def _last_statement(solution: str) -> tuple[int, str, str] | None:
+    """Where a solution states its final answer, as it is written there, and without the markup around it."""
+    stated = [(match.start(), match.group(1)) for match in _HASHES.finditer(solution)]
+    # A box inside the statement is found below, as what stands last
+    stated += [(match.start(), match.group(1)) for match in _STATEMENT.finditer(solution)]
+    stated = [(start, text, _strip_markup(text)) for start, text in stated]
+    closing = _closing_braces(solution)
+    for match in _BOXED.finditer(solution):
+        if match.end() in closing:
+            content = solution[match.end() : closing[match.end()]]
+            stated.append((match.start(), content, content.strip()))
+    return max((statement for statement in stated if statement[2]), default=None)
 
 
 def _closing_braces(text: str) -> dict[int, int]:
@@ -124,15 +247,6 @@ def _strip_markup(text: str) -> str:
 
 def _normalized(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def _normalized_choice(text: str) -> str:
-    text = _normalized(text)
-    inner = text.strip(_QUOTES + " ").rstrip(".,;:!? " + _QUOTES)
-    if inner.startswith("(") and inner.endswith(")"):
-        inner = inner[1:-1].strip()
-    # An option may be nothing but punctuation
-    return inner or text
 
 
 def _same_text(first: str, second: str) -> bool:

@@ -1,7 +1,20 @@
-"""Problems whose answer is a number or an expression."""
+"""
+MATH: competition problems with worked solutions, the answer in a LaTeX box. The task also reads one's own problems
+with `problem`, `solution` and, optionally, `answer`.
+"""
 
 from .answers import check_math
 from .task import Task
 
 
-TASK = Task("math", check_math)
+SUBJECTS = (
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+)
+
+TASK = Task("math", check_math, hub_id="EleutherAI/hendrycks_math", hub_configs=SUBJECTS, splits=("train", "test"))

@@ -2,17 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from datasets import Dataset, Features, List, Value, concatenate_datasets
-from transformers import PreTrainedTokenizerBase
+from datasets import Dataset, Features, concatenate_datasets
 
 from ..data.loading import load_rows
-from ..data.schema import DatasetError, check_dataset
+from ..data.messages import is_conversational
+from ..data.schema import DatasetError, check_dataset, column_features
 from ..data.tokens import as_prompt
-from .answers import clean_solution, extract_answer
+from .answers import check_label, clean_solution, extract_answer
 from .task import Task
 from .wording import policy_prompt
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -73,7 +77,7 @@ class ProblemConfig:
     }
 
 
-def load_problems(config: ProblemConfig, task: Task, processing_class: PreTrainedTokenizerBase) -> Dataset:
+def load_problems(config: ProblemConfig, task: Task, processing_class: "PreTrainedTokenizerBase") -> Dataset:
     """
     Load problems as rows of the first stage: `prompt`, `reference` and `answer`, checked.
 
@@ -97,7 +101,7 @@ def load_problems(config: ProblemConfig, task: Task, processing_class: PreTraine
 def to_task_rows(
     dataset: Dataset,
     task: Task,
-    processing_class: PreTrainedTokenizerBase,
+    processing_class: "PreTrainedTokenizerBase",
     read_row: Callable[[dict], dict] | None = None,
 ) -> Dataset:
     """
@@ -123,7 +127,8 @@ def to_task_rows(
 
     def convert(row: dict, index: int) -> dict:
         try:
-            problem = read_row(row)
+            raw = read_row(row)
+            answer = _as_label(raw["answer"], task) if task.labels else raw["answer"]
         except KeyError as error:
             raise DatasetError(
                 f"Task '{task.name}' needs the column {error}; the dataset has {', '.join(row)}. Name the columns "
@@ -131,20 +136,20 @@ def to_task_rows(
             ) from None
         except DatasetError as error:
             raise DatasetError(f"Row {index}, {error}") from None
-        prompt = as_prompt(processing_class, policy_prompt(task.wording, problem["problem"]))
-        answer = problem["answer"]
         return {
-            "prompt": prompt,
-            "reference": problem["reference"],
+            "prompt": as_prompt(processing_class, policy_prompt(task.wording, raw["problem"])),
+            "reference": raw["reference"],
             # None is kept, for the check of the columns to find it
             "answer": answer if answer is None else str(answer),
         }
 
-    text = Value("string")
-    prompt = text if isinstance(as_prompt(processing_class, ""), str) else List({"role": text, "content": text})
+    known = column_features(messages=is_conversational(as_prompt(processing_class, "")))
     # Given, not inferred: a raw `answer` may be a number, and `map` leaves a column that it overwrites its type
-    features = Features({**dataset.features, "prompt": prompt, "reference": text, "answer": text})
-    return dataset.map(convert, with_indices=True, features=features, desc="Reading problems")
+    features = Features({**dataset.features, **{name: known[name] for name in ("prompt", "reference", "answer")}})
+    # `map` knows a task's functions by their names, so its cache would outlive a change of what they do
+    return dataset.map(
+        convert, with_indices=True, features=features, load_from_cache_file=False, desc="Reading problems"
+    )
 
 
 def read_columns(
@@ -157,22 +162,40 @@ def read_columns(
         problem_column, reference_column (`str`):
             Columns of the problem and of its worked solution.
         answer_column (`str`, *optional*):
-            Column of the final answer. By default `answer`; where the dataset has no such column, the answer is
-            extracted from the worked solution.
+            Column of the final answer. By default `answer`; where the dataset has no such column, or it holds the
+            worked solutions, the answer is extracted from the worked solution.
     """
 
     def read_row(row: dict[str, Any]) -> dict[str, str]:
+        for name in (problem_column, reference_column):
+            if not isinstance(row[name], str):
+                raise DatasetError(f"column '{name}': found {row[name]!r}. Give every problem a text and a solution.")
         reference = clean_solution(row[reference_column])
-        if answer_column is not None or "answer" in row:
-            answer = row[answer_column or "answer"]
+        if answer_column is not None:
+            answer = row[answer_column]
+        elif "answer" in row and reference_column != "answer":
+            answer = row["answer"]
         elif (answer := extract_answer(reference)) is None:
             raise DatasetError(
-                f"column '{reference_column}': the solution states no final answer. End it with 'The answer is X', "
-                "'\\boxed{X}' or '#### X', or name the answers with `--answer_column`."
+                f"column '{reference_column}': found a solution that states no final answer (its end: "
+                f"{reference[-60:]!r}). End it with 'The answer is X', '\\boxed{{X}}' or '#### X', or name the "
+                "answers with `--answer_column`."
             )
         return {"problem": row[problem_column], "reference": reference, "answer": answer}
 
     return read_row
+
+
+def _as_label(answer: Any, task: Task) -> Any:
+    """The label of a task that an answer is: its text, or its index, as a column of type `ClassLabel` stores it."""
+    if type(answer) is int and 0 <= answer < len(task.labels):
+        return task.labels[answer]
+    if answer is not None and not check_label(str(answer), str(answer), labels=task.labels):
+        raise DatasetError(
+            f"column 'answer': found {answer!r}, which is none of the labels of task '{task.name}' "
+            f"({', '.join(task.labels)}). Give one of them, or its index."
+        )
+    return answer
 
 
 def _row_reader(config: ProblemConfig, task: Task) -> Callable[[dict], dict] | None:

@@ -8,17 +8,27 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ..data.messages import problem_text
+from .answers import check_label
 from .wording import WORDING, Wording, raw_problem
 
 
-# Each is the module of that name in this room, whose `TASK` it is.
+# Each is the `TASK` of the module of that name in this package
 BUILT_IN = (
     "arithmetic",
+    "ecqa",
+    "qasc",
+    "openbookqa",
+    "arc_easy",
+    "gsm8k",
     "math",
+    "svamp",
+    "mmlu_math",
     "choice",
 )
 
@@ -31,9 +41,9 @@ class Task:
     Args:
         name (`str`):
             Name of the task.
-        check_answer (`Callable[[str, str, str], bool]`):
+        check_answer (`Callable[[str, str, str], bool]`, *optional*):
             Whether a completion reaches the correct answer, called as `check_answer(completion, answer, problem)`.
-            [`~rlmec_trl.tasks.answers.check_by_reward`] makes one of a TRL reward function.
+            [`~rlmec_trl.tasks.answers.check_by_reward`] makes one of a TRL reward function. By default, of `labels`.
         wording ([`~rlmec_trl.tasks.wording.Wording`], *optional*):
             Prompts of the policy, the generative reward model and the teacher.
         hub_id (`str`, *optional*):
@@ -41,7 +51,7 @@ class Task:
         hub_configs (`tuple[str, ...]`, *optional*, defaults to `()`):
             Configurations of that dataset; the rows of several are joined.
         splits (`tuple[str, ...]`, *optional*, defaults to `("train", "validation", "test")`):
-            Splits of that dataset.
+            Splits of that dataset that have answers.
         read_row (`Callable[[dict], dict]`, *optional*):
             Turns one raw row into `problem`, `reference` and `answer`, all strings. By default the row has `problem`,
             `solution` and `answer`; without `answer`, it is extracted from `solution`.
@@ -49,13 +59,26 @@ class Task:
             Which steps of a completion are correct, called as `check_steps(problem, completion)`. `None` where steps
             cannot be checked without a model.
         labels (`tuple[str, ...]`, *optional*):
-            The texts that every answer is one of, where they are the same for all problems.
+            The texts that every answer is one of, where they are the same for all problems, as in sentiment
+            classification. A raw row may give its answer as an index into them.
         editor (`Callable`, *optional*):
             A programmatic teacher ([`~rlmec_trl.teachers.editors.Editor`]), used with `--teacher task`.
+
+    Raises:
+        `ValueError`: If there is neither `check_answer` nor `labels`.
+
+    Examples:
+
+    ```python
+    >>> from rlmec_trl.tasks.task import Task
+    >>> task = Task("sentiment", labels=("negative", "positive"))
+    >>> task.check_answer("A bleak film.\nThe answer is Negative.", "negative", "")
+    True
+    ```
     """
 
     name: str
-    check_answer: Callable[[str, str, str], bool]
+    check_answer: Callable[[str, str, str], bool] | None = None
     wording: Wording = WORDING
     hub_id: str | None = None
     hub_configs: tuple[str, ...] = ()
@@ -65,34 +88,42 @@ class Task:
     labels: tuple[str, ...] | None = None
     editor: Callable | None = None
 
+    def __post_init__(self):
+        if self.check_answer is None:
+            if not self.labels:
+                raise ValueError(f"Task '{self.name}' cannot check answers: give it `check_answer` or `labels`.")
+            object.__setattr__(self, "check_answer", partial(check_label, labels=self.labels))
+
     def raw_problem(self, prompt: str | list[dict]) -> str:
         """The problem in a policy's prompt, without the template around it."""
         return raw_problem(self.wording, problem_text(prompt))
 
 
-def load_task(name: str) -> Task:
+def load_task(task: str | Task) -> Task:
     """
     Load a task.
 
     Args:
-        name (`str`):
+        task (`str` or [`Task`]):
             A built-in task (see [docs/tasks.md](../../docs/tasks.md)), or a task of your own as `package.module:NAME`
-            or `path/to/file.py:NAME`.
+            or `path/to/file.py:NAME`. A [`Task`] is returned as it is.
 
     Raises:
         `ValueError`: If there is no such task.
     """
-    if ":" in name:
-        task = load_object(name)
-        if not isinstance(task, Task):
-            raise ValueError(f"{name!r} is a `{type(task).__name__}`, not a `rlmec_trl.tasks.task.Task`.")
+    if isinstance(task, Task):
         return task
-    if name not in BUILT_IN:
+    if ":" in task:
+        loaded = load_object(task)
+        if not isinstance(loaded, Task):
+            raise ValueError(f"{task!r} is of type `{type(loaded).__name__}`, not a `rlmec_trl.tasks.task.Task`.")
+        return loaded
+    if task not in BUILT_IN:
         raise ValueError(
-            f"Unknown task {name!r}. Choose one of {', '.join(BUILT_IN)}, or name your own as "
+            f"Unknown task {task!r}. Choose one of {', '.join(BUILT_IN)}, or name your own as "
             "`package.module:NAME` or `path/to/file.py:NAME`."
         )
-    return importlib.import_module(f"{__package__}.{name}").TASK
+    return importlib.import_module(f"{__package__}.{task}").TASK
 
 
 def load_object(path: str) -> Any:
@@ -100,36 +131,46 @@ def load_object(path: str) -> Any:
     Load an object from `package.module:NAME` or `path/to/file.py:NAME`.
 
     Raises:
-        `ValueError`: If the module or file does not exist, or has no such name.
+        `ValueError`: If the module or file does not exist, or has no such name. What goes wrong inside the module is
+            raised as it is.
     """
     module_name, _, name = path.rpartition(":")
-    if module_name.endswith(".py"):
-        file = Path(module_name).expanduser().resolve()
-        if not file.is_file():
-            raise ValueError(f"There is no file {module_name!r} to load {name!r} from.")
-        # Registered under a name of its own, so that what it defines can be pickled
-        module_name = f"_rlmec_trl_file_{file.stem}_{hashlib.sha256(bytes(file)).hexdigest()[:8]}"
-        module = sys.modules.get(module_name)
-        if module is None:
-            spec = importlib.util.spec_from_file_location(module_name, file)
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[module_name] = module
-            try:
-                spec.loader.exec_module(module)
-            except BaseException:
-                del sys.modules[module_name]
-                raise
-    else:
-        # As `python -m` does: a module in the working directory can be named without installing it
-        if "" not in sys.path and str(Path.cwd()) not in sys.path:
-            sys.path.append(str(Path.cwd()))
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            # Only where it is this module that is missing, not one that it imports
-            if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-                raise ValueError(f"There is no module {module_name!r} to load {name!r} from.") from None
-            raise
+    if not module_name or not name or module_name.startswith("."):
+        raise ValueError(f"{path!r} is neither `package.module:NAME` nor `path/to/file.py:NAME`.")
+    module = _load_file(module_name, name) if module_name.endswith(".py") else _load_module(module_name, name)
     if not hasattr(module, name):
-        raise ValueError(f"{path.rpartition(':')[0]!r} defines no {name!r}.")
+        raise ValueError(f"{module_name!r} defines no {name!r}.")
     return getattr(module, name)
+
+
+def _load_file(file_name: str, name: str) -> ModuleType:
+    file = Path(file_name).expanduser().resolve()
+    if not file.is_file():
+        raise ValueError(f"There is no file {file_name!r} to load {name!r} from.")
+    # Registered, so that what the file defines can be pickled, under a name that changes with its content, because
+    # caches such as that of `Dataset.map` know a function by its name
+    digest = hashlib.sha256(bytes(file) + file.read_bytes()).hexdigest()[:16]
+    module_name = f"_rlmec_trl_file_{file.stem}_{digest}"
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, file)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[module_name]
+            raise
+    return sys.modules[module_name]
+
+
+def _load_module(module_name: str, name: str) -> ModuleType:
+    # As `python -m` does: a module in the working directory can be named without being installed
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # Only where it is this module that is missing, not one that it imports
+        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise ValueError(f"There is no module {module_name!r} to load {name!r} from.") from None
+        raise

@@ -1,12 +1,15 @@
 """A wrong verdict poisons every later stage, so what counts as the answer is nailed down here."""
 
+import asyncio
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from trl.rewards import accuracy_reward
 
-from rlmec_trl.tasks.answers import check_choice, check_math, extract_answer
+from rlmec_trl.tasks.answers import check_by_reward, check_choice, check_math, extract_answer
 
 
 @pytest.mark.parametrize(
@@ -181,3 +184,83 @@ def test_an_option_is_recognised_through_its_dress(completion, answer):
 )
 def test_another_option_is_not_mistaken_for_the_right_one(completion, answer):
     assert not check_choice(completion, answer)
+
+
+# --- Reward functions ------------------------------------------------------------------------------------------------
+
+
+def length_reward(prompts, completions, answer, **kwargs):
+    """1 for the right length, a half for one off, `None` for nothing at all."""
+    assert prompts == [[{"role": "user", "content": "How long?"}]]
+    lengths = [len(completion[-1]["content"]) for completion in completions]
+    return [
+        None if length == 0 else 1 - abs(length - int(right)) / 2
+        for length, right in zip(lengths, answer, strict=True)
+    ]
+
+
+async def late_length_reward(**kwargs):
+    await asyncio.sleep(0)
+    return length_reward(**kwargs)
+
+
+def ids_reward(completions, completion_ids, **kwargs):
+    return [1.0 for _ in completion_ids]
+
+
+def test_a_reward_function_of_trl_checks_answers():
+    check_answer = check_by_reward(accuracy_reward)
+    assert check_answer(r"Hence $x = \boxed{0.5}$.", r"\frac{1}{2}", "What is 1 / 2?") is True
+    assert check_answer(r"Hence $x = \boxed{0.3}$.", r"\frac{1}{2}", "What is 1 / 2?") is False
+    assert check_answer("Who knows?", r"\frac{1}{2}", "What is 1 / 2?") is False
+
+
+@pytest.mark.parametrize("reward_func", [length_reward, late_length_reward])
+def test_a_reward_is_compared_with_the_threshold(reward_func):
+    lenient, strict = check_by_reward(reward_func), check_by_reward(reward_func, threshold=0.75)
+    verdicts = {text: (lenient(text, "3", "How long?"), strict(text, "3", "How long?")) for text in ("abc", "ab", "a")}
+    assert verdicts == {"abc": (True, True), "ab": (True, False), "a": (False, False)}
+
+
+@pytest.mark.parametrize("reward_func", [length_reward, late_length_reward])
+def test_a_reward_function_that_abstains_counts_as_incorrect(reward_func):
+    assert check_by_reward(reward_func, threshold=-1.0)("", "3", "How long?") is False
+
+
+def test_a_reward_that_is_not_a_number_counts_as_incorrect():
+    assert check_by_reward(lambda **kwargs: [float("nan")], threshold=-1.0)("a", "3") is False
+
+
+def test_an_asynchronous_reward_function_works_where_a_loop_is_running():
+    async def notebook():
+        return check_by_reward(late_length_reward)("abc", "3", "How long?")
+
+    assert asyncio.run(notebook())
+
+
+def test_the_correct_answer_is_in_both_columns_that_reward_functions_read():
+    seen = {}
+    check_by_reward(lambda **inputs: [seen.update(inputs) or 1.0])("c", "a", "p")
+    assert (seen["answer"], seen["solution"]) == (["a"], ["a"])
+
+
+def test_a_reward_function_that_reads_ids_needs_a_tokenizer(tokenizer):
+    with pytest.raises(ValueError, match="'ids_reward' reads `completion_ids`: give .* the `processing_class`"):
+        check_by_reward(ids_reward)
+    ids = tokenizer("3 + 4", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+
+    def same_ids(completion_ids, **kwargs):
+        return [float(completion_ids == [ids])]
+
+    check_answer = check_by_reward(same_ids, processing_class=tokenizer)
+    assert check_answer("3 + 4", "7")
+    assert not check_answer("4 + 3", "7")
+
+
+def test_a_reward_function_that_returns_too_many_rewards_is_reported():
+    with pytest.raises(ValueError, match="returned 2 rewards for one completion"):
+        check_by_reward(lambda **kwargs: [1.0, 1.0])("a", "b")
+
+
+def test_a_check_by_reward_can_be_pickled():
+    assert pickle.loads(pickle.dumps(check_by_reward(length_reward)))("abc", "3", "How long?")

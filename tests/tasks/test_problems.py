@@ -1,13 +1,14 @@
 """Raw problems as rows of the first stage."""
 
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, List, Value
 
 from rlmec_trl.data.schema import DatasetError, check_dataset
 from rlmec_trl.tasks.answers import clean_solution
 from rlmec_trl.tasks.arithmetic import TASK as ARITHMETIC
 from rlmec_trl.tasks.math import TASK
 from rlmec_trl.tasks.problems import read_columns, to_task_rows
+from rlmec_trl.tasks.task import Task
 from rlmec_trl.tasks.wording import WORDING
 
 
@@ -87,8 +88,83 @@ def test_an_answer_is_read_off_the_solution(tokenizer):
 
 def test_a_solution_without_an_answer_is_told_with_its_row(tokenizer):
     dataset = Dataset.from_dict({"problem": ["a", "b"], "solution": ["The answer is 1", "Who knows?"]})
-    with pytest.raises(DatasetError, match="Row 1, column 'solution': the solution states no final answer. End it wi"):
+    with pytest.raises(DatasetError, match="Row 1, column 'solution': found a solution that states no final"):
         to_task_rows(dataset, TASK, tokenizer)
+
+
+def test_the_column_of_the_solutions_is_not_taken_for_the_answers(tokenizer):
+    dataset = Dataset.from_dict({"question": ["a"], "answer": [GSM8K_SOLUTION]})
+    rows = to_task_rows(dataset, TASK, tokenizer, read_columns("question", "answer"))
+    assert rows[0]["answer"] == "72"
+
+
+@pytest.mark.parametrize("name", ["problem", "solution"])
+def test_a_problem_or_solution_that_is_missing_in_a_row_is_reported(name, tokenizer):
+    columns = {"problem": ["a", "b"], "solution": ["The answer is 1"] * 2}
+    dataset = Dataset.from_dict(columns | {name: [columns[name][0], None]})
+    with pytest.raises(DatasetError, match=rf"^Row 1, column '{name}': found None. Give every problem"):
+        to_task_rows(dataset, TASK, tokenizer)
+
+
+def test_columns_that_no_stage_knows_keep_their_types(tokenizer):
+    features = Features(
+        {
+            "problem": Value("string"),
+            "solution": Value("large_string"),
+            "answer": ClassLabel(names=["no", "yes"]),
+            "kind": ClassLabel(names=["easy", "hard"]),
+            "level": Value("int8"),
+            "scores": List(Value("float16"), length=2),
+            "source": {"name": Value("string"), "page": Value("int16")},
+            "nothing": Value("null"),
+        }
+    )
+    row = {
+        "problem": "Is it?",
+        "solution": "The answer is yes",
+        "answer": 1,
+        "kind": "hard",
+        "level": 3,
+        "scores": [0.5, 1.5],
+        "source": {"name": "book", "page": 7},
+        "nothing": None,
+    }
+    rows = to_task_rows(Dataset.from_list([row], features=features), TASK, tokenizer)
+    for name in set(features) - {"answer"}:
+        assert rows.features[name] == features[name], name
+    assert rows.features["answer"] == Value("string")
+    assert rows[0]["kind"] == 1
+    assert rows[0]["source"] == row["source"]
+
+
+# --- Labels ----------------------------------------------------------------------------------------------------------
+
+
+SENTIMENT = Task("sentiment", labels=("negative", "positive"))
+
+
+def labeled(answers, **kwargs):
+    columns = {"problem": ["A bleak film."] * len(answers), "solution": ["Bleak."] * len(answers), "answer": answers}
+    return Dataset.from_dict(columns, **kwargs)
+
+
+def test_an_index_becomes_its_label(tokenizer):
+    features = Features({"problem": Value("string"), "solution": Value("string"), "answer": ClassLabel(num_classes=2)})
+    for dataset in (labeled([1, 0]), labeled([1, 0], features=features)):
+        assert to_task_rows(dataset, SENTIMENT, tokenizer)["answer"][:] == ["positive", "negative"]
+
+
+def test_a_label_is_taken_as_it_is_written(tokenizer):
+    rows = to_task_rows(labeled(["Positive", "negative"]), SENTIMENT, tokenizer)
+    assert rows["answer"][:] == ["Positive", "negative"]
+    assert SENTIMENT.check_answer("The answer is positive", rows[0]["answer"], "")
+
+
+@pytest.mark.parametrize(("answers", "found"), [(["positive", "so-so"], "'so-so'"), ([1, -1], "-1"), ([0, 2], "2")])
+def test_an_answer_that_is_none_of_the_labels_is_reported(answers, found, tokenizer):
+    message = rf"^Row 1, column 'answer': found {found}, which is none of the labels of task 'sentiment' \(negative, "
+    with pytest.raises(DatasetError, match=message):
+        to_task_rows(labeled(answers), SENTIMENT, tokenizer)
 
 
 # --- Cleaning --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,34 @@
+"""MMLU-math: the mathematical subjects of MMLU, four options each. A reference is the answer alone."""
+
+from typing import Any
+
+from . import choice
+from .answers import check_choice
+from .task import Task
+
+
+SUBJECTS = (
+    "abstract_algebra",
+    "college_mathematics",
+    "elementary_mathematics",
+    "formal_logic",
+    "high_school_mathematics",
+)
+
+
+def read_row(row: dict[str, Any]) -> dict[str, str]:
+    """Read a row of the Hub, or one with `problem`, `solution` and `answer`."""
+    if "problem" in row:
+        return choice.read_row(row)
+    correct = choice.index_of(row["answer"], range(len(row["choices"])), "answer")
+    return choice.choice_row(row["question"], row["choices"], correct)
+
+
+TASK = Task(
+    "mmlu_math",
+    check_choice,
+    hub_id="cais/mmlu",
+    hub_configs=SUBJECTS,
+    splits=("test", "validation", "dev"),
+    read_row=read_row,
+)

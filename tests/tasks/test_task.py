@@ -1,0 +1,170 @@
+"""A task is loaded by name from anywhere, and what is wrong with one's own is said plainly."""
+
+import pickle
+import sys
+
+import pytest
+from datasets import Dataset
+
+from rlmec_trl.tasks.answers import check_choice
+from rlmec_trl.tasks.problems import to_task_rows
+from rlmec_trl.tasks.task import BUILT_IN, Task, load_object, load_task
+
+
+FILE = """
+from dataclasses import dataclass
+
+from rlmec_trl.tasks.answers import check_math
+from rlmec_trl.tasks.task import Task
+
+
+@dataclass
+class Sum:
+    text: str
+
+
+def read_row(row):
+    return {"problem": Sum(row["sum"]).text, "reference": "The answer is " + row["result"], "answer": row["result"]}
+
+
+TASK = Task("sums", check_math, read_row=read_row)
+"""
+SUMS = {"sum": ["1 + 1", "2 + 2", "3 + 3"], "result": ["2", "4", "6"]}
+
+
+@pytest.fixture
+def task_file(tmp_path):
+    path = tmp_path / "my task.py"
+    path.write_text(FILE, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def module_dir(tmp_path, monkeypatch):
+    """A working directory whose modules can be imported, and are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_built_in_task_loads_under_its_name(name):
+    assert load_task(name).name == name
+
+
+def test_a_task_object_is_returned_as_it_is():
+    task = Task("mine", check_choice)
+    assert load_task(task) is task
+
+
+# --- Files -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_in_a_file_is_loaded_by_path(task_file):
+    task = load_task(f"{task_file}:TASK")
+    assert task.name == "sums"
+    assert task.check_answer("The answer is 2", "2", "")
+    assert load_task(f"{task_file}:TASK") is task, "the file is run once"
+
+
+def test_a_path_may_be_relative(task_file, monkeypatch):
+    monkeypatch.chdir(task_file.parent)
+    assert load_task("my task.py:TASK").name == "sums"
+
+
+def test_a_file_that_was_edited_is_read_again(task_file):
+    load_task(f"{task_file}:TASK")
+    task_file.write_text(FILE.replace('"sums"', '"other"'), encoding="utf-8")
+    assert load_task(f"{task_file}:TASK").name == "other"
+
+
+def test_rows_follow_a_file_that_was_edited_whatever_is_cached(task_file, tokenizer, tmp_path):
+    Dataset.from_dict(SUMS).save_to_disk(tmp_path / "rows")
+    dataset = Dataset.load_from_disk(tmp_path / "rows")
+    assert to_task_rows(dataset, load_task(f"{task_file}:TASK"), tokenizer)[0]["reference"] == "The answer is 2"
+    task_file.write_text(FILE.replace("The answer is", "So the answer is"), encoding="utf-8")
+    assert to_task_rows(dataset, load_task(f"{task_file}:TASK"), tokenizer)[0]["reference"] == "So the answer is 2"
+
+
+def test_functions_of_a_file_can_be_pickled(task_file):
+    task = load_task(f"{task_file}:TASK")
+    assert pickle.loads(pickle.dumps(task)).read_row is task.read_row
+
+
+def test_functions_of_a_file_map_rows_in_several_processes(task_file):
+    task = load_task(f"{task_file}:TASK")
+    rows = Dataset.from_dict(SUMS).map(task.read_row, num_proc=2)
+    assert rows["problem"][:] == SUMS["sum"]
+    correct = rows.map(lambda row: {"correct": task.check_answer(row["reference"], row["answer"], "")}, num_proc=2)
+    assert all(correct["correct"])
+
+
+def test_a_task_with_labels_can_be_pickled():
+    task = pickle.loads(pickle.dumps(Task("sentiment", labels=("negative", "positive"))))
+    assert task.check_answer("The answer is Positive.", "positive", "")
+
+
+# --- Modules ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_in_a_module_of_the_working_directory_is_loaded(module_dir):
+    (module_dir / "my_tasks").mkdir()
+    (module_dir / "my_tasks" / "sums.py").write_text(FILE, encoding="utf-8")
+    assert load_task("my_tasks.sums:TASK").name == "sums"
+
+
+def test_any_object_can_be_loaded():
+    assert load_object("rlmec_trl.tasks.answers:check_choice") is check_choice
+
+
+# --- Errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("arithmatic", "Unknown task 'arithmatic'. Choose one of arithmetic, .*, or name your own as"),
+        ("task.py", "Unknown task 'task.py'.* or name your own as `package.module:NAME` or `path/to/file.py:NAME`"),
+        ("nowhere/task.py:TASK", "There is no file 'nowhere/task.py' to load 'TASK' from"),
+        ("no_such_package.tasks:TASK", "There is no module 'no_such_package.tasks' to load 'TASK' from"),
+        ("rlmec_trl.no_such_module:TASK", "There is no module 'rlmec_trl.no_such_module'"),
+        ("rlmec_trl.tasks.math:TISK", "'rlmec_trl.tasks.math' defines no 'TISK'"),
+        ("rlmec_trl.tasks.math:SUBJECTS", "is of type `tuple`, not a `rlmec_trl.tasks.task.Task`"),
+        (":TASK", "':TASK' is neither `package.module:NAME` nor `path/to/file.py:NAME`"),
+        ("rlmec_trl.tasks.math:", "is neither `package.module:NAME` nor"),
+        (".math:TASK", "is neither `package.module:NAME` nor"),
+    ],
+)
+def test_a_name_that_leads_nowhere_says_what_is_missing(name, message):
+    with pytest.raises(ValueError, match=message):
+        load_task(name)
+
+
+def test_a_file_that_does_not_define_the_name_is_reported(task_file):
+    with pytest.raises(ValueError, match="my task.py' defines no 'OTHER'"):
+        load_task(f"{task_file}:OTHER")
+
+
+@pytest.mark.parametrize("line", ["import no_such_dependency", "from no_such_dependency.inside import thing"])
+def test_a_missing_import_inside_a_task_is_not_mistaken_for_a_missing_task(line, module_dir):
+    for name in ("broken_task:TASK", "broken_task.py:TASK"):
+        (module_dir / "broken_task.py").write_text(f"{line}\n{FILE}", encoding="utf-8")
+        with pytest.raises(ModuleNotFoundError, match="No module named 'no_such_dependency'"):
+            load_task(name)
+
+
+def test_a_file_that_failed_can_be_loaded_once_it_is_fixed(task_file):
+    task_file.write_text(f"raise RuntimeError('not yet')\n{FILE}", encoding="utf-8")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="not yet"):
+            load_task(f"{task_file}:TASK")
+    task_file.write_text(FILE, encoding="utf-8")
+    assert load_task(f"{task_file}:TASK").name == "sums"
+
+
+def test_a_task_without_a_check_is_refused():
+    with pytest.raises(ValueError, match="Task 'mine' cannot check answers: give it `check_answer` or `labels`"):
+        Task("mine")
