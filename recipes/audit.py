@@ -1,8 +1,9 @@
 """
-How good is a generative reward model? Its verdicts on scored samples, against a checker that judges every step.
+Audit a generative reward model: its token probabilities and rewrites, compared with a task that checks every step.
 
 ```bash
-python recipes/audit.py --config recipes/arithmetic/audit.yaml
+python recipes/audit.py --task arithmetic --dataset_name runs/arithmetic/seed-0/scored \
+    --seen_dataset_name runs/arithmetic/seed-0/edits --tokenizer runs/arithmetic/seed-0/warmup
 ```
 """
 
@@ -26,7 +27,7 @@ class AuditArguments:
     dataset_name: str = field(metadata={"help": "Scored samples, as `score.py` writes them."})
     seen_dataset_name: str = field(metadata={"help": "Edited samples whose problems the reward model has seen."})
     tokenizer: str = field(metadata={"help": "Path or Hub name of the policy's tokenizer."})
-    task: str = field(metadata={"help": "Built-in task, or your own as `package.module:NAME` or `path/to/file.py:NAME`."})
+    task: str = field(metadata={"help": "Built-in task, `package.module:NAME` or `path/to/file.py:NAME`."})
     output_file: str | None = field(default=None, metadata={"help": "JSON file to write the audit to."})
 
 

@@ -2,15 +2,17 @@
 Stage 2: a teacher rewrites the samples with minimum edits; what fails verification is left out.
 
 ```bash
-accelerate launch recipes/edit.py --config recipes/ecqa/edit.yaml --teacher Qwen/Qwen2.5-72B-Instruct
+accelerate launch --config_file recipes/accelerate_configs/ddp.yaml recipes/edit.py \
+    --config recipes/configs/edit.yaml --task gsm8k --dataset_name runs/gsm8k/samples --output_dir runs/gsm8k/edits
 ```
 
-The teacher is the programmatic one of the built-in task (`--teacher arithmetic`), a local causal language model, or,
+The teacher is the programmatic one of the built-in task (`--teacher task`), a local causal language model, or,
 with `--provider`, a model behind an API. These go through a journal: nothing that was answered is asked again.
 
 ```bash
-python recipes/edit.py --config recipes/gsm8k/edit_anthropic.yaml --dry_run true  # what will it cost?
-python recipes/edit.py --config recipes/gsm8k/edit_anthropic.yaml
+# What will it cost? Without `--dry_run`, the same command makes the edits
+python recipes/edit.py --config recipes/configs/edit_anthropic.yaml --task gsm8k \
+    --dataset_name runs/gsm8k/samples --output_dir runs/gsm8k/edits --dry_run true
 ```
 """
 

@@ -2,7 +2,8 @@
 Stage 6: accuracy of a policy, with counts and a 95% confidence interval.
 
 ```bash
-accelerate launch recipes/evaluate.py --config recipes/ecqa/evaluate.yaml --model_name_or_path runs/ecqa/rlmec
+accelerate launch --config_file recipes/accelerate_configs/ddp.yaml recipes/evaluate.py \
+    --config recipes/configs/evaluate.yaml --task gsm8k --model_name_or_path runs/gsm8k/policy
 ```
 """
 

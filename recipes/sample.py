@@ -3,15 +3,15 @@ Stage 1: sample completions from the policy and check their answers.
 
 ```bash
 accelerate launch --config_file recipes/accelerate_configs/ddp.yaml recipes/sample.py \
-    --config recipes/ecqa/sample.yaml --model_name_or_path Qwen/Qwen2.5-7B-Instruct
+    --config recipes/configs/sample.yaml --task gsm8k --output_dir runs/gsm8k/samples
 ```
 
 The policy runs in this process, or, with `--base_url`, behind a server, such as
-`vllm serve Qwen/Qwen2.5-7B-Instruct --generation-config vllm`:
+`vllm serve Qwen/Qwen2.5-1.5B-Instruct --generation-config vllm`:
 
 ```bash
-python recipes/sample.py --config recipes/ecqa/sample.yaml \
-    --model_name_or_path Qwen/Qwen2.5-7B-Instruct --base_url http://localhost:8000/v1
+python recipes/sample.py --config recipes/configs/sample.yaml --task gsm8k --output_dir runs/gsm8k/samples \
+    --base_url http://localhost:8000/v1
 ```
 
 Each shard is saved as soon as it is done: a run that was cut off goes on, and several processes share the prompts.

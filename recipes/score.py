@@ -3,10 +3,11 @@ Stage 4: a generative reward model judges every token of the samples and rewrite
 
 ```bash
 accelerate launch --config_file recipes/accelerate_configs/ddp.yaml recipes/score.py \
-    --config recipes/ecqa/score.yaml --model_name_or_path Qwen/Qwen2.5-7B-Instruct --grm runs/ecqa/grm
+    --config recipes/configs/score.yaml --task gsm8k --grm runs/gsm8k/grm --dataset_name runs/gsm8k/samples \
+    --output_dir runs/gsm8k/scored
 ```
 
-With `--base_url`, a server that has the reward model (such as `vllm serve runs/ecqa/grm`) writes the rewrites.
+With `--base_url`, a server that has the reward model (such as `vllm serve runs/gsm8k/grm`) writes the rewrites.
 
 `--model_name_or_path` is the policy that sampled the completions; its log-probabilities are stored beside.
 """

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -11,6 +12,10 @@ from typing import Any
 import yaml
 
 from .pipeline import Choice, Job, PipelineError, fill_run
+
+
+# What `datasets` writes into the folder of a dataset whenever one that was loaded from there is mapped
+_DATASETS_CACHE = re.compile(r"(.*/)?cache-[0-9a-f]{16}(_\d+_of_\d+)?\.arrow")
 
 
 class Ledger:
@@ -128,7 +133,9 @@ class Ledger:
             return "finished" if marker["finished"] else "unfinished"
         if not marker["finished"]:
             return "abandoned"
-        foreign = [name for name in list_files(output) if name not in marker["files"]]
+        foreign = [
+            name for name in list_files(output) if name not in marker["files"] and not _DATASETS_CACHE.fullmatch(name)
+        ]
         if foreign:
             shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
             raise PipelineError(

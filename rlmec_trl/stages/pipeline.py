@@ -156,9 +156,7 @@ class Choice:
 # --- The file --------------------------------------------------------------------------------------------------------
 
 
-def load_pipeline(
-    path: str | os.PathLike, output_dir: str | None = None, seeds: list[int] | None = None
-) -> Pipeline:
+def load_pipeline(path: str | os.PathLike, output_dir: str | None = None, seeds: list[int] | None = None) -> Pipeline:
     """
     Read a pipeline's YAML file.
 
@@ -237,9 +235,7 @@ def _make(kind: type, settings: Any, where: str) -> Any:
     return kind(**settings)
 
 
-def _check_keys(
-    settings: Any, kind: type, where: str, others: list[str] | tuple = (), complete: bool = False
-) -> None:
+def _check_keys(settings: Any, kind: type, where: str, others: list[str] | tuple = (), complete: bool = False) -> None:
     if not isinstance(settings, dict):
         raise PipelineError(f"{where}: expected a mapping, found {settings!r}.")
     known = [*others, *(field.name for field in fields(kind))]

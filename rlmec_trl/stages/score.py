@@ -55,9 +55,7 @@ class ScoreConfig:
     grm: str | None = field(default=None, metadata={"help": "Path or Hub name of the generative reward model."})
     task: str = field(
         default="math",
-        metadata={
-            "help": "Built-in task, or your own as `package.module:NAME` or `path/to/file.py:NAME`."
-        },
+        metadata={"help": "Built-in task, `package.module:NAME` or `path/to/file.py:NAME`."},
     )
     locate_by: str = field(
         default="question",

