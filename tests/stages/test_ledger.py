@@ -87,12 +87,12 @@ def test_a_run_folder_may_move(ledger, tmp_path):
 def test_an_output_without_a_marker_is_refused(ledger):
     (ledger.folder / "policy").mkdir()
     (ledger.folder / "policy" / "thesis.tex").write_text("years of work")
-    assert_refused(ledger, JOB, "did not write it")
+    assert_refused(ledger, JOB, "without a record")
 
 
 def test_a_file_in_the_place_of_an_output_is_refused(ledger):
     (ledger.folder / "policy").write_text("years of work")
-    assert_refused(ledger, JOB, "did not write it")
+    assert_refused(ledger, JOB, "without a record")
 
 
 def test_a_marker_that_does_not_list_files_does_not_count(ledger):
@@ -100,7 +100,7 @@ def test_a_marker_that_does_not_list_files_does_not_count(ledger):
     ledger.run(JOB, writes(ledger, "model"))
     marker = ledger.folder / ".stages" / "policy.json"
     marker.write_text(json.dumps({"key": "key-1", "finished": True, "seconds": 1.0}))
-    assert_refused(ledger, JOB, "did not write it")
+    assert_refused(ledger, JOB, "without a record")
 
 
 def test_an_outdated_output_is_replaced(ledger):
@@ -205,11 +205,11 @@ def test_a_result_file_is_replaced(ledger):
 
 
 def test_seconds_of_all_calls_are_added_up(ledger, monkeypatch):
-    clock = iter([0.0, 10.0, 15.0])
+    clock = iter([0.0, 10.0, 20.0, 25.0])
     monkeypatch.setattr("rlmec_trl.stages.ledger.time.perf_counter", lambda: next(clock))
-    interrupt(ledger, "checkpoint-5")  # reads the clock once
+    interrupt(ledger, "checkpoint-5")
     ledger.run(JOB, writes(ledger, "model"))
-    assert ledger.seconds("policy") == 5.0
+    assert ledger.seconds("policy") == 15.0
 
 
 # --- Choices ---------------------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def test_a_folder_in_the_place_of_the_link_is_refused(ledger, candidates, before
         (ledger.folder / "best").unlink()
     (ledger.folder / "best").mkdir()
     (ledger.folder / "best" / "thesis.tex").write_text("years of work")
-    assert_refused(ledger, CHOICE, "thesis.tex" if before == "our link" else "did not write it")
+    assert_refused(ledger, CHOICE, "thesis.tex" if before == "our link" else "without a record")
     with pytest.raises(PipelineError):
         ledger.choose(CHOICE)
     assert (ledger.folder / "best" / "thesis.tex").read_text() == "years of work"
