@@ -1,4 +1,4 @@
-# Every target works from a fresh clone: whichever runs first makes .venv with the tested packages.
+# Every target works from a fresh clone: the first one installs the tested packages into .venv.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -13,10 +13,10 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 CODE := $(wildcard rlmec_trl recipes tests benchmarks)
 
-# The built-in task needs nothing from the Hub, and the tests must not quietly come to.
+# The built-in task needs nothing from the Hub, and tests must not start to.
 demo compare test: export HF_HUB_OFFLINE := 1
 demo compare test: export HF_HUB_DISABLE_TELEMETRY := 1
-# Silences tokenizers that are forked after their threads have started; data this small needs no threads.
+# Silences the warning of tokenizers that are forked after their threads have started; data this small needs none.
 demo compare test: export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help
@@ -49,8 +49,8 @@ clean: ## remove the environment, caches and build outputs; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
 	find $(CODE) -type d -name __pycache__ -prune -exec rm -rf {} +
 
-# torch goes first and by itself: it is the one package that comes in builds (CPU, CUDA), and pip's own settings decide
-# which; the second step keeps what is there.
+# torch is installed first, on its own: it comes in several builds (CPU, CUDA), pip's own settings decide which, and the
+# second step keeps it.
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV_PYTHON) -m pip install -c constraints.txt $(TORCH)

@@ -22,9 +22,7 @@ class GRPOArguments:
     """What to train on."""
 
     dataset_name: str = field(metadata={"help": "Rows with `prompt` and `answer`."})
-    task: str = field(
-        metadata={"help": "Built-in task, or your own as `package.module:NAME` or `path/to/file.py:NAME`."}
-    )
+    task: str = field(metadata={"help": "Built-in task, `package.module:NAME` or `path/to/file.py:NAME`."})
     dataset_split: str = field(default="train", metadata={"help": "Split of a dataset on the Hub."})
 
 

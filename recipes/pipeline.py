@@ -8,9 +8,8 @@ python recipes/pipeline.py --config recipes/arithmetic/pipeline.yaml
 Each stage writes a dataset or a model to `<output_dir>/seed-<seed>/<stage>`. Re-running the command skips finished
 stages and resumes an interrupted one. A stage runs again when its settings, or those of a stage it reads from, change.
 
-Nothing is deleted that the pipeline did not write: before any work, it refuses outputs that are not its own. The
-settings of each stage are in `<output_dir>/seed-<seed>/.stages/<stage>.yaml`, which is a `--config` for the stage's own
-recipe.
+Nothing is deleted that the pipeline did not write: before any work, it refuses outputs that are not its own. To run a
+stage by hand, pass its settings to its recipe: `--config <output_dir>/seed-<seed>/.stages/<stage>.yaml`.
 """
 
 import argparse

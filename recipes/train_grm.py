@@ -22,9 +22,7 @@ class GRMArguments:
     """What to train the generative reward model on."""
 
     dataset_name: str = field(metadata={"help": "Edited samples, as `edit.py` writes them."})
-    task: str = field(
-        metadata={"help": "Built-in task, or your own as `package.module:NAME` or `path/to/file.py:NAME`."}
-    )
+    task: str = field(metadata={"help": "Built-in task, `package.module:NAME` or `path/to/file.py:NAME`."})
     dataset_split: str = field(default="train", metadata={"help": "Split of a dataset on the Hub."})
     eval_dataset_name: str | None = field(default=None, metadata={"help": "Edited samples to evaluate on."})
 

@@ -18,13 +18,14 @@ ROOT = Path(__file__).parents[1]
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {
-    name: (ROOT / name).read_text(encoding="utf-8") for name in ["README.md", "docs/evidence.md", "docs/recipes.md"]
+    name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/evidence.md", "docs/recipes.md")
 }
 CONFIGS = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml"))
 
 
 def blocks(text, language):
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for of, block in found if of == language]
 
 
 def commands_in(text):
@@ -47,16 +48,21 @@ def head_command(path):
     return "\n".join(lines)
 
 
-SHOWN = [
-    *((f"{name}: {' '.join(words)}", words) for name, text in PAGES.items() for block in blocks(text, "bash") for words in commands_in(block)),
-    *((f"{path.parent.name}/{path.name}", words) for path in CONFIGS if path.parent.name != "accelerate_configs" for words in commands_in(head_command(path))),
-    *(
-        (f"{name}.py: {' '.join(words)}", words)
-        for name in RECIPES
-        for block in blocks(ast.get_docstring(ast.parse((ROOT / "recipes" / f"{name}.py").read_text(encoding="utf-8"))), "bash")
-        for words in commands_in(block)
-    ),
-]  # fmt: skip
+def shown_commands():
+    """Every command that is shown somewhere, with the name of the place."""
+    for name, text in PAGES.items():
+        for block in blocks(text, "bash"):
+            yield from ((f"{name}: {' '.join(words)}", words) for words in commands_in(block))
+    for path in CONFIGS:
+        if path.parent.name != "accelerate_configs":
+            yield from ((f"{path.parent.name}/{path.name}", words) for words in commands_in(head_command(path)))
+    for name in RECIPES:
+        docstring = ast.get_docstring(ast.parse((ROOT / "recipes" / f"{name}.py").read_text(encoding="utf-8")))
+        for block in blocks(docstring, "bash"):
+            yield from ((f"{name}.py: {' '.join(words)}", words) for words in commands_in(block))
+
+
+SHOWN = list(shown_commands())
 
 
 def launched(words):
@@ -136,7 +142,7 @@ def test_python_code_imports_what_exists(page, code):
 
 
 def test_the_tree_of_the_readme_has_a_line_for_every_room_and_file():
-    tree = blocks(README, "")[-1]
+    tree = next(block for block in blocks(README, "") if block.startswith("rlmec_trl/"))
     shown, parents = set(), []
     for line in tree.splitlines():
         entry = re.match(r"( *)(\S+)", line)
@@ -145,31 +151,25 @@ def test_the_tree_of_the_readme_has_a_line_for_every_room_and_file():
         shown.add("".join(parents))
     listed = {"rlmec_trl/", "recipes/", "tests/", "benchmarks/", "docs/"}
     for folder in ("rlmec_trl", "recipes"):
-        listed |= {
-            f"{folder}/{path.name}/"
-            for path in (ROOT / folder).iterdir()
-            if path.is_dir() and path.name[0] not in "_."
-        }
+        rooms = [path.name for path in (ROOT / folder).iterdir() if path.is_dir() and path.name[0] not in "_."]
+        listed |= {f"{folder}/{name}/" for name in rooms}
     listed |= {f"recipes/{path.name}" for path in (ROOT / "recipes").glob("*.py")}
     listed |= {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
     assert shown == listed
 
 
-def table_rows(text, header):
-    """The rows of the first table with this header, as they stand."""
+def table_cells(text, header):
+    """The cells of the first table with this header."""
     lines = text[text.index(header) :].splitlines()[2:]
-    return lines[: next((index for index, line in enumerate(lines) if not line.startswith("|")), len(lines))]
+    rows = lines[: next((index for index, line in enumerate(lines) if not line.startswith("|")), len(lines))]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
 
 def test_the_readme_has_the_figures_of_the_evidence_and_the_rows_of_the_pipeline():
     from rlmec_trl.stages.pipeline import load_pipeline
 
-    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table_rows(README, "| method |")]
-    evidence = [
-        [cell.strip() for cell in row.strip("|").split("|")]
-        for row in table_rows(PAGES["docs/evidence.md"], "| method |")
-    ]
-    assert [row[:2] for row in rows] == [row[:2] for row in evidence]
+    rows = table_cells(README, "| method |")
+    assert [row[:2] for row in rows] == [row[:2] for row in table_cells(PAGES["docs/evidence.md"], "| method |")]
     pipeline = load_pipeline(ROOT / "recipes" / "arithmetic" / "pipeline.yaml")
     assert [row[0] for row in rows] == [f"`{stage.evaluate}`" for stage in pipeline.stages if stage.evaluate]
 
@@ -180,13 +180,10 @@ def test_both_quick_starts_train_the_same_objective():
     call = next(call for call in calls if getattr(call.func, "id", None) == "RLMECConfig")
     in_python = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
     in_yaml = yaml.safe_load((ROOT / "recipes" / "configs" / "rlmec.yaml").read_text(encoding="utf-8"))
-    method = {field.name: field.default for field in fields(RLMECConfig)}.keys() - {
-        field.name for field in fields(SFTConfig)
-    }
-    method |= {"learning_rate", "loss_type"}
+    fields_of = RLMECConfig.__dataclass_fields__
+    method = {"learning_rate", "loss_type", *(fields_of.keys() - SFTConfig.__dataclass_fields__.keys())}
     objectives = [
-        {name: settings.get(name, RLMECConfig.__dataclass_fields__[name].default) for name in method}
-        for settings in (in_python, in_yaml)
+        {name: settings.get(name, fields_of[name].default) for name in method} for settings in (in_python, in_yaml)
     ]
     assert objectives[0]["policy_coef"] == 0, "with the policy term, these would matter too:"
     for objective in objectives:

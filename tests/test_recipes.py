@@ -16,38 +16,40 @@ from pathlib import Path
 import pytest
 import yaml
 from datasets import Dataset, load_from_disk
+from filelock import FileLock
+
+from rlmec_trl.stages.pipeline import Job, PipelineError, fill_run, load_pipeline, plan_run
 
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
-CONFIGS = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if path.parent.name != "accelerate_configs")
-LAUNCH = re.compile(
-    r"^# .*(?:python|accelerate launch) .*?recipes/(\w+)\.py(?: \\\n#)? .*--config (\S+)", re.MULTILINE
-)
+# One YAML file a stage, named by its recipe, and by the provider where there are several
+STAGE_CONFIGS = {path: path.stem for path in sorted((ROOT / "recipes" / "configs").glob("*.yaml"))}
+STAGE_CONFIGS |= {path: "edit" for path in STAGE_CONFIGS if path.stem.startswith("edit_")}
+PIPELINE_CONFIGS = sorted((ROOT / "recipes" / "arithmetic").glob("*.yaml"))
 
 
-def recipe_of(path):
-    """The recipe that the launch command in a file's head comment names, once it names the file itself."""
-    command = LAUNCH.match(path.read_text(encoding="utf-8"))
-    assert command, "the file begins with its launch command"
-    assert command[2] == path.relative_to(ROOT).as_posix()
-    return command[1]
+def parser_of(recipe):
+    return importlib.import_module(f"recipes.{recipe}").make_parser()
 
 
-STAGE_CONFIGS = [path for path in CONFIGS if recipe_of(path) != "pipeline"]
-PIPELINE_CONFIGS = [path for path in CONFIGS if recipe_of(path) == "pipeline"]
+def parse(recipe, config, **others):
+    """What a recipe makes of a YAML file and of arguments that stand on its command line."""
+    parser = parser_of(recipe)
+    required = {action.dest: "any" for action in parser._actions if action.required}
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    others = {name: value for name, value in required.items() if name not in settings} | others
+    if any(action.dest == "use_cpu" for action in parser._actions):
+        others["use_cpu"] = True  # where there is no GPU, some of what asks for one is refused
+    words = [word for name, value in others.items() for word in (f"--{name}", str(value))]
+    return parser.parse_args_and_config(["--config", str(config), *words])
 
 
-def names(paths):
-    return [f"{path.parent.name}-{path.stem}" for path in paths]
-
-
-def parse(recipe, words):
-    """What a recipe makes of its command line."""
-    parser = importlib.import_module(f"recipes.{recipe}").make_parser()
-    if any("use_cpu" in field.name for kind in parser.dataclass_types for field in kind.__dataclass_fields__.values()):
-        words = [*words, "--use_cpu", "true"]  # where there is no GPU, some of what asks for one is refused
-    return parser.parse_args_and_config(words)
+def assert_parsed_as_given(parsed, settings):
+    found = {name: value for part in parsed for name, value in vars(part).items()}
+    assert settings.keys() <= found.keys()
+    for name in settings.keys() - {"use_cpu", "lr_scheduler_type", "report_to"}:  # the last two are converted
+        assert found[name] == settings[name] or str(found[name]) == str(settings[name]), name
 
 
 # --- Shipped files ---------------------------------------------------------------------------------------------------
@@ -59,45 +61,43 @@ def test_a_recipe_for_several_processes_ends_their_group(name):
     assert "    train_and_save(trainer" in source or source.endswith("    end_processes()\n")
 
 
-@pytest.mark.parametrize("path", STAGE_CONFIGS, ids=names(STAGE_CONFIGS))
+@pytest.mark.parametrize("path", STAGE_CONFIGS, ids=lambda path: path.stem)
 def test_a_config_has_only_arguments_of_its_recipe(path):
-    parsed = parse(recipe_of(path), ["--config", str(path)])
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    found = {name: value for part in parsed for name, value in vars(part).items()}
-    assert settings.keys() <= found.keys()
-    for name in settings.keys() - {"use_cpu", "lr_scheduler_type", "report_to"}:  # the last two are turned
-        assert found[name] == settings[name] or str(found[name]) == str(settings[name]), name
+    assert_parsed_as_given(parse(STAGE_CONFIGS[path], path), settings)
+    assert not {"task", "output_dir", "dataset_name"} & settings.keys(), "a task is a flag"
 
 
-@pytest.mark.parametrize("recipe", sorted({recipe_of(path) for path in STAGE_CONFIGS}))
-def test_a_key_that_no_recipe_knows_is_refused(recipe, tmp_path):
-    path = next(path for path in STAGE_CONFIGS if recipe_of(path) == recipe)
-    wrong = tmp_path / "wrong.yaml"
-    wrong.write_text(path.read_text(encoding="utf-8") + "\nlearning_rat: 0.1\n", encoding="utf-8")
+@pytest.mark.parametrize("path", STAGE_CONFIGS, ids=lambda path: path.stem)
+def test_a_key_that_no_recipe_knows_is_refused(path, tmp_path):
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(path.read_text(encoding="utf-8") + "\nlearning_rat: 0.1\n", encoding="utf-8")
     with pytest.raises(ValueError, match="learning_rat"):
-        parse(recipe, ["--config", str(wrong)])
+        parse(STAGE_CONFIGS[path], changed)
 
 
-@pytest.mark.parametrize("path", PIPELINE_CONFIGS, ids=names(PIPELINE_CONFIGS))
-def test_a_pipeline_fits_its_recipes(path):
+@pytest.mark.parametrize("path", PIPELINE_CONFIGS, ids=lambda path: path.stem)
+def test_a_pipeline_fits_its_recipes(path, tmp_path):
     pipeline_recipe = importlib.import_module("recipes.pipeline")
-    pipeline = pipeline_recipe.Pipeline(**yaml.safe_load(path.read_text(encoding="utf-8")))
-    run, known = Path("run"), {"run"}
-    for stage in [pipeline_recipe.Stage(**stage) for stage in pipeline.stages]:
-        config = None if stage.config is None else path.parent / stage.config
-        assert config is None or recipe_of(config) == stage.recipe
-        args = pipeline_recipe.fill(stage.args, run, 3)
-        for argument, candidates in (stage.choose or {}).items():
-            args |= {argument: candidates[0], "output_dir": str(run / stage.name)}
-        parse(stage.recipe, pipeline_recipe.command_line(config and str(config), args))
-        assert str(run / stage.name) in (args.get("output_dir"), args.get("output_file"))
-        read = [value for name, value in args.items() if name not in ("output_dir", "output_file", "seed")]
-        for value in read:
-            assert not str(value).startswith("run/") or value.split("/")[1] in known, f"{value} is made later"
-        known.add(stage.name)
-    for value in [pipeline.evaluation["test"], pipeline.evaluation["validation"], pipeline.scored, pipeline.tokenizer]:
-        assert value.split("/")[1] in known
-    parse("evaluate", ["--config", str(path.parent / pipeline.evaluation["config"])])
+    pipeline = load_pipeline(path)
+    pipeline_recipe.check_settings([pipeline_recipe.Run(pipeline, seed) for seed in pipeline.seeds])
+    for job in plan_run(pipeline, 3):
+        if isinstance(job, Job):
+            config = tmp_path / "config.yaml"
+            config.write_text(yaml.safe_dump(fill_run(job.settings, "run")), encoding="utf-8")
+            assert_parsed_as_given(parse(job.recipe, config), fill_run(job.settings, "run"))
+
+
+def test_the_comparison_is_the_demo_and_grpo_over_three_seeds():
+    # so that both share the finished stages of seed 0
+    demo, comparison = (
+        load_pipeline(ROOT / "recipes" / "arithmetic" / f"{name}.yaml") for name in ("pipeline", "compare")
+    )
+    steps, more = plan_run(demo, 0), plan_run(comparison, 0)
+    assert more[: len(steps)] == steps
+    assert {step.recipe for step in more[len(steps) :] if isinstance(step, Job)} == {"grpo", "evaluate"}
+    assert (demo.seeds, comparison.seeds) == ([0], [0, 1, 2])
+    assert demo.output_dir == comparison.output_dir and demo.report != comparison.report
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -110,113 +110,61 @@ def test_help_is_there(recipe, monkeypatch, capsys):
     assert "--output_" in shown and (recipe == "pipeline" or "--seed" in shown or "--dataset_name" in shown)
 
 
-def test_every_recipe_has_a_launch_command_that_names_it():
-    for recipe in RECIPES:
-        docstring = importlib.import_module(f"recipes.{recipe}").__doc__
-        assert f"recipes/{recipe}.py" in docstring
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"name": "warmup", "recipe": "stf"}, r"Stage 'warmup': no recipe 'stf'\. Choose one of audit, edit, "),
+        (
+            {"name": "warmup", "recipe": "sft", "args": {"dataset_name": "x", "learning_rat": 0.1}},
+            r"Stage 'warmup': the recipe 'sft' has no setting 'learning_rat'\. Did you mean 'learning_rate'",
+        ),
+        ({"name": "warmup", "recipe": "sft"}, r"Stage 'warmup': the recipe 'sft' needs dataset_name\."),
+    ],
+)
+def test_a_stage_that_does_not_fit_its_recipe_is_named_before_any_work(tmp_path, stage, message):
+    path = tmp_path / "pipeline.yaml"
+    settings = {"title": "Small", "output_dir": str(tmp_path / "runs"), "seeds": [0], "stages": [stage]}
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    output = refuse_recipe(str(ROOT / "recipes" / "pipeline.py"), "--config", str(path), cwd=tmp_path)
+    assert re.search(message, output)
+    assert not (tmp_path / "runs").exists()
 
 
-# --- The pipeline's bookkeeping, with recipes that only pretend ------------------------------------------------------
-
-
-@pytest.fixture
-def pretend(tmp_path, monkeypatch):
-    """Run stages `first` and `second`, which reads it; returns the names of those that did run."""
+def test_defaults_of_a_recipe_that_does_not_exist_are_refused(tmp_path):
     pipeline_recipe = importlib.import_module("recipes.pipeline")
-    ran = []
-
-    class Recipe:
-        fail = None
-
-        def make_parser(self):
-            return self
-
-        def parse_args_and_config(self, words):
-            return [dict(zip(words[::2], words[1::2], strict=True))]
-
-        def main(self, args):
-            output = Path(args["--output_dir"])
-            ran.append(output.name)
-            output.mkdir(exist_ok=True)
-            kept = (output / "progress").exists()
-            (output / "progress").write_text("half")
-            if self.fail == output.name:
-                raise KeyboardInterrupt
-            (output / "progress").write_text("went on" if kept else "whole")
-
-    recipe = Recipe()
-    monkeypatch.setattr(pipeline_recipe, "load_recipe", lambda name: recipe)
-    pipeline = pipeline_recipe.Pipeline(str(tmp_path / "runs"), [0], [], {}, "Pretended")
-    run_folder = tmp_path / "runs" / "seed-0"
-
-    def start(fail=None, **first_args):
-        ran.clear()
-        recipe.fail = fail
-        run = pipeline_recipe.Run(pipeline, 0, tmp_path)
-        try:
-            run.run_stage(pipeline_recipe.Stage("first", "any", None, {"output_dir": "{run}/first", **first_args}))
-            args = {"output_dir": "{run}/second", "dataset_name": "{run}/first/part"}
-            run.run_stage(pipeline_recipe.Stage("second", "any", None, args))
-        except KeyboardInterrupt:
-            pass
-        progress = [run_folder / name / "progress" for name in ("first", "second")]
-        return list(ran), [path.read_text() if path.exists() else None for path in progress]
-
-    return start, run_folder
+    settings = {
+        "title": "Small",
+        "output_dir": str(tmp_path / "runs"),
+        "seeds": [0],
+        "defaults": {"smaple": {}},
+        "stages": [{"name": "task", "recipe": "task"}],
+    }
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    pipeline = load_pipeline(tmp_path / "pipeline.yaml")
+    with pytest.raises(PipelineError, match="`defaults`: no recipe 'smaple'"):
+        pipeline_recipe.check_settings([pipeline_recipe.Run(pipeline, 0)])
 
 
-def test_a_finished_stage_is_skipped(pretend):
-    start, _ = pretend
-    assert start() == (["first", "second"], ["whole", "whole"])
-    assert start() == ([], ["whole", "whole"])
+# --- The pipeline on a small task ------------------------------------------------------------------------------------
 
-
-def test_a_stage_that_was_cut_off_goes_on(pretend):
-    start, _ = pretend
-    assert start(fail="second") == (["first", "second"], ["whole", "half"])
-    assert start() == (["second"], ["whole", "went on"])
-
-
-def test_a_stage_that_was_cut_off_with_other_settings_starts_anew(pretend):
-    start, _ = pretend
-    assert start(fail="first") == (["first"], ["half", None])
-    assert start(seed="{seed}") == (["first", "second"], ["whole", "whole"])
-
-
-def test_a_changed_setting_starts_anew_what_reads_from_it(pretend):
-    start, _ = pretend
-    start()
-    assert start(temperature=0.5) == (["first", "second"], ["whole", "whole"])
-    assert start(temperature=0.5) == ([], ["whole", "whole"])
-
-
-def test_a_deleted_stage_is_made_again(pretend):
-    start, folder = pretend
-    start()
-    shutil.rmtree(folder / "first")
-    assert start() == (["first"], ["whole", "whole"])
-
-
-def test_a_deleted_stage_that_was_then_cut_off_goes_on(pretend):
-    start, folder = pretend
-    start()
-    shutil.rmtree(folder / "first")
-    assert start(fail="first") == (["first"], ["half", "whole"])
-    assert start() == (["first"], ["went on", "whole"])
-
-
-# --- The pipeline for good -------------------------------------------------------------------------------------------
-
-# Shipped file -> what is made smaller
+# Stages of the shipped pipeline -> what is made smaller. The others are left out.
 SMALL = {
+    "task": {
+        "warmup_size": 60,
+        "train_size": 40,
+        "validation_size": 16,
+        "test_size": 16,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+    },
     "warmup": {"max_steps": 160, "save_steps": 80, "save_total_limit": 2, "learning_rate": 1e-2},
-    "sample": {"num_samples": 1, "max_new_tokens": 40, "shard_size": 25},
-    "edit": {"max_problems": 20},
-    "train_grm": {"max_steps": 4, "save_steps": 4, "per_device_train_batch_size": 8},
-    "score": {"rewrite_max_new_tokens": 8, "rewrite_topk": 2, "shard_size": 20},
-    "audit": {},
+    "samples": {"num_samples": 1, "max_new_tokens": 40, "shard_size": 25},
+    "edits": {"max_problems": 20},
+    "grm": {"max_steps": 4, "save_steps": 4, "per_device_train_batch_size": 8},
+    "scored": {"rewrite_max_new_tokens": 8, "rewrite_topk": 2, "shard_size": 20},
+    "audit.json": {},
     "reference_sft": {"max_steps": 2, "per_device_train_batch_size": 8},
-    "rlmec": {"max_steps": 2, "per_device_train_batch_size": 8},
+    "rewrite_all": {"max_steps": 2, "per_device_train_batch_size": 8},
     "grpo": {
         "max_steps": 1,
         "per_device_train_batch_size": 4,
@@ -224,138 +172,69 @@ SMALL = {
         "num_generations": 2,
         "max_completion_length": 8,
     },
-    "evaluate": {"max_new_tokens": 30},
 }
 
 
-def small_stage(name, recipe, config=None, evaluate=None, choose=None, **args):
-    config = config and f"{config}.yaml"
-    return {"name": name, "recipe": recipe, "config": config, "evaluate": evaluate, "choose": choose, "args": args}
+def small_pipeline(**changes):
+    """The shipped pipeline with GRPO, made small. `changes` are settings of its stages, by name."""
+    files = [
+        yaml.safe_load((ROOT / "recipes" / "arithmetic" / name).read_text())
+        for name in ("pipeline.yaml", "compare.yaml")
+    ]
+    stages = [stage for file in files for stage in file["stages"] if stage["name"] in SMALL]
+    for stage in stages:
+        stage["args"] = {**stage.get("args", {}), **SMALL[stage["name"]], **changes.get(stage["name"], {})}
+        if stage["name"] in ("warmup", "grpo"):
+            stage["evaluate"] = None if stage["name"] == "warmup" else "grpo"
+        if stage["name"] == "rewrite_all":
+            stage["choose"] = {"policy_coef": [0.1, 1.0]}
+        if stage["name"] == "grpo":
+            del stage["choose"]
+    settings = files[0] | {"title": "Small", "output_dir": "runs", "stages": stages}
+    settings["defaults"]["evaluate"]["max_new_tokens"] = 30
+    return settings
 
 
-SMALL_PIPELINE = {
-    "title": "Small",
-    "output_dir": "runs",
-    "seeds": [0],
-    "stages": [
-        small_stage(
-            "task",
-            "task",
-            output_dir="{run}/task",
-            seed="{seed}",
-            warmup_size=60,
-            train_size=40,
-            validation_size=16,
-            test_size=16,
-            hidden_size=32,
-            num_hidden_layers=1,
-        ),
-        small_stage(
-            "warmup",
-            "sft",
-            "warmup",
-            model_name_or_path="{run}/task/policy",
-            dataset_name="{run}/task/warmup",
-            output_dir="{run}/warmup",
-        ),
-        small_stage(
-            "samples",
-            "sample",
-            "sample",
-            model_name_or_path="{run}/warmup",
-            dataset_name="{run}/task/train",
-            output_dir="{run}/samples",
-        ),
-        small_stage("edits", "edit", "edit", dataset_name="{run}/samples", output_dir="{run}/edits"),
-        small_stage(
-            "grm",
-            "train_grm",
-            "train_grm",
-            model_name_or_path="{run}/warmup",
-            dataset_name="{run}/edits",
-            output_dir="{run}/grm",
-        ),
-        small_stage(
-            "scored",
-            "score",
-            "score",
-            model_name_or_path="{run}/warmup",
-            grm="{run}/grm",
-            dataset_name="{run}/samples",
-            output_dir="{run}/scored",
-        ),
-        small_stage(
-            "audit.json",
-            "audit",
-            "audit",
-            dataset_name="{run}/scored",
-            seen_dataset_name="{run}/edits",
-            tokenizer="{run}/warmup",
-            output_file="{run}/audit.json",
-        ),
-        small_stage(
-            "reference_sft",
-            "sft",
-            "reference_sft",
-            evaluate="reference_sft",
-            model_name_or_path="{run}/warmup",
-            dataset_name="{run}/task/train",
-            output_dir="{run}/reference_sft",
-        ),
-        small_stage(
-            "rlmec",
-            "rlmec",
-            "rlmec",
-            evaluate="rlmec",
-            choose={"policy_coef": [0.1, 1.0]},
-            model_name_or_path="{run}/warmup",
-            dataset_name="{run}/scored",
-        ),
-        small_stage(
-            "grpo",
-            "grpo",
-            "grpo",
-            evaluate="grpo",
-            model_name_or_path="{run}/warmup",
-            dataset_name="{run}/task/train",
-            output_dir="{run}/grpo",
-        ),
-    ],
-    "evaluation": {"config": "evaluate.yaml", "test": "{run}/task/test", "validation": "{run}/task/validation"},
-    "scored": "{run}/scored",
-    "tokenizer": "{run}/warmup",
-    "audit": "{run}/audit.json",
-}
-
-
-def write_small(folder, name, **overrides):
-    settings = yaml.safe_load((ROOT / "recipes" / "arithmetic" / f"{name}.yaml").read_text(encoding="utf-8"))
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(settings | SMALL[name] | overrides), encoding="utf-8")
+def run_python(*command, cwd, **environment):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | environment
+    return subprocess.run([sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 def run_recipe(*command, cwd, **environment):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | environment
-    result = subprocess.run([sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True)
+    result = run_python(*command, cwd=cwd, **environment)
     assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-3000:]
     return result.stdout
 
 
+def refuse_recipe(*command, cwd):
+    """What is printed by a command that fails for a reason that it names."""
+    result = run_python(*command, cwd=cwd)
+    assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr[-3000:]
+    return result.stderr
+
+
 class PipelineRun:
-    """A folder in which the small pipeline is started again and again."""
+    """A folder in which the small pipeline is run again and again."""
 
     def __init__(self, folder):
         self.folder, self.run = folder, folder / "runs" / "seed-0"
-        for name in SMALL:
-            write_small(folder, name)
-        (folder / "pipeline.yaml").write_text(yaml.safe_dump(SMALL_PIPELINE, sort_keys=False), encoding="utf-8")
+        self.command = [str(ROOT / "recipes" / "pipeline.py"), "--config", "pipeline.yaml"]
+
+    def write(self, **changes):
+        text = yaml.safe_dump(small_pipeline(**changes), sort_keys=False)
+        (self.folder / "pipeline.yaml").write_text(text, encoding="utf-8")
+        return self
 
     def start(self):
-        """The names of the stages that did run, of those that are said to be done before, and all that was printed."""
-        output = run_recipe(str(ROOT / "recipes" / "pipeline.py"), "--config", "pipeline.yaml", cwd=self.folder)
+        """The names of the stages that ran, of those that were already finished, and all that was printed."""
+        output = run_recipe(*self.command, cwd=self.folder)
         ran = re.findall(r"^(\S+) \(seed 0\) ─", output, re.MULTILINE)
-        skipped = re.findall(r"^runs/seed-0/(\S+): done before", output, re.MULTILINE)
-        # The report asks for every result once more
-        return ran, [name for name in dict.fromkeys(skipped) if name not in ran], output
+        skipped = re.findall(r"^runs/seed-0/(\S+): already finished", output, re.MULTILINE)
+        return ran, skipped, output
+
+    def files(self):
+        """Every file in the folder of the runs, and when it was written."""
+        return {str(path): path.lstat().st_mtime_ns for path in (self.folder / "runs").rglob("*") if not path.is_dir()}
 
     @property
     def report(self):
@@ -363,8 +242,9 @@ class PipelineRun:
 
 
 CHOICE = [
-    *("rlmec-policy_coef-0.1", "results/rlmec-policy_coef-0.1-validation.json"),
-    *("rlmec-policy_coef-1.0", "results/rlmec-policy_coef-1.0-validation.json", "results/rlmec-test.json"),
+    *("rewrite_all-policy_coef-0.1", "results/rewrite_all-policy_coef-0.1-validation.json"),
+    *("rewrite_all-policy_coef-1.0", "results/rewrite_all-policy_coef-1.0-validation.json"),
+    "results/rewrite_all-test.json",
 ]
 STAGES = [
     *("task", "warmup", "samples", "edits", "grm", "scored", "audit.json"),
@@ -374,8 +254,8 @@ STAGES = [
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The small pipeline after its first start, and what it printed."""
-    pipeline = PipelineRun(tmp_path_factory.mktemp("pipeline"))
+    """The small pipeline after its first run, and what it printed."""
+    pipeline = PipelineRun(tmp_path_factory.mktemp("pipeline")).write()
     return pipeline, pipeline.start()
 
 
@@ -383,9 +263,7 @@ def finished(tmp_path_factory):
 def copy_of(tmp_path):
     def copy(pipeline):
         shutil.copytree(pipeline.folder, tmp_path / "copy", symlinks=True)
-        copied = PipelineRun.__new__(PipelineRun)
-        copied.folder, copied.run = tmp_path / "copy", tmp_path / "copy" / "runs" / "seed-0"
-        return copied
+        return PipelineRun(tmp_path / "copy")
 
     return copy
 
@@ -394,7 +272,7 @@ def test_the_pipeline_runs_every_stage_and_reports(finished):
     pipeline, (ran, _, output) = finished
     assert ran == STAGES
     report = pipeline.report
-    assert set(report["accuracy"]) == {"reference_sft", "rlmec", "grpo"}
+    assert set(report["accuracy"]) == {"reference_sft", "rewrite_all", "grpo"}
     for result in report["accuracy"].values():
         assert {"mean", "std", "seeds", "n"} <= result.keys()
         assert 0 <= result["mean"] <= 1 and (result["std"], result["seeds"], result["n"]) == (0.0, 1, 16)
@@ -404,9 +282,9 @@ def test_the_pipeline_runs_every_stage_and_reports(finished):
     assert audit["error_located"]["total"] == num_samples - 20 > 0, "the problems that the reward model has not seen"
     assert list(report["seconds"]) == STAGES
     assert all(seconds > 0 for seconds in report["seconds"].values())
-    chosen = report["chosen"]["seed-0"]["rlmec"]
+    chosen = report["chosen"]["seed-0"]["rewrite_all"]
     assert chosen["argument"] == "policy_coef" and chosen["value"] in (0.1, 1.0)
-    assert os.readlink(pipeline.run / "rlmec") == f"rlmec-policy_coef-{chosen['value']}"
+    assert os.readlink(pipeline.run / "rewrite_all") == f"rewrite_all-policy_coef-{chosen['value']}"
     assert "Small: test split, 16 problems" in output and "report.json" in output
 
 
@@ -423,7 +301,7 @@ def test_the_stages_hand_on_what_they_promise(finished):
     assert not [path for path in pipeline.run.iterdir() if path.name.startswith((".samples", ".edits", ".scored"))]
 
 
-def test_a_second_start_skips_what_is_finished(finished):
+def test_a_second_run_skips_what_is_finished(finished):
     pipeline, _ = finished
     before = pipeline.report
     ran, skipped, _ = pipeline.start()
@@ -431,15 +309,22 @@ def test_a_second_start_skips_what_is_finished(finished):
     assert pipeline.report == before
 
 
-def test_a_changed_config_and_a_deleted_and_a_cut_off_stage(finished, copy_of):
-    pipeline = copy_of(finished[0])
-    # A stage whose config has changed, and whose readers follow ...
-    write_small(pipeline.folder, "score", rewrite_max_new_tokens=4)
+def test_the_settings_of_a_stage_run_it_by_hand(finished, tmp_path):
+    pipeline, _ = finished
+    recipe, config = str(ROOT / "recipes" / "evaluate.py"), "runs/seed-0/.stages/results/grpo-test.json.yaml"
+    run_recipe(recipe, "--config", config, "--output_file", str(tmp_path / "again.json"), cwd=pipeline.folder)
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["mean"] == pipeline.report["accuracy"]["grpo"]["mean"]
+
+
+def test_a_changed_setting_and_a_deleted_and_an_interrupted_stage(finished, copy_of):
+    # A stage whose settings have changed, and whose readers follow ...
+    pipeline = copy_of(finished[0]).write(scored={"rewrite_max_new_tokens": 4})
     # ... one whose result was deleted, which comes back as it was ...
     shutil.rmtree(pipeline.run / "edits")
-    # ... and a training that was cut off after a checkpoint
+    # ... and a training that was interrupted after a checkpoint
     marker = pipeline.run / ".stages" / "warmup.json"
-    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"finished": False}))
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"finished": False, "files": []}))
     weights = (pipeline.run / "warmup" / "model.safetensors").read_bytes()
     (pipeline.run / "warmup" / "model.safetensors").unlink()
     shutil.rmtree(pipeline.run / "warmup" / "checkpoint-160")
@@ -449,13 +334,36 @@ def test_a_changed_config_and_a_deleted_and_a_cut_off_stage(finished, copy_of):
     ran, skipped, _ = pipeline.start()
     assert ran == ["warmup", "edits", "scored", "audit.json", *CHOICE]
     assert skipped == [name for name in STAGES if name not in ran]
-    assert checkpoint.stat().st_mtime_ns == written, "it went on from there"
+    assert checkpoint.stat().st_mtime_ns == written, "training resumed from there"
     assert (pipeline.run / "warmup" / "checkpoint-160").is_dir()
-    assert (pipeline.run / "warmup" / "model.safetensors").read_bytes() == weights, "as if it had not been cut off"
+    assert (pipeline.run / "warmup" / "model.safetensors").read_bytes() == weights, "as without the interruption"
     assert len(load_from_disk(pipeline.run / "edits")) == 20
 
 
-# --- Training on samples that nobody has scored ----------------------------------------------------------------------
+def test_foreign_files_are_refused_by_name_before_any_work(finished, copy_of):
+    pipeline = copy_of(finished[0]).write(warmup={"learning_rate": 2e-2})
+    (pipeline.run / "grm" / "thesis.tex").write_text("years of work")
+    (pipeline.run / ".stages" / "reference_sft.json").unlink()
+    (pipeline.folder / "runs" / "report.json").write_text("years of work")
+    before = pipeline.files()
+    output = refuse_recipe(*pipeline.command, cwd=pipeline.folder)
+    listed = [line for line in output.splitlines() if line.startswith("- ")]
+    assert len(listed) == 3
+    assert "runs/seed-0/grm" in listed[0] and "thesis.tex" in listed[0]
+    assert "runs/seed-0/reference_sft" in listed[1]
+    assert "runs/report.json" in listed[2]
+    assert pipeline.files() == before
+
+
+def test_a_second_pipeline_in_the_same_folder_is_told_so(finished):
+    pipeline, _ = finished
+    with FileLock(pipeline.folder / "runs" / ".pipeline.lock"):
+        before = pipeline.files()
+        assert "Another pipeline is running in runs" in refuse_recipe(*pipeline.command, cwd=pipeline.folder)
+        assert pipeline.files() == before
+
+
+# --- Training on samples that are not scored yet ---------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -472,6 +380,9 @@ def unscored(tmp_path_factory, tokenizer, make_rows):
     save_wording(arithmetic.WORDING, folder / "grm")
     columns = ["prompt", "reference", "answer", "completion", "completion_ids", "correct"]
     Dataset.from_list(make_rows(16)).select_columns(columns).save_to_disk(folder / "samples")
+    steps = plan_run(load_pipeline(ROOT / "recipes" / "arithmetic" / "pipeline.yaml"), 0)
+    settings = next(step.settings for step in steps if step.name == "rewrite_all-policy_coef-0.1")
+    (folder / "rlmec.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return folder
 
 
@@ -482,7 +393,7 @@ def train(unscored, run_on_two):
     def train(num_processes):
         output_dir = unscored / f"out-{num_processes}"
         settings = {
-            "config": ROOT / "recipes" / "arithmetic" / "rlmec.yaml",
+            "config": unscored / "rlmec.yaml",
             "model_name_or_path": unscored / "policy",
             "grm": unscored / "grm",
             "dataset_name": unscored / "samples",

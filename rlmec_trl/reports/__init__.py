@@ -1,1 +1,1 @@
-"""Accuracy, tables and views of tokens."""
+"""Accuracy, tables, and views of samples token by token."""

@@ -1,4 +1,4 @@
-"""Accuracy as people should read it: with its counts and a confidence interval."""
+"""Accuracy with its counts and a confidence interval."""
 
 import math
 from dataclasses import dataclass
@@ -8,29 +8,32 @@ def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, f
     """
     Wilson score interval of a proportion.
 
-    Unlike the textbook interval around the mean it never leaves [0, 1] and stays honest near 1, where good
-    generative reward models live.
+    Unlike the normal approximation, it stays inside [0, 1] and keeps its coverage near 1, where good generative reward
+    models are.
 
     Args:
         correct (`int`):
             Number of successes.
         total (`int`):
-            Number of trials. With none, nothing is known and the interval is (0, 1).
+            Number of trials. With none, the interval is (0, 1).
         z (`float`, *optional*, defaults to `1.96`):
             Width in standard deviations of a normal distribution; 1.96 gives a 95% interval.
 
     Returns:
         `tuple[float, float]`: lower and upper bound.
+
+    Raises:
+        `ValueError`: If `correct` is not between 0 and `total`.
     """
     if not 0 <= correct <= total:
-        raise ValueError(f"correct must lie between 0 and total, got {correct} of {total}.")
+        raise ValueError(f"`correct` must be between 0 and `total`, got {correct} of {total}.")
     if total == 0:
         return 0.0, 1.0
     mean = correct / total
     shrinkage = 1 + z**2 / total
     centre = (mean + z**2 / (2 * total)) / shrinkage
     half_width = z * math.sqrt(mean * (1 - mean) / total + z**2 / (4 * total**2)) / shrinkage
-    # At the ends the bound is exact in theory; rounding must not move it inside the mean.
+    # At 0 and 1 the bound equals the mean; rounding must not move it past the mean.
     low = 0.0 if correct == 0 else centre - half_width
     high = 1.0 if correct == total else centre + half_width
     return low, high
@@ -46,6 +49,9 @@ class Accuracy:
             Number of correct answers.
         total (`int`):
             Number of answers.
+
+    Raises:
+        `ValueError`: If `correct` is not between 0 and `total`.
     """
 
     correct: int
@@ -53,11 +59,11 @@ class Accuracy:
 
     def __post_init__(self):
         if not 0 <= self.correct <= self.total:
-            raise ValueError(f"correct must lie between 0 and total, got {self.correct} of {self.total}.")
+            raise ValueError(f"`correct` must be between 0 and `total`, got {self.correct} of {self.total}.")
 
     @property
     def mean(self) -> float:
-        """Share of correct answers; NaN where there are none to judge."""
+        """Share of correct answers; NaN if there are no answers."""
         return self.correct / self.total if self.total else math.nan
 
     @property

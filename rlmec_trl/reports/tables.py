@@ -47,7 +47,17 @@ def summarize_accuracy(results: Sequence[dict[str, int]]) -> dict[str, Any]:
 
 
 def pool_audits(audits: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One audit over all seeds: counts are added up, the other figures averaged."""
+    """
+    One audit over all seeds: counts are added up, the other figures averaged.
+
+    Args:
+        audits (`Sequence[dict]`):
+            Each is a [`~rlmec_trl.stages.audit.GRMAudit`] as a `dict`.
+
+    Returns:
+        `dict`: for each count `mean` (`None` if there is nothing to count), `correct` and `total`; for the others the
+        mean.
+    """
     pooled = {}
     for name, value in audits[0].items():
         if isinstance(value, dict):
@@ -59,7 +69,15 @@ def pool_audits(audits: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def accuracy_table(accuracy: dict[str, dict[str, Any]], title: str) -> Table:
-    """A row for each method: its accuracy, counts and 95% interval."""
+    """
+    A table with a row for each method: its accuracy, counts and 95% interval, the best in bold.
+
+    Args:
+        accuracy (`dict[str, dict]`):
+            For each method, what [`summarize_accuracy`] returns.
+        title (`str`):
+            Title of the table.
+    """
     several = any(result["seeds"] > 1 for result in accuracy.values())
     # As `Text`: names from a file may hold brackets, which are not markup
     table = Table(title=Text(title, style="table.title"), title_justify="left")
@@ -77,7 +95,7 @@ def accuracy_table(accuracy: dict[str, dict[str, Any]], title: str) -> Table:
 
 
 def audit_table(audit: dict[str, Any], title: str) -> Table:
-    """A row for each figure of the audit of a generative reward model."""
+    """A table with a row for each figure of [`pool_audits`]."""
     table = Table(title=title, title_justify="left", show_header=False)
     for name, label in AUDIT_LABELS.items():
         value = audit[name]

@@ -1,7 +1,8 @@
-"""What a pipeline knows of its outputs: which are finished, and which files in its folder it wrote."""
+"""The records of a pipeline: which outputs are finished, and which files it wrote."""
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -13,23 +14,27 @@ import yaml
 from .pipeline import Choice, Job, PipelineError, fill_run
 
 
+# What `datasets` writes into the folder of a dataset whenever one that was loaded from there is mapped
+_DATASETS_CACHE = re.compile(r"(.*/)?cache-[0-9a-f]{16}(_\d+_of_\d+)?\.arrow")
+
+
 class Ledger:
     """
     The outputs of one seed, and a marker for each, in the hidden folder `.stages` beside them.
 
-    A marker holds the key of the step, whether it is finished, its seconds, and the files that it left. From these
-    follows what may happen to an output:
+    A marker has the key of the step, whether it is finished, its seconds, and the files that it left. They decide what
+    happens to an output:
 
     | the output | what happens to it |
     |---|---|
     | has no marker | refused: the pipeline did not write it |
-    | has the marker of this very step, finished | kept, the step is skipped |
-    | has the marker of this very step, not finished | kept, the step resumes |
-    | was left by other settings, and holds a file that the step did not leave | refused |
-    | was left by other settings, by one call of the step | replaced |
-    | was left by other settings, by a step that was interrupted | renamed: it may hold files of others |
+    | has the same key, finished | kept, the step is skipped |
+    | has the same key, not finished | kept, the step resumes |
+    | has another key, and a file that is not in its marker | refused |
+    | has another key, written by one call of the step | replaced |
+    | has another key, written by a step that was interrupted | renamed, since it may contain files of others |
 
-    Refusals are found by [`refusals`] before any work.
+    [`refusals`] finds what would be refused, before any work.
 
     Args:
         folder (`str` or `os.PathLike`):
@@ -85,8 +90,11 @@ class Ledger:
         output.parent.mkdir(parents=True, exist_ok=True)
 
         start = time.perf_counter()
-        call(settings)
-        marker["seconds"] += time.perf_counter() - start
+        try:
+            call(settings)
+        finally:
+            marker["seconds"] += time.perf_counter() - start
+            self._write_marker(job.name, marker)
         if not os.path.lexists(output):
             raise PipelineError(f"{output}: the recipe `{job.recipe}` ended without writing it.")
         self._write_marker(job.name, marker | {"finished": True, "files": list_files(output)})
@@ -123,12 +131,16 @@ class Ledger:
             return "absent"
         marker = self._read_marker(step.name)
         if marker is None:
-            raise PipelineError(f"{output}: it exists, and this pipeline did not write it.")
+            raise PipelineError(
+                f"{output}: it exists, without a record that this pipeline wrote it (earlier versions kept none)."
+            )
         if marker["key"] == step.key and isinstance(step, Job):
             return "finished" if marker["finished"] else "unfinished"
         if not marker["finished"]:
             return "abandoned"
-        foreign = [name for name in list_files(output) if name not in marker["files"]]
+        foreign = [
+            name for name in list_files(output) if name not in marker["files"] and not _DATASETS_CACHE.fullmatch(name)
+        ]
         if foreign:
             shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
             raise PipelineError(

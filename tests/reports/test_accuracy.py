@@ -17,7 +17,7 @@ def test_wilson_interval_by_hand():
 
 @pytest.mark.parametrize(("correct", "expected"), [(0, (0.0, 0.27753)), (10, (0.72247, 1.0))])
 def test_wilson_interval_at_the_ends(correct, expected):
-    # Its closed form there is z^2 / (n + z^2) = 3.8416 / 13.8416 = 0.27754, on the one side that has room.
+    # Its closed form there is z^2 / (n + z^2) = 3.8416 / 13.8416 = 0.27754, on the one side.
     assert wilson_interval(correct, 10) == pytest.approx(expected, abs=2e-5)
 
 
@@ -34,7 +34,7 @@ def test_bounds_solve_the_score_test(counts):
 
 
 @given(COUNTS)
-def test_right_and_wrong_mirror_each_other(counts):
+def test_correct_and_incorrect_are_symmetric(counts):
     correct, total = counts
     low, high = wilson_interval(correct, total)
     assert wilson_interval(total - correct, total) == pytest.approx((1 - high, 1 - low), abs=1e-12)
@@ -49,7 +49,7 @@ def test_more_answers_and_smaller_z_narrow_the_interval():
     assert width(8, 10, z=1.0) < width(8, 10)
 
 
-def test_nothing_is_known_without_answers():
+def test_without_answers_the_interval_is_everything():
     assert wilson_interval(0, 0) == (0.0, 1.0)
     assert math.isnan(Accuracy(0, 0).mean)
     assert Accuracy(0, 0).interval == (0.0, 1.0)
@@ -57,9 +57,9 @@ def test_nothing_is_known_without_answers():
 
 @pytest.mark.parametrize(("correct", "total"), [(-1, 10), (11, 10), (1, 0), (0, -1)])
 def test_impossible_counts_are_refused(correct, total):
-    with pytest.raises(ValueError, match="between 0 and total"):
+    with pytest.raises(ValueError, match="between 0 and `total`"):
         wilson_interval(correct, total)
-    with pytest.raises(ValueError, match="between 0 and total"):
+    with pytest.raises(ValueError, match="between 0 and `total`"):
         Accuracy(correct, total)
 
 

