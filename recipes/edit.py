@@ -48,7 +48,7 @@ class EditArguments:
 
     dataset_name: str = field(metadata={"help": "Samples, as `sample.py` writes them."})
     output_dir: str = field(metadata={"help": "Folder to write the edited samples to."})
-    task: str = field(metadata={"help": "How rewrites are checked: `arithmetic`, `math` or `choice`."})
+    task: str = field(metadata={"help": "Built-in task, `package.module:NAME` or `path/to/file.py:NAME`."})
     teacher: str = field(metadata={"help": "`arithmetic`, or the name of a model (of a local one, also its path)."})
     provider: str = field(
         default="local",

@@ -26,7 +26,7 @@ from rlmec_trl.tasks.task import load_task
 class EvaluateArguments:
     """How to evaluate."""
 
-    task: str = field(metadata={"help": "How answers are checked: `arithmetic`, `math` or `choice`."})
+    task: str = field(metadata={"help": "Built-in task, `package.module:NAME` or `path/to/file.py:NAME`."})
     output_file: str | None = field(default=None, metadata={"help": "JSON file to write the result to."})
     max_new_tokens: int = field(default=512, metadata={"help": "Greatest length of a completion, in tokens."})
     batch_size: int = field(default=16, metadata={"help": "Completions generated at a time."})

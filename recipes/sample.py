@@ -40,7 +40,7 @@ class SampleArguments:
     """How to sample. The defaults are those of RLMEC (https://huggingface.co/papers/2401.06081)."""
 
     output_dir: str = field(metadata={"help": "Folder to write the samples to."})
-    task: str = field(metadata={"help": "How answers are checked: `arithmetic`, `math` or `choice`."})
+    task: str = field(metadata={"help": "Built-in task, `package.module:NAME` or `path/to/file.py:NAME`."})
     num_samples: int = field(default=5, metadata={"help": "Completions of each prompt."})
     temperature: float = field(default=0.7, metadata={"help": "Sampling temperature."})
     top_p: float = field(default=0.95, metadata={"help": "Probability mass to sample from."})
