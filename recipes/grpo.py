@@ -7,13 +7,14 @@ accelerate launch recipes/grpo.py --model_name_or_path Qwen/Qwen2.5-1.5B-Instruc
 ```
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from rlmec_trl.data.loading import load_rows
 from rlmec_trl.data.messages import message_text
-from rlmec_trl.tasks.task import load_task
+from rlmec_trl.tasks.task import Task, load_task
 from rlmec_trl.trainers.launch import set_model_init_kwargs, train_and_save
 
 
@@ -30,19 +31,21 @@ def make_parser() -> TrlParser:
     return TrlParser((GRPOArguments, GRPOConfig, ModelConfig))
 
 
-def main(args: GRPOArguments, training_args: GRPOConfig, model_args: ModelConfig) -> None:
-    set_model_init_kwargs(training_args, model_args)
-    task = load_task(args.task)
-
+def make_reward(task: Task) -> Callable[..., list[float]]:
     def outcome_reward(prompts, completions, answer, **kwargs):
         return [
             float(task.check_answer(message_text(completion), correct, task.raw_problem(prompt)))
             for prompt, completion, correct in zip(prompts, completions, answer, strict=True)
         ]
 
+    return outcome_reward
+
+
+def main(args: GRPOArguments, training_args: GRPOConfig, model_args: ModelConfig) -> None:
+    set_model_init_kwargs(training_args, model_args)
     trainer = GRPOTrainer(
         model=model_args.model_name_or_path,
-        reward_funcs=outcome_reward,
+        reward_funcs=make_reward(load_task(args.task)),
         args=training_args,
         train_dataset=load_rows(args.dataset_name, args.dataset_split),
         quantization_config=get_quantization_config(model_args),

@@ -29,15 +29,8 @@ from rlmec_trl.data.loading import load_rows
 from rlmec_trl.reports.tables import accuracy_table, audit_table, pool_audits, summarize_accuracy
 from rlmec_trl.reports.token_views import pick_samples, show_sample
 from rlmec_trl.stages.ledger import Ledger, write_atomically
-from rlmec_trl.stages.pipeline import (
-    Job,
-    Pipeline,
-    PipelineError,
-    fill_run,
-    load_pipeline,
-    plan_run,
-    result_name,
-)
+from rlmec_trl.stages.pipeline import Job, Pipeline, PipelineError, fill_run, plan_run, result_name
+from rlmec_trl.stages.pipeline_file import load_pipeline
 
 
 RECIPES = Path(__file__).parent
@@ -52,7 +45,7 @@ def load_recipe(name: str) -> ModuleType:
 
 
 def say(text: str, style: str | None = None) -> None:
-    console.print(text, style=style, highlight=False, markup=False)
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 class Run:

@@ -73,7 +73,7 @@ def launched(words):
 
 def check_recipe_command(recipe, words):
     if recipe == "pipeline":
-        from rlmec_trl.stages.pipeline import load_pipeline
+        from rlmec_trl.stages.pipeline_file import load_pipeline
 
         load_pipeline(ROOT / words[words.index("--config") + 1])
         return
@@ -166,7 +166,7 @@ def table_cells(text, header):
 
 
 def test_the_readme_has_the_figures_of_the_evidence_and_the_rows_of_the_pipeline():
-    from rlmec_trl.stages.pipeline import load_pipeline
+    from rlmec_trl.stages.pipeline_file import load_pipeline
 
     rows = table_cells(README, "| method |")
     assert [row[:2] for row in rows] == [row[:2] for row in table_cells(PAGES["docs/evidence.md"], "| method |")]

@@ -11,6 +11,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,10 @@ import yaml
 from datasets import Dataset, load_from_disk
 from filelock import FileLock
 
-from rlmec_trl.stages.pipeline import Job, PipelineError, fill_run, load_pipeline, plan_run
+from rlmec_trl.stages.pipeline import Job, PipelineError, fill_run, plan_run
+from rlmec_trl.stages.pipeline_file import load_pipeline
+from rlmec_trl.tasks.task import Task
+from rlmec_trl.tasks.wording import WORDING
 
 
 ROOT = Path(__file__).parents[1]
@@ -108,6 +112,35 @@ def test_help_is_there(recipe, monkeypatch, capsys):
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert "--output_" in shown and (recipe == "pipeline" or "--seed" in shown or "--dataset_name" in shown)
+
+
+def test_a_task_is_described_in_the_same_words_everywhere():
+    parsers = {recipe: parser_of(recipe) for recipe in set(RECIPES) - {"pipeline"}}
+    texts = {
+        recipe: action.help
+        for recipe, parser in parsers.items()
+        for action in parser._actions
+        if action.dest == "task"
+    }
+    assert {"sample", "edit", "train_grm", "score", "rlmec", "evaluate", "audit", "grpo"} <= texts.keys()
+    assert len(set(texts.values())) == 1, texts
+
+
+@pytest.mark.parametrize("conversational", [False, True])
+def test_the_reward_of_grpo_checks_the_answer_to_the_raw_problem(conversational):
+    checked = []
+
+    def check_answer(completion, answer, problem):
+        checked.append((completion, answer, problem))
+        return completion == answer
+
+    task = Task("small", check_answer, replace(WORDING, policy="Solve this: {problem}"))
+    texts = {"user": ["Solve this: 1 + 1"] * 2, "assistant": ["2", "3"]}
+    if conversational:
+        texts = {role: [[{"role": role, "content": text}] for text in column] for role, column in texts.items()}
+    reward = importlib.import_module("recipes.grpo").make_reward(task)
+    assert reward(prompts=texts["user"], completions=texts["assistant"], answer=["2", "2"]) == [1.0, 0.0]
+    assert checked == [("2", "2", "1 + 1"), ("3", "2", "1 + 1")]
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,7 @@ class AuditConfig:
     tokenizer: str = field(metadata={"help": "Path or Hub name of the policy's tokenizer."})
     task: str = field(
         metadata={
-            "help": "A task with an editor of its own that can check every step: a built-in one, "
-            "`package.module:NAME` or `path/to/file.py:NAME`.",
+            "help": "Built-in task, `package.module:NAME` or `path/to/file.py:NAME`.",
         }
     )
     output_file: str | None = field(default=None, metadata={"help": "JSON file to write the audit to."})

@@ -76,7 +76,7 @@ class EditConfig:
     output_dir: str = field(metadata={"help": "Folder to save the edited samples to."})
     task: str = field(
         metadata={
-            "help": "How rewrites are checked: a built-in task, `package.module:NAME` or `path/to/file.py:NAME`.",
+            "help": "Built-in task, `package.module:NAME` or `path/to/file.py:NAME`.",
         }
     )
     teacher: str = field(

@@ -26,7 +26,7 @@ class EvaluateConfig:
 
     Parameters:
         task (`str`):
-            Built-in task, or your own as `package.module:NAME` or `path/to/file.py:NAME`.
+            Built-in task, `package.module:NAME` or `path/to/file.py:NAME`.
         output_file (`str`, *optional*):
             JSON file to write the result to.
         max_new_tokens (`int`, *optional*, defaults to `512`):
@@ -39,7 +39,7 @@ class EvaluateConfig:
 
     task: str = field(
         metadata={
-            "help": "Built-in task, or your own as `package.module:NAME` or `path/to/file.py:NAME`.",
+            "help": "Built-in task, `package.module:NAME` or `path/to/file.py:NAME`.",
         }
     )
     output_file: str | None = field(default=None, metadata={"help": "JSON file to write the result to."})

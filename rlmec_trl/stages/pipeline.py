@@ -1,8 +1,8 @@
 """
-A pipeline: the YAML file that describes one, and the steps that it stands for.
+A pipeline, and the steps that it stands for.
 
-Everything is known before the first step runs: what each step is called, what it reads, which settings it gets. So a
-typing error in the last stage is found before the first one starts.
+Everything is known before the first step runs: the name of each step, what it reads, its settings and its key. So a
+mistake in the last stage is found before the first one starts.
 """
 
 import hashlib
@@ -10,11 +10,8 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
-
-import yaml
 
 
 # What a YAML file writes for the folder of a run, and for its seed
@@ -153,104 +150,6 @@ class Choice:
     key: str
 
 
-# --- The file --------------------------------------------------------------------------------------------------------
-
-
-def load_pipeline(path: str | os.PathLike, output_dir: str | None = None, seeds: list[int] | None = None) -> Pipeline:
-    """
-    Read a pipeline's YAML file.
-
-    With `extends`, the file says only what differs from another one (a path relative to its own folder): its `stages`
-    come after those of the other, its `defaults` are merged into the other's recipe by recipe, and every other key
-    replaces the other's.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            The file.
-        output_dir (`str`, *optional*):
-            Replaces the file's.
-        seeds (`list[int]`, *optional*):
-            Replaces the file's.
-
-    Raises:
-        [`PipelineError`]: If the file has a key that pipelines do not have, lacks one that they need, or has a value
-            that makes no sense.
-    """
-    settings = _read(Path(path), ())
-    settings |= {name: value for name, value in (("output_dir", output_dir), ("seeds", seeds)) if value is not None}
-    _check_keys(settings, Pipeline, f"{path}", complete=True)
-    pipeline = Pipeline(**settings)
-    seeds = pipeline.seeds
-    if not (isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)):
-        raise PipelineError(f"{path}: `seeds` has to be a list of at least one integer, found {seeds!r}.")
-    if len(set(seeds)) < len(seeds):
-        raise PipelineError(f"{path}: `seeds` has a seed twice: {seeds}.")
-    if not pipeline.stages:
-        raise PipelineError(f"{path}: `stages` is empty.")
-    rows = [stage.evaluate for stage in pipeline.stages if stage.evaluate is not None]
-    if len(set(rows)) < len(rows):
-        raise PipelineError(f"{path}: two stages are evaluated under one name; the rows are {', '.join(rows)}.")
-    written = {step.name for step in plan_run(pipeline, seeds[0])}
-    for name in ("scored", "tokenizer", "audit"):
-        for read in _paths_in(getattr(pipeline, name)):
-            if _source(read, written) is None:
-                raise PipelineError(f"{path}: `{name}` is `{RUN}/{read}`, which no stage writes.")
-    return pipeline
-
-
-def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
-    """The file's settings on top of those that it extends. Keys are checked here, where the file is known."""
-    if path.resolve() in extended_by:
-        raise PipelineError(f"{path}: `extends` leads back to a file that extends this one.")
-    if not path.is_file():
-        by = f", which {extended_by[-1]} extends" if extended_by else ""
-        raise PipelineError(f"There is no pipeline file {str(path)!r}{by}.")
-    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    _check_keys(settings, Pipeline, str(path), others=["extends"])
-    if "stages" in settings:
-        if not isinstance(settings["stages"], list):
-            raise PipelineError(f"{path}: `stages` has to be a list.")
-        settings["stages"] = [
-            _make(Stage, stage, f"{path}, stage {index}") for index, stage in enumerate(settings["stages"], 1)
-        ]
-    if settings.get("evaluation") is not None:
-        settings["evaluation"] = _make(Evaluation, settings["evaluation"], f"{path}, evaluation")
-    for recipe, defaults in (settings.get("defaults") or {}).items():
-        if not isinstance(defaults, dict):
-            raise PipelineError(f"{path}: `defaults` of {recipe!r} has to be a mapping, found {defaults!r}.")
-    base = settings.pop("extends", None)
-    if base is None:
-        return settings
-    base = _read(path.parent / base, (*extended_by, path.resolve()))
-    defaults = base.get("defaults", {})
-    for recipe, shared in settings.get("defaults", {}).items():
-        defaults = {**defaults, recipe: {**defaults.get(recipe, {}), **shared}}
-    stages = [*base.get("stages", []), *settings.get("stages", [])]
-    return {**base, **settings, "defaults": defaults, "stages": stages}
-
-
-def _make(kind: type, settings: Any, where: str) -> Any:
-    name = f" ({settings['name']})" if isinstance(settings, dict) and "name" in settings else ""
-    _check_keys(settings, kind, where + name, complete=True)
-    return kind(**settings)
-
-
-def _check_keys(settings: Any, kind: type, where: str, others: list[str] | tuple = (), complete: bool = False) -> None:
-    if not isinstance(settings, dict):
-        raise PipelineError(f"{where}: expected a mapping, found {settings!r}.")
-    known = [*others, *(field.name for field in fields(kind))]
-    unknown = [repr(key) for key in settings if key not in known]
-    if unknown:
-        raise PipelineError(f"{where}: unknown key {', '.join(unknown)}. Known keys: {', '.join(known)}.")
-    needed = [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
-    missing = [repr(key) for key in needed if key not in settings]
-    if complete and missing:
-        raise PipelineError(f"{where}: missing key {', '.join(missing)}.")
-
-
-# --- The steps -------------------------------------------------------------------------------------------------------
-
-
 def plan_run(pipeline: Pipeline, seed: int) -> list[Job | Choice]:
     """
     The steps of one seed, in the order in which they run.
@@ -267,8 +166,8 @@ def plan_run(pipeline: Pipeline, seed: int) -> list[Job | Choice]:
         settings = {**pipeline.defaults.get(recipe, {}), **args, output: f"{RUN}/{name}"}
         settings = {key: _fill_seed(value, seed) for key, value in settings.items()}
         read = {}
-        for path in _paths_in({**settings, output: None}):
-            source = _source(path, steps)
+        for path in paths_in({**settings, output: None}):
+            source = source_of(path, steps)
             if source is None:
                 raise PipelineError(f"Stage {name!r} reads `{RUN}/{path}`, which no stage before it writes.")
             read[source] = steps[source].key
@@ -333,14 +232,14 @@ def _replace(value: Any, function: Callable[[str], Any]) -> Any:
     return function(value) if isinstance(value, str) else value
 
 
-def _paths_in(value: Any) -> list[str]:
+def paths_in(value: Any) -> list[str]:
     """Paths inside the run's folder that a setting names."""
     if isinstance(value, (dict, list)):
-        return [path for item in (value.values() if isinstance(value, dict) else value) for path in _paths_in(item)]
+        return [path for item in (value.values() if isinstance(value, dict) else value) for path in paths_in(item)]
     return [value.removeprefix(f"{RUN}/")] if isinstance(value, str) and value.startswith(f"{RUN}/") else []
 
 
-def _source(path: str, steps: Iterable[str]) -> str | None:
+def source_of(path: str, steps: Iterable[str]) -> str | None:
     """The step whose output has a path of the run's folder."""
     return next((name for name in steps if path == name or path.startswith(f"{name}/")), None)
 

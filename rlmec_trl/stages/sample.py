@@ -31,7 +31,7 @@ class SampleConfig:
         output_dir (`str`):
             Folder to save the samples to.
         task (`str`):
-            Built-in task, or your own as `package.module:NAME` or `path/to/file.py:NAME`.
+            Built-in task, `package.module:NAME` or `path/to/file.py:NAME`.
         num_samples (`int`, *optional*, defaults to `5`):
             Number of completions of each prompt.
         temperature (`float`, *optional*, defaults to `0.7`):
@@ -53,7 +53,7 @@ class SampleConfig:
     output_dir: str = field(metadata={"help": "Folder to save the samples to."})
     task: str = field(
         metadata={
-            "help": "Built-in task, or your own as `package.module:NAME` or `path/to/file.py:NAME`.",
+            "help": "Built-in task, `package.module:NAME` or `path/to/file.py:NAME`.",
         }
     )
     num_samples: int = field(default=5, metadata={"help": "Number of completions of each prompt."})

@@ -85,7 +85,7 @@ class ScoreConfig:
     task: str = field(
         default="math",
         metadata={
-            "help": "How rewrites are checked: a built-in task, `package.module:NAME` or `path/to/file.py:NAME`.",
+            "help": "Built-in task, `package.module:NAME` or `path/to/file.py:NAME`.",
         },
     )
     locate_by: str = field(

@@ -14,17 +14,17 @@ from rlmec_trl.tasks.arithmetic import make_policy, make_tokenizer
 
 ROOT = Path(__file__).parents[2]
 
-# The policy is untrained and says anything, so this task is happy with little: an even number of digits.
+# The policy is untrained and says anything, so this task asks for little: an odd or even number of digits.
 TASK_FILE = '''
 from rlmec_trl.tasks.answers import check_by_reward
 from rlmec_trl.tasks.task import Task
 from rlmec_trl.tasks.wording import Wording
 
 
-def even_digits(completions, answer, **kwargs):
+def parity(completions, answer, **kwargs):
     """A reward function of TRL's kind."""
-    texts = [completion[0]["content"] for completion in completions]
-    return [float(sum(map(str.isdigit, text)) % 2 == 0) for text in texts]
+    digits = [sum(map(str.isdigit, completion[0]["content"])) for completion in completions]
+    return [float(count % 2 == int(number) % 2) for count, number in zip(digits, answer)]
 
 
 def check_steps(problem, completion):
@@ -45,7 +45,7 @@ WORDING = Wording(
     rewrite="{problem} reference {reference} attempt {attempt} rewrite :",
     step_separator=" ;",
 )
-TASK = Task("digits", check_by_reward(even_digits), WORDING, read_row=read_row, check_steps=check_steps)
+TASK = Task("digits", check_by_reward(parity), WORDING, read_row=read_row, check_steps=check_steps)
 '''
 
 
@@ -82,19 +82,19 @@ def folder(tmp_path_factory):
     run("train_grm", task="mine.py:TASK", dataset_name="edits", model_name_or_path="policy", output_dir="grm",
         max_steps=1, per_device_train_batch_size=2, use_cpu=True, bf16=False, report_to="none")  # fmt: skip
     run("score", task="mine.py:TASK", dataset_name="samples", model_name_or_path="policy", grm="grm",
-        output_dir="scored", locate_by="probability", rewrite_max_new_tokens=8)  # fmt: skip
+        output_dir="scored", locate_by="question", rewrite_max_new_tokens=8)  # fmt: skip
     run("evaluate", task="mine.py:TASK", dataset_name="problems.jsonl", model_name_or_path="policy",
         output_file="result.json", max_new_tokens=8)  # fmt: skip
     return folder
 
 
-def even(text):
-    return sum(map(str.isdigit, text)) % 2 == 0
+def has_parity(text, answer):
+    return sum(map(str.isdigit, text)) % 2 == int(answer) % 2
 
 
 def test_samples_are_read_and_checked_by_the_task(folder):
     samples = load_from_disk(folder / "samples")
-    assert samples["correct"][:] == [even(text) for text in samples["completion"]]
+    assert samples["correct"][:] == [has_parity(row["completion"], row["answer"]) for row in samples]
     assert 0 < sum(samples["correct"]) < len(samples)
     assert samples[0]["prompt"].startswith("Tom has 1") and samples[0]["reference"] == "10 + 10"
     assert set(samples["level"]) == {"easy"}, "columns that the task does not know are kept"
@@ -116,7 +116,7 @@ def test_rewrites_are_verified_by_the_tasks_own_checks(folder):
     verified = [row for row in scored if row["rewrite"] is not None]
     assert 0 < len(verified) < len(scored)
     for row in verified:
-        assert even(row["rewrite"])
+        assert has_parity(row["rewrite"], row["answer"])
 
 
 def test_the_policy_is_evaluated_by_the_task(folder):

@@ -5,7 +5,8 @@ import copy
 import pytest
 import yaml
 
-from rlmec_trl.stages.pipeline import Choice, PipelineError, fill_run, load_pipeline, plan_run
+from rlmec_trl.stages.pipeline import Choice, PipelineError, fill_run, plan_run
+from rlmec_trl.stages.pipeline_file import load_pipeline
 
 
 SETTINGS = {
