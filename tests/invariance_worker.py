@@ -1,5 +1,5 @@
 """
-Train the policy in a folder on the rows beside it, once for every combination of `LOSSES`, and keep what came of it.
+Train the policy in a folder on the rows beside it, once for every combination of `LOSSES`, and save the results.
 A test runs it in its own process; `accelerate launch` runs it in two.
 
 python tests/invariance_worker.py FOLDER BATCH_SIZE ACCUMULATION_STEPS OUTPUT_FILE
@@ -34,7 +34,7 @@ def train(folder, batch_size, accumulation_steps):
             per_device_eval_batch_size=batch_size,
             gradient_accumulation_steps=accumulation_steps,
             num_train_epochs=1,
-            # Plain gradient descent: Adam would hide a gradient that is wrong by a factor
+            # Plain gradient descent: Adam would hide a gradient that is off by a factor
             optim="sgd",
             learning_rate=0.5,
             lr_scheduler_type="constant",

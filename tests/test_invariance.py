@@ -1,4 +1,4 @@
-"""The result does not depend on how a batch is cut up: into micro-batches, or over processes."""
+"""The result does not depend on how a batch is split into micro-batches or over processes."""
 
 import runpy
 from pathlib import Path
@@ -11,7 +11,7 @@ from datasets import Dataset
 WORKER = Path(__file__).with_name("invariance_worker.py")
 BATCH_SIZE = 8
 NUM_STEPS = 3
-# What depends on the clock, and what counts differently by design
+# Depends on the clock
 NOT_COMPARED = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
 
 
@@ -26,12 +26,12 @@ def folder(tmp_path_factory, tokenizer, make_rows):
     tokenizer.save_pretrained(folder / "policy")
     rows = make_rows(BATCH_SIZE * NUM_STEPS)
     for index, row in enumerate(rows):
-        # Unequal numbers of active tokens a row, down to none at all
+        # Different numbers of active tokens per row, down to none
         share = (index % 5) / 4
         length = len(row["token_probs"])
         neutral = [0.5] * (length - round(share * length))
         row["token_probs"] = row["token_probs"][: length - len(neutral)] + neutral
-        if index % 6 == 1:  # and rows without anything to imitate
+        if index % 6 == 1:  # and rows with nothing to imitate
             row["rewrite"] = None
     Dataset.from_list(rows).save_to_disk(folder / "rows")
     return folder
@@ -71,7 +71,7 @@ def assert_same_run(run, reference):
 
 @pytest.mark.parametrize("loss", runpy.run_path(str(WORKER))["LOSSES"], ids="-".join)
 class TestInvariance:
-    def test_the_reference_run_is_worth_comparing_with(self, loss, whole, folder):
+    def test_the_reference_run_trains(self, loss, whole, folder):
         """The weights move far beyond the tolerance, and the losses differ from each other."""
         from transformers import AutoModelForCausalLM
 
@@ -90,6 +90,6 @@ class TestInvariance:
 
     def test_an_evaluation_on_two_processes_has_the_same_metrics(self, loss, whole, distributed):
         found, expected = distributed[loss]["evaluation"], whole[loss]["evaluation"]
-        # The loss of an evaluation is the mean over batches, each with its own counts, as in `SFTTrainer`
+        # As in `SFTTrainer`, an evaluation loss is the mean over batches, each with its own counts
         for name in expected.keys() - NOT_COMPARED - {"eval_loss"}:
             assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), name

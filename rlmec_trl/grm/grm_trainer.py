@@ -86,8 +86,8 @@ class GRMTrainer(SFTTrainer):
             Configuration. If `None`, the defaults are used, and the output directory is the model's name with `-GRM`.
         train_dataset ([`~datasets.Dataset`]):
             Rows with `prompt`, `reference`, `completion`, `correct`, `rewrite` and `error_step`, and `completion_ids`
-            where the completions were sampled as ids. Rows whose `rewrite` is `None` are left out. A tokenized data
-            set (`input_ids`) is used as it is.
+            where the completions were sampled as ids. `chat_template_kwargs` are passed to the chat template. Rows
+            whose `rewrite` is `None` are left out. A tokenized dataset (`input_ids`) is used as it is.
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
             Like `train_dataset`.
         wording ([`~rlmec_trl.tasks.wording.Wording`], *optional*):

@@ -1,4 +1,4 @@
-"""The edits must be as few as possible, and the marked tokens those that a shortest edit script touches."""
+"""The number of edits is minimal, and the marked tokens are those that a shortest edit script changes."""
 
 import random
 
@@ -31,7 +31,7 @@ def naive_distance(source, target):
 
 def fewest_edits_with_marks(source, target, marks):
     """
-    Edits of the shortest script whose touched target tokens are exactly `marks`, infinite where none touches them.
+    Edits of the shortest script that changes exactly the target tokens in `marks`, infinite if there is none.
 
     A state is how much of source and target is used up, and whether the last edit was a deletion, which marks the
     target token that comes next.
@@ -58,7 +58,7 @@ def fewest_edits_with_marks(source, target, marks):
     return min(cost.get((len(source), len(target), after_deletion), infinite) for after_deletion in (False, True))
 
 
-def test_the_checker_of_scripts_knows_a_wrong_mask():
+def test_the_reference_checker_rejects_an_incorrect_mask():
     assert fewest_edits_with_marks([1, 2, 3], [1, 9, 3], [False, True, False]) == 1
     assert fewest_edits_with_marks([1, 2, 3], [1, 9, 3], [True, True, False]) > 1
     assert fewest_edits_with_marks([1, 2, 3], [1, 9, 3], [False, False, False]) == float("inf")
@@ -72,7 +72,7 @@ def test_distance_is_the_fewest_edits(source, target):
 
 
 @given(TOKENS, TOKENS)
-@example([0, 0, 1], [0, 1])  # either 0 may be the one that goes
+@example([0, 0, 1], [0, 1])  # either 0 may be the deleted one
 def test_the_marks_are_those_of_a_shortest_script(source, target):
     mask = edit_mask(source, target)
     assert len(mask) == len(target)
@@ -95,13 +95,13 @@ def test_an_edit_marks_at_most_one_token(source, target):
 
 
 @given(TOKENS, TOKENS)
-def test_nothing_is_marked_only_where_nothing_but_the_end_went(source, target):
+def test_nothing_is_marked_only_if_only_the_end_is_deleted(source, target):
     only_the_end_went = source[: len(target)] == target
     assert (sum(edit_mask(source, target)) == 0) == only_the_end_went
 
 
 @given(TOKENS, TOKENS)
-def test_what_both_begin_with_is_not_marked(shared, rest):
+def test_a_shared_prefix_is_not_marked(shared, rest):
     assert edit_mask([*shared, 7, *rest], [*shared, 8, *rest]) == [False] * len(shared) + [True] + [False] * len(rest)
 
 
@@ -123,7 +123,7 @@ def test_from_nothing_everything_is_inserted(tokens):
     [
         ([5, 6, 7], [5, 8, 7], [False, True, False]),  # replaced
         ([5, 7], [5, 6, 7], [False, True, False]),  # inserted
-        ([5, 6, 7], [5, 7], [False, True]),  # deleted: 7 is what should have stood in the place of 6
+        ([5, 6, 7], [5, 7], [False, True]),  # deleted: 7 now stands in the place of 6
         ([5, 6, 6, 7], [5, 7], [False, True]),  # two deletions mark one token
         ([6, 5], [5], [True]),  # deleted at the very start
         ([5, 6, 7], [5], [False]),  # deleted at the end: nothing comes after
@@ -137,12 +137,12 @@ def test_marks_worked_out_by_hand(source, target, mask):
     assert edit_mask(source, target) == mask
 
 
-def test_a_sample_cut_too_late_teaches_its_eos():
+def test_deleting_the_end_marks_eos():
     eos = 0
     assert edit_mask([5, 6, 7, eos], [5, 6, eos]) == [False, False, True]
 
 
-def test_large_and_neighbouring_ids_are_told_apart():
+def test_large_and_neighboring_ids_are_distinguished():
     # -1 and -2 have the same hash in Python, and ids over 2**16 do not fit the shorter characters
     assert edit_distance([-1, 151_643], [-2, 151_644]) == 2
 

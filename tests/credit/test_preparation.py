@@ -1,4 +1,4 @@
-"""What the trainer learns from a row: which tokens, how much each is worth, and where the row is cut."""
+"""From a row to what the trainer learns from: tokens, rewards, weights and truncation."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ def ids(text):
 
 
 def make_row(**columns):
-    """A wrong sample "5 + 3 = 9" with its rewrite "5 + 3 = 8", one edited token in six."""
+    """An incorrect sample "5 + 3 = 9" with its rewrite "5 + 3 = 8", one edited token in six."""
     row = {
         "prompt": "Tom has 5 nuts, finds 3.",
         "completion": "5 + 3 = 9",
@@ -52,7 +52,7 @@ def prepare(row, processing_class=TOKENIZER, **settings):
     return prepare_row(row, processing_class, dataclasses.replace(PAPER, **settings))
 
 
-def test_a_wrong_sample_is_punished_where_it_is_wrong_and_its_rewrite_imitated():
+def test_an_incorrect_sample_is_punished_at_its_error_and_its_rewrite_imitated():
     prepared = prepare(make_row())
     assert list(prepared) == PREPARED_COLUMNS
     assert prepared["prompt_ids"] == ids("Tom has 5 nuts, finds 3.")
@@ -65,7 +65,7 @@ def test_a_wrong_sample_is_punished_where_it_is_wrong_and_its_rewrite_imitated()
     assert prepared["imitation_topk_ids"] == prepared["imitation_topk_logps"] == []
 
 
-def test_a_right_sample_is_rewarded_and_imitated_as_it_is():
+def test_a_correct_sample_is_rewarded_and_imitated_unchanged():
     prepared = prepare(make_row(correct=True))
     assert prepared["token_rewards"] == pytest.approx([0.4, 0.3, 0.2, 0.1, 0, 0])
     assert prepared["imitation_ids"] == prepared["completion_ids"]
@@ -73,7 +73,7 @@ def test_a_right_sample_is_rewarded_and_imitated_as_it_is():
     assert prepared["num_edited"] == 0
 
 
-def test_a_right_sample_is_imitated_up_to_its_first_flagged_token():
+def test_a_correct_sample_is_imitated_up_to_its_first_flagged_token():
     prepared = prepare(make_row(correct=True), correct_samples="cut")
     assert prepared["imitation_ids"] == prepared["completion_ids"]
     assert prepared["imitation_weights"] == [0.5, 0.5, 0.5, 0.5, 0.0, 0.0]
@@ -85,7 +85,7 @@ def test_a_right_sample_is_imitated_up_to_its_first_flagged_token():
     [([0.9] * 6, 6), ([0.5] * 6, 6), ([0.4, *[0.9] * 5], 0), ([0.9, 0.9, 0.4, 0.9, 0.4, 0.9], 2)],
     ids=["none flagged", "at the baseline", "all", "first counts"],
 )
-def test_a_token_is_flagged_under_the_baseline_only(token_probs, num_kept):
+def test_a_token_is_flagged_only_below_the_baseline(token_probs, num_kept):
     prepared = prepare(make_row(correct=True, token_probs=token_probs), correct_samples="cut")
     assert prepared["imitation_weights"] == [0.5] * num_kept + [0.0] * (6 - num_kept)
 
@@ -95,7 +95,7 @@ def test_the_cut_follows_the_configured_baseline():
     assert prepared["imitation_weights"] == [0.5, 0.5, 0.5, 0.0, 0.0, 0.0]
 
 
-def test_a_right_sample_can_be_replaced_by_its_rewrite():
+def test_a_correct_sample_can_be_replaced_by_its_rewrite():
     prepared = prepare(make_row(correct=True), correct_samples="rewrite")
     assert prepared["token_rewards"] == pytest.approx([0.4, 0.3, 0.2, 0.1, 0, 0])
     assert prepared["imitation_ids"] == [*ids("5 + 3 = 8"), EOS]
@@ -104,24 +104,24 @@ def test_a_right_sample_can_be_replaced_by_its_rewrite():
 
 
 @pytest.mark.parametrize("correct_samples", ["keep", "cut", "rewrite"])
-def test_how_right_samples_are_treated_does_not_touch_wrong_ones(correct_samples):
+def test_the_choice_for_correct_samples_does_not_affect_incorrect_ones(correct_samples):
     assert prepare(make_row(), correct_samples=correct_samples) == prepare(make_row())
 
 
 @pytest.mark.parametrize("columns", [{"rewrite": None}, {"rewrite": None, "rewrite_ids": None}])
-def test_without_a_verified_rewrite_a_wrong_sample_is_not_imitated(columns):
+def test_without_a_verified_rewrite_an_incorrect_sample_is_not_imitated(columns):
     prepared = prepare(make_row(**columns))
     assert prepared["imitation_ids"] == prepared["imitation_weights"] == []
     assert prepared["num_edited"] == 0
     assert prepared["token_rewards"] == pytest.approx([0, 0, 0, 0, -0.1, -0.05])
 
 
-def test_without_a_verified_rewrite_a_right_sample_is_imitated_only_as_itself():
+def test_without_a_verified_rewrite_a_correct_sample_is_imitated_only_as_itself():
     assert prepare(make_row(correct=True, rewrite=None))["imitation_weights"] == [0.5] * 6
     assert prepare(make_row(correct=True, rewrite=None), correct_samples="rewrite")["imitation_ids"] == []
 
 
-def test_given_rewrite_ids_win_over_the_text():
+def test_rewrite_ids_take_precedence_over_the_text():
     rewrite_ids = [*ids("5 + 3 makes 8"), EOS]
     prepared = prepare(make_row(rewrite_ids=rewrite_ids))
     assert prepared["imitation_ids"] == rewrite_ids
@@ -129,7 +129,7 @@ def test_given_rewrite_ids_win_over_the_text():
     assert prepared["num_edited"] == 2
 
 
-def test_where_a_row_has_no_rewrite_ids_the_text_counts():
+def test_without_rewrite_ids_the_text_is_used():
     assert prepare(make_row(rewrite_ids=None))["imitation_ids"] == [*ids("5 + 3 = 8"), EOS]
 
 
@@ -148,12 +148,12 @@ def test_edited_and_unedited_weights_are_the_configured_ones():
     assert prepare(make_row(correct=True), unedited_weight=0.3)["imitation_weights"] == [0.3] * 6
 
 
-def test_only_the_first_error_is_punished_if_asked_for():
+def test_first_error_punishes_only_the_first_error():
     prepared = prepare(make_row(token_probs=[0.9, 0.45, 0.9, 0.1, 0.1, 0.1]), negative_credit="first_error")
     assert prepared["token_rewards"] == pytest.approx([0, -0.05, 0, 0, 0, 0])
 
 
-def test_the_first_error_does_not_touch_a_right_samples_rewards():
+def test_first_error_does_not_change_a_correct_samples_rewards():
     row = make_row(correct=True)
     assert prepare(row, negative_credit="first_error") == prepare(row)
 
@@ -174,25 +174,25 @@ def own_rewards_row(**columns):
     return row
 
 
-def test_own_token_rewards_are_taken_as_they_are():
+def test_own_token_rewards_are_used_unchanged():
     assert prepare(own_rewards_row())["token_rewards"] == [1.5, -2.0, 0.0, -0.5, 0.25, 0.125]
 
 
-def test_own_token_rewards_win_over_probabilities():
+def test_own_token_rewards_take_precedence_over_probabilities():
     prepared = prepare(make_row(token_rewards=[0.0] * 6))
     assert prepared["token_rewards"] == [0.0] * 6
 
 
-def test_where_a_row_has_no_own_rewards_the_probabilities_count():
+def test_without_own_rewards_the_probabilities_are_used():
     assert prepare(make_row(token_rewards=None)) == prepare(make_row())
 
 
-def test_the_first_error_holds_for_own_token_rewards_too():
+def test_first_error_applies_to_own_token_rewards_too():
     prepared = prepare(own_rewards_row(), negative_credit="first_error")
     assert prepared["token_rewards"] == [1.5, -2.0, 0.0, 0.0, 0.25, 0.125]
 
 
-def test_own_rewards_without_a_verdict_are_imitated_by_their_rewrite():
+def test_own_rewards_without_an_outcome_imitate_the_rewrite():
     prepared = prepare(own_rewards_row())
     assert prepared["imitation_ids"] == [*ids("5 + 3 = 8"), EOS]
     assert prepared["num_edited"] == 1
@@ -201,7 +201,7 @@ def test_own_rewards_without_a_verdict_are_imitated_by_their_rewrite():
 @pytest.mark.parametrize(
     "columns", [{"rewrite": "5 + 3 = 9"}, {"rewrite": None, "rewrite_ids": [*ids("5 + 3 = 9"), EOS]}]
 )
-def test_own_rewards_without_a_verdict_whose_rewrite_is_a_copy_are_right(columns):
+def test_own_rewards_without_an_outcome_count_as_correct_if_the_rewrite_is_a_copy(columns):
     row = own_rewards_row(**columns)
     prepared = prepare(row)
     assert prepared["imitation_ids"] == prepared["completion_ids"]
@@ -211,8 +211,8 @@ def test_own_rewards_without_a_verdict_whose_rewrite_is_a_copy_are_right(columns
 
 
 @pytest.mark.parametrize("columns", [{}, {"rewrite_ids": None}])
-def test_own_rewards_without_verdict_and_rewrite_are_not_taken_for_right(columns):
-    # Nobody vouches for the sample: imitating it could teach the error
+def test_own_rewards_without_outcome_and_rewrite_do_not_count_as_correct(columns):
+    # Nothing tells that the sample is correct: imitating it could teach an error
     prepared = prepare(own_rewards_row(rewrite=None, **columns))
     assert prepared["imitation_ids"] == []
     assert prepared["token_rewards"] == [1.5, -2.0, 0.0, -0.5, 0.25, 0.125]
@@ -264,7 +264,7 @@ def soft_row(**columns):
     )
 
 
-def test_soft_targets_go_with_the_rewrite_they_were_made_for():
+def test_soft_targets_belong_to_the_rewrite_that_was_scored():
     row = soft_row()
     prepared = prepare(row, imitation_targets="soft")
     assert prepared["imitation_topk_ids"] == row["rewrite_topk_ids"]
@@ -286,7 +286,7 @@ def test_a_sample_that_is_its_own_rewrite_keeps_the_distribution():
     assert prepare(row, imitation_targets="soft")["imitation_topk_ids"] == row["rewrite_topk_ids"]
 
 
-def test_soft_targets_that_a_row_lacks_are_hard():
+def test_a_row_without_soft_targets_has_hard_ones():
     row = soft_row() | {"rewrite_topk_ids": None, "rewrite_topk_logps": None}
     prepared = prepare(row, imitation_targets="soft")
     assert prepared["imitation_ids"] == row["rewrite_ids"]
@@ -298,7 +298,7 @@ PROMPT_LENGTH = len(ids("Tom has 5 nuts, finds 3."))
 
 @pytest.mark.parametrize("correct", [True, False])
 @pytest.mark.parametrize("room", [-3, 0, 1, 3, 5, 6, 100])
-def test_every_list_is_cut_at_the_same_token(room, correct):
+def test_every_list_is_truncated_at_the_same_token(room, correct):
     settings = {"imitation_targets": "soft", "correct_samples": "rewrite", "truncated_rewrites": "keep"}
     whole = prepare(soft_row(correct=correct), **settings)
     prepared = prepare(soft_row(correct=correct), max_length=PROMPT_LENGTH + room, **settings)
@@ -310,8 +310,8 @@ def test_every_list_is_cut_at_the_same_token(room, correct):
     assert prepared["num_edited"] == (1 if kept >= 5 else 0)
 
 
-def test_edits_are_found_before_the_cut():
-    # The cut completion would make the rewrite's end look inserted
+def test_edits_are_computed_before_truncation():
+    # Compared with the truncated completion, the rewrite's end would look inserted
     row = make_row(rewrite="3 = 8", correct=False)
     whole = prepare(row)
     prepared = prepare(row, max_length=PROMPT_LENGTH + 2, truncated_rewrites="keep")
@@ -320,7 +320,7 @@ def test_edits_are_found_before_the_cut():
 
 @pytest.mark.parametrize("correct_samples", ["keep", "rewrite"])
 @pytest.mark.parametrize("correct", [True, False])
-def test_a_target_without_its_end_is_not_imitated_unless_asked_for(correct, correct_samples):
+def test_a_truncated_target_is_not_imitated_by_default(correct, correct_samples):
     row, settings = soft_row(correct=correct), {"correct_samples": correct_samples, "imitation_targets": "soft"}
     whole = prepare(row, **settings)
     fits = prepare(row, max_length=PROMPT_LENGTH + 6, **settings)
@@ -331,7 +331,7 @@ def test_a_target_without_its_end_is_not_imitated_unless_asked_for(correct, corr
     kept = prepare(row, max_length=PROMPT_LENGTH + 5, truncated_rewrites="keep", **settings)
     for prepared, length in ((dropped, 0), (kept, 5)):
         assert prepared["completion_truncated"] and prepared["imitation_truncated"]
-        # The attempt keeps the rewards of the tokens that are there
+        # The attempt keeps the rewards of its remaining tokens
         for name in PER_COMPLETION_TOKEN:
             assert prepared[name] == whole[name][:5], name
         for name in PER_IMITATED_TOKEN:
@@ -340,8 +340,8 @@ def test_a_target_without_its_end_is_not_imitated_unless_asked_for(correct, corr
     assert dropped["num_edited"] == 0
 
 
-def test_what_was_not_to_be_imitated_is_not_lost():
-    # Imitation ends before the fifth token, whose probability is under the baseline
+def test_truncated_tokens_without_a_weight_do_not_count():
+    # Imitation ends before the fifth token, whose probability is below the baseline
     row = make_row(correct=True)
     prepared = prepare(row, correct_samples="cut", max_length=PROMPT_LENGTH + 4)
     assert prepared["completion_truncated"] and not prepared["imitation_truncated"]
@@ -349,7 +349,7 @@ def test_what_was_not_to_be_imitated_is_not_lost():
     assert prepare(row, correct_samples="cut", max_length=PROMPT_LENGTH + 3)["imitation_truncated"]
 
 
-def test_a_long_attempt_does_not_cost_the_row_its_short_rewrite():
+def test_a_short_rewrite_of_a_truncated_attempt_is_imitated():
     row = make_row(rewrite="3 = 8")
     prepared = prepare(row, max_length=PROMPT_LENGTH + 4)
     assert prepared["completion_truncated"] and not prepared["imitation_truncated"]
@@ -388,7 +388,7 @@ def test_a_prompt_without_tokens_is_refused():
         prepare(make_row(prompt=""))
 
 
-def test_preparing_leaves_the_row_as_it_was():
+def test_preparing_does_not_modify_the_row():
     row, before = soft_row(), soft_row()
     prepare(row, max_length=PROMPT_LENGTH + 2, imitation_targets="soft", negative_credit="first_error")
     assert row == before
@@ -413,5 +413,5 @@ def test_the_settings_are_those_of_the_config():
     settings = dataclasses.asdict(RewardSettings.from_config(config))
     as_lists = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
     assert as_lists == changed
-    # It is what the dataset's cache is keyed by
+    # The cache of the dataset is keyed by it
     hash(RewardSettings.from_config(config))

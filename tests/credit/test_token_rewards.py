@@ -1,4 +1,4 @@
-"""Rewards against the definition, token by token: a right sample is never punished, a wrong one never rewarded."""
+"""Rewards against their definition: a correct sample is never punished, an incorrect one never rewarded."""
 
 import math
 
@@ -44,19 +44,19 @@ def test_two_tokens_worked_out_by_hand():
 
 @given(st.lists(PROBS, min_size=1, max_size=20))
 def test_the_outcome_bounds_the_sign(probs):
-    right, wrong = clip_token_rewards(torch.tensor([probs, probs]), torch.tensor([True, False]))
-    assert 0 <= right.min() and right.max() <= 0.5
-    assert torch.tensor(-0.1) <= wrong.min() and wrong.max() <= 0
+    correct, incorrect = clip_token_rewards(torch.tensor([probs, probs]), torch.tensor([True, False]))
+    assert 0 <= correct.min() and correct.max() <= 0.5
+    assert torch.tensor(-0.1) <= incorrect.min() and incorrect.max() <= 0
 
 
 @given(PROBS, PROBS)
-def test_a_likelier_token_never_earns_less(one, other):
+def test_a_more_likely_token_never_has_a_smaller_reward(one, other):
     low, high = sorted((one, other))
     rewards = clip_token_rewards(torch.tensor([[low, high]] * 2), torch.tensor([True, False]))
     assert (rewards[:, 0] <= rewards[:, 1]).all()
 
 
-def test_a_token_at_the_baseline_earns_nothing_whatever_the_outcome():
+def test_a_token_at_the_baseline_has_no_reward_whatever_the_outcome():
     for baseline in (0.5, 0.3, 0.1):
         probs = torch.full((2, 1), baseline)
         rewards = clip_token_rewards(probs, torch.tensor([True, False]), baseline=baseline)
@@ -69,7 +69,7 @@ def test_rewards_are_float32_whatever_the_probabilities_are(dtype):
     correct = torch.tensor([True, False])
     rewards = clip_token_rewards(probs, correct)
     assert rewards.dtype == torch.float32
-    # In bfloat16 the subtraction would lose what little the reward is
+    # In bfloat16 the subtraction would lose most digits of such small rewards
     torch.testing.assert_close(rewards, naive_rewards(probs.double(), correct))
 
 
@@ -97,7 +97,7 @@ def test_first_negatives_worked_out_by_hand():
     torch.testing.assert_close(keep_first_negative(rewards), expected)
 
 
-def test_keeping_the_first_negative_leaves_its_argument_and_dtype_alone():
+def test_keeping_the_first_negative_keeps_the_dtype_and_its_argument():
     rewards = torch.tensor([[-0.1, -0.1]], dtype=torch.bfloat16)
     before = rewards.clone()
     kept = keep_first_negative(rewards)
@@ -106,7 +106,7 @@ def test_keeping_the_first_negative_leaves_its_argument_and_dtype_alone():
 
 
 @given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=12))
-def test_keeping_the_first_negative_twice_changes_nothing_more(rewards):
+def test_keeping_the_first_negative_is_idempotent(rewards):
     once = keep_first_negative(torch.tensor([rewards]))
     assert torch.equal(keep_first_negative(once), once)
     assert (once < 0).sum() == min(1, sum(reward < 0 for reward in rewards))

@@ -1,4 +1,4 @@
-"""A batch must hold every trained token once, with its reward and weight on the very token they were made for."""
+"""A batch holds every trained token once, with its own reward and weight."""
 
 import math
 
@@ -63,7 +63,7 @@ def test_the_same_tokens_split_elsewhere_are_not_the_same_sequence():
 @pytest.mark.parametrize(
     ("options", "sequence"), [({"policy": False}, [5, 6, 7, 9, 1]), ({"imitation": False}, [5, 6, 7, 8, 1])]
 )
-def test_a_term_that_is_off_sends_no_sequence(options, sequence):
+def test_a_term_that_is_off_adds_no_sequence(options, sequence):
     batch = collate([make_row()], **options)
     assert batch["input_ids"].tolist() == [sequence]
     if options == {"policy": False}:
@@ -83,18 +83,18 @@ def test_a_term_that_is_off_sends_no_sequence(options, sequence):
     ],
     ids=["no reward", "no rewrite", "no weight"],
 )
-def test_what_nothing_is_learned_from_goes_not_through_the_model(columns, sequence):
+def test_a_sequence_without_a_trained_token_is_not_in_the_batch(columns, sequence):
     assert collate([make_row(**columns)])["input_ids"].tolist() == [sequence]
 
 
-def test_a_copy_without_reward_keeps_its_weights_and_is_no_attempt():
+def test_a_copy_without_reward_keeps_its_weights_and_is_not_an_attempt():
     batch = collate([make_row(imitation_ids=(7, 8, 1), token_rewards=[0.0, 0.0, 0.0])])
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 1]]
     torch.testing.assert_close(batch["imitation_weights"], torch.tensor([[0, 0, 0.5, 1, 0.5]]))
     assert not batch["policy_mask"].any()
 
 
-def test_counts_are_of_rows_and_not_of_what_was_sent():
+def test_counts_are_per_row_not_per_sequence():
     rows = [
         make_row(),
         make_row(imitation_ids=(7, 8, 1), num_edited=0),
@@ -112,7 +112,7 @@ def test_counts_are_of_rows_and_not_of_what_was_sent():
     torch.testing.assert_close(batch["reward_sum"], torch.tensor([0.15, 0.15, 0.0, 0.5]))
 
 
-def test_the_first_tensor_tells_the_number_of_rows():
+def test_the_first_tensor_has_one_entry_per_row():
     # `Trainer` takes the batch size from it, and with it the weight of an evaluation batch's loss
     batch = collate([make_row(), make_row(), make_row()])
     assert len(next(iter(batch.values()))) == 3
@@ -128,7 +128,7 @@ def test_dtypes_are_those_that_the_losses_expect():
     assert batch["policy_mask"].dtype == torch.bool
 
 
-def test_padding_is_on_the_right_and_teaches_nothing():
+def test_padding_is_on_the_right_and_is_not_trained_on():
     short = make_row(prompt_ids=(5,), completion_ids=(7,), imitation_ids=(9,))
     short |= {"token_rewards": [0.3], "old_logps": [-1.0], "imitation_weights": [1.0]}
     batch = collate([make_row(), short])
@@ -150,13 +150,13 @@ def test_sequences_are_padded_to_a_multiple(multiple, length):
 
 @pytest.mark.parametrize("old_logps", [[], None])
 def test_rows_without_old_logps_give_none(old_logps):
-    # Zeros in their place would be taken for certainty, not for "unknown"
+    # Zeros instead would mean a probability of one, not "unknown"
     assert "old_logps" not in collate([make_row(old_logps=old_logps)])
 
 
 @pytest.mark.parametrize("prompt_ids", [[5, 6], [5]])
 @pytest.mark.parametrize("options", [{}, {"soft_targets": True}, {"pad_to_multiple_of": 8}])
-def test_a_batch_with_nothing_to_learn_sends_one_sequence_without_labels(prompt_ids, options):
+def test_a_batch_without_a_trained_token_has_one_sequence_without_labels(prompt_ids, options):
     # Every process must take part in each forward pass
     row = make_row(prompt_ids, token_rewards=[0.0] * 3, imitation_ids=(), imitation_weights=[], num_edited=0)
     batch = collate([row, row], **options)
@@ -173,14 +173,14 @@ def soft_row(topk_ids, topk_logps, **columns):
     return make_row(imitation_topk_ids=topk_ids, imitation_topk_logps=topk_logps, **columns)
 
 
-def test_soft_targets_stand_on_the_tokens_of_the_rewrite():
+def test_soft_targets_are_at_the_tokens_of_the_rewrite():
     topk_ids = [[7, 3], [9, 8], [1, 4]]
     topk_logps = [[-0.1, -3.0], [-0.5, -1.0], [-0.2, -2.0]]
     batch = collate([soft_row(topk_ids, topk_logps)], soft_targets=True)
     attempt, rewrite = batch["target_ids"]
     assert rewrite[2:].tolist() == topk_ids
     torch.testing.assert_close(batch["target_logps"][1, 2:], torch.tensor(topk_logps))
-    # The attempt is not imitated; what stands there must still be ids that the model has
+    # The attempt is not imitated; its placeholders must still be valid token ids
     assert (attempt >= 0).all() and (rewrite >= 0).all()
 
 
@@ -218,7 +218,7 @@ def test_rows_scored_with_different_k_fit_in_one_batch(narrow):
     assert (probs[:, narrow:] == 0).all()
 
 
-def test_without_soft_targets_none_are_sent():
+def test_without_soft_targets_the_batch_has_none():
     batch = collate([soft_row([[7, 3]] * 3, [[-0.1, -3.0]] * 3)])
     assert "target_ids" not in batch and "target_logps" not in batch
 
@@ -248,11 +248,11 @@ def drawn_rows(draw):
 
 
 @given(drawn_rows(), st.booleans(), st.booleans())
-def test_no_reward_or_weight_is_lost_doubled_or_moved(rows, policy, imitation):
+def test_no_reward_or_weight_is_lost_duplicated_or_moved(rows, policy, imitation):
     batch = collate(rows, policy=policy, imitation=imitation)
 
     def trained_tokens(name):
-        """What is trained: the tokens up to and with each one that has a value, and the value."""
+        """What is trained on: each value, with the tokens up to and including its own."""
         return sorted(
             (batch["input_ids"][i, : j + 1].tolist(), round(batch[name][i, j].item(), 5))
             for i, j in batch[name].nonzero().tolist()
@@ -272,7 +272,7 @@ def test_no_reward_or_weight_is_lost_doubled_or_moved(rows, policy, imitation):
     assert trained_tokens("imitation_weights") == weighted
     assert batch["num_active"].sum() == len(rewarded)
     assert batch["num_weighted"].sum() == len(weighted)
-    # Every one of them has a label, and rewarded ones are under the mask of the policy term
+    # Each of them has a label, and those with a reward are in the policy term's mask
     assert (batch["labels"][batch["token_rewards"] != 0] != -100).all()
     assert (batch["labels"][batch["imitation_weights"] != 0] != -100).all()
     assert batch["policy_mask"][batch["token_rewards"] != 0].all()

@@ -16,7 +16,7 @@ LOSS_TYPES = ["rlmec", "ppo"]
 def policy_batch(shape, seed=0):
     generator = torch.Generator().manual_seed(seed)
     logps = -3 * torch.rand(shape, generator=generator) - 0.01
-    # Ratios on both sides of the clipping range and in it
+    # Ratios inside the clipping range and on both sides of it
     old_logps = logps + 0.5 * torch.randn(shape, generator=generator)
     rewards = torch.empty(shape).uniform_(-0.1, 0.5, generator=generator)
     rewards *= torch.rand(shape, generator=generator) < 0.7
@@ -44,7 +44,7 @@ def naive_policy_loss(logps, old_logps, rewards, mask, epsilon=0.3, num_active=N
             gradient[i, j] = -advantage / denominator
         else:
             loss -= advantage / denominator
-            # The ratio's derivative by the log-probability is the ratio itself; a clipped advantage has none
+            # The ratio's derivative with respect to the log-probability is the ratio; a clipped advantage has none
             gradient[i, j] = 0.0 if is_clipped else -free / denominator
     return loss, gradient, num_clipped, len(active)
 
@@ -78,7 +78,7 @@ def kl_of_a_token(logp, old_logp):
 @pytest.mark.parametrize("spread", [0.1, 1.0, 3.0])
 @pytest.mark.parametrize("vocabulary", [2, 31])
 def test_the_expected_kl_under_the_old_policy_is_the_divergence_from_it(vocabulary, spread):
-    """Without sampling: over the vocabulary, each token's estimate weighs as much as the old policy samples it."""
+    """Exact, by enumeration: each token's estimate is weighted by its probability under the old policy."""
     generator = torch.Generator().manual_seed(vocabulary)
     old, new = (spread * torch.randn(2, vocabulary, generator=generator)).log_softmax(dim=-1)
     assert (new - old).abs().max() < 20, "beyond it the log-ratio is bounded and the estimate is not exact"
@@ -88,7 +88,7 @@ def test_the_expected_kl_under_the_old_policy_is_the_divergence_from_it(vocabula
     assert (old.exp() * estimates).sum().item() == pytest.approx(exact.item(), rel=1e-3, abs=1e-7)
 
 
-def test_the_kl_is_that_of_the_old_policy_from_the_new_one_not_the_reverse():
+def test_the_kl_has_the_old_policy_first():
     # KL(old || new) = .9 log(.9 / .5) + .1 log(.1 / .5) = .368, the reverse is .511
     estimates = [kl_of_a_token(math.log(0.5), math.log(old)) for old in (0.9, 0.1)]
     assert 0.9 * estimates[0] + 0.1 * estimates[1] == pytest.approx(0.3681, abs=1e-4)
@@ -101,7 +101,7 @@ def test_the_kl_of_punished_tokens_grows_with_their_log_ratio_not_with_its_expon
     assert kl_of_a_token(-1.0, -200.0) == kl_of_a_token(-1.0, -21.0) < float("inf")
 
 
-def test_the_kl_is_over_all_tokens_of_the_mask_with_a_reward_or_without():
+def test_the_kl_includes_tokens_without_a_reward():
     logps, old_logps, rewards, mask = policy_batch((3, 47))
     _, metrics = token_policy_loss(logps, old_logps, rewards, mask)
     total, count = metrics["kl"]
@@ -137,8 +137,8 @@ def test_two_tokens_worked_out_by_hand(loss_type):
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_a_punished_token_that_became_likelier_is_pushed_with_its_whole_ratio(loss_type):
-    # min() takes the unclipped 2 * -0.1, the worse of the two: clipping never shelters a wrong token
+def test_a_punished_token_that_became_more_likely_keeps_its_whole_ratio(loss_type):
+    # min() takes the unclipped 2 * -0.1, the smaller of the two: clipping does not protect a punished token
     logps = torch.tensor([[math.log(0.2)]], requires_grad=True)
     loss, metrics = token_policy_loss(
         logps,
@@ -154,7 +154,7 @@ def test_a_punished_token_that_became_likelier_is_pushed_with_its_whole_ratio(lo
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 @pytest.mark.parametrize("garbage", [float("nan"), float("inf"), -float("inf"), 1e30])
-def test_what_stands_outside_the_mask_reaches_neither_loss_nor_gradient(garbage, loss_type):
+def test_values_outside_the_mask_affect_neither_loss_nor_gradient(garbage, loss_type):
     logps, old_logps, rewards, mask = policy_batch((5, 31), seed=2)
     clean = logps.clone().requires_grad_()
     expected, expected_metrics = token_policy_loss(clean, old_logps, rewards, mask, loss_type=loss_type)
@@ -177,7 +177,7 @@ def test_what_stands_outside_the_mask_reaches_neither_loss_nor_gradient(garbage,
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 @pytest.mark.parametrize("num_active", [None, 0, 25.0])
-def test_without_a_reward_the_loss_is_a_zero_that_can_be_differentiated(num_active, loss_type):
+def test_without_a_reward_the_loss_is_a_differentiable_zero(num_active, loss_type):
     logps, old_logps, rewards, mask = policy_batch((3, 47))
     for zero_rewards, some_mask in ((torch.zeros_like(rewards), mask), (rewards, torch.zeros_like(mask))):
         logps = logps.detach().requires_grad_()
@@ -191,7 +191,7 @@ def test_without_a_reward_the_loss_is_a_zero_that_can_be_differentiated(num_acti
 
 
 @pytest.mark.parametrize("old_logp", [-200.0, -float("inf")])
-def test_a_rewarded_token_that_the_sampler_thought_impossible_is_clipped(old_logp):
+def test_a_rewarded_token_with_an_old_probability_near_zero_is_clipped(old_logp):
     for loss_type, expected in (("rlmec", -1.3 * 0.5), ("ppo", 0.0)):
         logps = torch.tensor([[-1.0]], requires_grad=True)
         loss, _ = token_policy_loss(
@@ -220,7 +220,7 @@ def test_extreme_ratios_stay_finite(logp, old_logp, reward, loss_type):
     assert all(value.isfinite() for pair in metrics.values() for value in pair)
 
 
-def test_a_punished_token_that_became_impossible_still_has_the_clipped_weight():
+def test_a_punished_token_with_a_new_probability_near_zero_has_the_clipped_weight():
     logps = torch.tensor([[-200.0]], requires_grad=True)
     loss, _ = token_policy_loss(logps, torch.tensor([[-1.0]]), torch.tensor([[-0.1]]), torch.tensor([[True]]))
     (gradient,) = torch.autograd.grad(loss, logps)
@@ -228,7 +228,7 @@ def test_a_punished_token_that_became_impossible_still_has_the_clipped_weight():
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_bf16_inputs_are_reckoned_in_float32(loss_type):
+def test_bf16_inputs_are_computed_in_float32(loss_type):
     logps, old_logps, rewards, mask = policy_batch((5, 31))
     low = [tensor.bfloat16() for tensor in (logps, old_logps, rewards)]
     loss, metrics = token_policy_loss(*low, mask, loss_type=loss_type)
@@ -256,7 +256,7 @@ def test_micro_batches_with_the_global_count_add_up(loss_type):
             torch.testing.assert_close(sum(metrics[name][index] for _, metrics in parts), pair[index])
 
 
-def test_the_inputs_are_left_as_they_were():
+def test_the_inputs_are_not_modified():
     batch = policy_batch((3, 47))
     before = [tensor.clone() for tensor in batch]
     token_policy_loss(*batch)
@@ -272,7 +272,7 @@ def test_neither_old_logps_nor_rewards_get_a_gradient_through_the_weight():
     assert not any(value.requires_grad for pair in metrics.values() for value in pair)
 
 
-def test_a_misspelt_loss_type_is_refused():
+def test_an_unknown_loss_type_is_refused():
     with pytest.raises(ValueError, match="'rlmec' or 'ppo', got 'grpo'"):
         token_policy_loss(*policy_batch((1, 1)), loss_type="grpo")
 
@@ -316,7 +316,7 @@ def test_imitation_loss_and_gradient_are_those_of_the_equation(shape, num_weight
 
 
 def test_two_imitated_tokens_worked_out_by_hand():
-    # The edited token weighs 1, the other .5, and the sum is divided by the number of tokens, not of weights
+    # The edited token has weight 1, the other .5, and the sum is divided by the number of tokens, not by the weights
     logps = torch.tensor([[math.log(0.5), math.log(0.25)]], requires_grad=True)
     loss, metrics = imitation_loss(logps, torch.tensor([[0.5, 1.0]]))
     (gradient,) = torch.autograd.grad(loss, logps)
@@ -326,7 +326,7 @@ def test_two_imitated_tokens_worked_out_by_hand():
 
 
 @pytest.mark.parametrize("garbage", [float("nan"), float("inf"), -float("inf")])
-def test_what_has_no_weight_reaches_neither_loss_nor_gradient(garbage):
+def test_values_without_a_weight_affect_neither_loss_nor_gradient(garbage):
     logps, weights = imitation_batch((5, 31))
     clean = logps.clone().requires_grad_()
     expected, expected_metrics = imitation_loss(clean, weights)
@@ -341,7 +341,7 @@ def test_what_has_no_weight_reaches_neither_loss_nor_gradient(garbage):
 
 
 @pytest.mark.parametrize("num_weighted", [None, 0, 25.0])
-def test_without_a_weight_the_loss_is_a_zero_that_can_be_differentiated(num_weighted):
+def test_without_a_weight_the_loss_is_a_differentiable_zero(num_weighted):
     logps = torch.randn(3, 47, requires_grad=True)
     loss, metrics = imitation_loss(logps, torch.zeros(3, 47), num_weighted)
     (gradient,) = torch.autograd.grad(loss, logps)
@@ -350,7 +350,7 @@ def test_without_a_weight_the_loss_is_a_zero_that_can_be_differentiated(num_weig
     assert metrics["imitation_nll"] == (0, 0)
 
 
-def test_imitation_in_bf16_is_reckoned_in_float32():
+def test_imitation_of_bf16_inputs_is_computed_in_float32():
     logps, weights = imitation_batch((5, 31))
     loss, metrics = imitation_loss(logps.bfloat16(), weights.bfloat16())
     expected, expected_metrics = imitation_loss(logps.bfloat16().float(), weights)

@@ -1,4 +1,4 @@
-"""The config's promises: the paper's defaults, documented fields, and no value that would train something else."""
+"""The config: the paper's defaults, documented fields, and validation."""
 
 import dataclasses
 import re
@@ -61,7 +61,7 @@ def test_every_field_is_in_the_docstring_with_its_default_and_has_help(name):
     assert OWN[name].metadata["help"]
 
 
-def test_the_docstring_tells_every_default_that_differs_from_the_parents():
+def test_the_docstring_lists_every_default_that_differs_from_the_parents():
     changed = {name for name in OWN if name in PARENT and default_of(PARENT[name]) != default_of(OWN[name])}
     note = RLMECConfig.__doc__.split("different from [`~trl.SFTConfig`]")[1]
     assert set(re.findall(r"> - `(\w+)`", note)) == changed
@@ -69,7 +69,7 @@ def test_the_docstring_tells_every_default_that_differs_from_the_parents():
 
 
 @pytest.mark.parametrize("name", [name for name, field in OWN.items() if "choices" in field.metadata])
-def test_what_the_command_line_offers_is_what_the_config_takes(name):
+def test_the_config_accepts_exactly_the_choices_of_the_command_line(name):
     for choice in OWN[name].metadata["choices"]:
         assert getattr(make_config(**{name: choice}), name) == choice
         assert f'"{choice}"' in RLMECConfig.__doc__
@@ -96,7 +96,7 @@ def test_what_the_command_line_offers_is_what_the_config_takes(name):
         ({"imitation_label_smoothing": 1.0}, "`imitation_label_smoothing` must be at least 0 and under 1"),
     ],
 )
-def test_a_value_without_meaning_is_refused(fields, message):
+def test_an_invalid_value_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         make_config(**fields)
 
@@ -113,7 +113,7 @@ def test_a_value_without_meaning_is_refused(fields, message):
         {"imitation_label_smoothing": 0.99},
     ],
 )
-def test_a_value_at_its_bound_is_taken(fields):
+def test_a_value_at_its_bound_is_accepted(fields):
     config = make_config(**fields)
     assert {name: getattr(config, name) for name in fields} == fields
 
@@ -135,7 +135,7 @@ def test_the_command_line_reaches_every_kind_of_field():
     assert config.positive_reward_range == [0.0, 0.5]
 
 
-def test_a_yaml_reaches_the_config_and_a_misspelt_field_does_not_vanish(tmp_path):
+def test_a_yaml_reaches_the_config_and_an_unknown_field_is_an_error(tmp_path):
     path = tmp_path / "rlmec.yaml"
     path.write_text("negative_reward_range: [-0.2, 0.0]\nnormalize_by: completion_tokens\nimitation_coef: 2\n")
     config = parse(["--config", str(path)])
@@ -148,7 +148,7 @@ def test_a_yaml_reaches_the_config_and_a_misspelt_field_does_not_vanish(tmp_path
         parse(["--config", str(path)])
 
 
-def test_the_command_line_refuses_a_choice_that_is_none(capsys):
+def test_the_command_line_refuses_an_invalid_choice(capsys):
     with pytest.raises(SystemExit):
         parse(["--loss_type", "dpo"])
     assert "invalid choice: 'dpo'" in capsys.readouterr().err

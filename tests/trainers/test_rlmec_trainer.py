@@ -1,4 +1,4 @@
-"""The off-line trainer: what it computes against a naive reference, and that what it inherits still works."""
+"""The offline trainer: its results against a naive reference, and that inherited features still work."""
 
 import copy
 import math
@@ -120,7 +120,7 @@ def naive_reward(prob, correct):
 
 
 def naive_loss(model, tokenizer, rows, loss_type="rlmec", normalize_by="active_tokens", **settings):
-    """The method's loss in loops over tokens, straight from the columns of the data set."""
+    """The method's loss in loops over tokens, straight from the columns of the dataset."""
     epsilon = settings.get("epsilon", 0.3)
     temperature = settings.get("imitation_temperature", 1.0)
     smoothing = settings.get("imitation_label_smoothing", 0.0)
@@ -224,7 +224,7 @@ def test_without_old_logps_the_ratio_is_one(make_trainer, make_policy, make_rows
     assert logs["kl"] == 0 and logs["clip_ratio/region_mean"] == 0
 
 
-def test_ready_token_rewards_are_used_as_they_are(make_trainer, make_policy, make_rows, tokenizer):
+def test_precomputed_token_rewards_are_used_unchanged(make_trainer, make_policy, make_rows, tokenizer):
     rows = make_rows(6)
     rewards = [[naive_reward(prob, row["correct"]) for prob in row["token_probs"]] for row in rows]
     ready = [
@@ -247,7 +247,7 @@ def test_a_bfloat16_model_gives_a_float32_loss(settings, make_trainer, make_poli
     assert all(gradient.isfinite().all() for gradient in gradients(trainer.model, loss).values())
 
 
-def test_max_length_cuts_ids_rewards_and_weights_together(make_trainer, make_policy, make_rows, tokenizer):
+def test_max_length_truncates_ids_rewards_and_weights_together(make_trainer, make_policy, make_rows, tokenizer):
     rows = soft_rows(make_rows(6), tokenizer)
     settings = {"correct_samples": "rewrite", "imitation_targets": "soft", "truncated_rewrites": "keep"}
     max_length = 30
@@ -276,21 +276,21 @@ def test_max_length_cuts_ids_rewards_and_weights_together(make_trainer, make_pol
 def test_a_correct_sample_that_is_kept_goes_through_the_model_once(make_trainer, make_rows):
     assert sequences_seen(make_trainer(make_rows(4, kinds=["right"])), 4) == 4
     assert sequences_seen(make_trainer(make_rows(4, kinds=["right", "wrong"])), 4) == 6
-    # A flawed right answer and its rewrite are two sequences only where the rewrite is imitated
+    # A correct answer with a wrong step and its rewrite are two sequences only if the rewrite is imitated
     flawed = make_rows(4, kinds=["flawed"])
     assert sequences_seen(make_trainer(flawed, correct_samples="keep"), 4) == 4
     assert sequences_seen(make_trainer(flawed, correct_samples="rewrite"), 4) == 8
 
 
 @pytest.mark.parametrize(("switched_off", "num_sequences"), [("policy_coef", 4), ("imitation_coef", 4)])
-def test_a_term_that_is_off_sends_nothing_through_the_model(switched_off, num_sequences, make_trainer, make_rows):
+def test_a_term_that_is_off_adds_no_forward_pass(switched_off, num_sequences, make_trainer, make_rows):
     rows = make_rows(4, kinds=["right", "wrong"])
     assert sequences_seen(make_trainer(rows), 4) == 6
     assert sequences_seen(make_trainer(rows, **{switched_off: 0.0}), 4) == num_sequences
 
 
 @pytest.mark.parametrize("switched_off", ["policy_coef", "imitation_coef"])
-def test_a_term_that_is_off_is_worth_zero(switched_off, make_trainer, make_policy, make_rows, tokenizer):
+def test_a_term_that_is_off_contributes_zero(switched_off, make_trainer, make_policy, make_rows, tokenizer):
     rows = make_rows(6)
     trainer = make_trainer(rows, **{switched_off: 0.0})
     loss = trainer.compute_loss(trainer.model, whole_batch(trainer))
@@ -298,9 +298,9 @@ def test_a_term_that_is_off_is_worth_zero(switched_off, make_trainer, make_polic
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_rows_with_nothing_to_train_on_are_left_out(make_trainer, make_rows):
+def test_rows_without_a_trained_token_are_dropped(make_trainer, make_rows):
     rows = make_rows(6, kinds=["right", "wrong"])
-    # A wrong sample that the reward model finds flawless and did not rewrite
+    # An incorrect sample with no low token probability and no rewrite
     rows[1] |= {"token_probs": [1.0] * len(rows[1]["completion_ids"]), "rewrite": None}
     assert len(make_trainer(rows).train_dataset) == 5
     # It still counts among the completion tokens
@@ -343,7 +343,7 @@ def test_it_trains_and_the_loss_falls(make_trainer, make_rows):
     ],
     ids=lambda switches: ",".join(switches),
 )
-def test_every_switch_trains(switches, make_trainer, make_rows, tokenizer):
+def test_every_option_trains(switches, make_trainer, make_rows, tokenizer):
     trainer = make_trainer(soft_rows(make_rows(8), tokenizer), **switches)
     result = trainer.train()
     assert math.isfinite(result.training_loss)
@@ -377,13 +377,13 @@ def test_metrics_are_logged_in_training_and_with_a_prefix_in_evaluation(make_tra
     assert train_logs[1]["num_tokens"] > train_logs[0]["num_tokens"]
     # The evaluation adds no trained tokens
     assert eval_logs[0]["eval_num_tokens"] == train_logs[1]["num_tokens"]
-    # The loss is made of the two terms, in evaluation as in training
+    # The loss is the sum of the two terms
     assert train_logs[0]["loss"] == pytest.approx(
         train_logs[0]["policy_loss"] + train_logs[0]["imitation_loss"], abs=1e-5
     )
 
 
-def test_metrics_mean_what_they_say(make_trainer, make_rows, make_policy, tokenizer):
+def test_metrics_against_a_naive_reference(make_trainer, make_rows, make_policy, tokenizer):
     rows = make_rows(6)
     trainer = make_trainer(rows, correct_samples="rewrite")
     trainer.model.eval()
@@ -432,7 +432,7 @@ def test_the_logged_kl_is_the_divergence_from_the_sampler(make_trainer, make_pol
             "completion_ids": [token_id],
             "token_rewards": [0.5],
             "old_logps": [-math.log(vocabulary)],
-            # Tokens of a rewrite are none of the sampler's
+            # Tokens of a rewrite were not sampled and must not count
             "rewrite_ids": [token_id, tokenizer.eos_token_id],
         }
         for token_id in range(vocabulary)
@@ -446,14 +446,14 @@ def test_the_logged_kl_is_the_divergence_from_the_sampler(make_trainer, make_pol
     assert logs["kl"] == pytest.approx(F.kl_div(logps, uniform, reduction="sum").item(), rel=1e-4)
 
 
-def test_num_tokens_counts_what_went_through_the_model_prompts_included(make_trainer, make_rows, tokenizer):
+def test_num_tokens_counts_every_token_of_the_forward_passes(make_trainer, make_rows, tokenizer):
     rows = make_rows(6)
     trainer = make_trainer(rows, correct_samples="rewrite")
     expected = 0
     for row in rows:
         sequences = {tuple(row["completion_ids"]), (*tokenizer(row["rewrite"])["input_ids"], tokenizer.eos_token_id)}
         expected += sum(len(tokenizer(row["prompt"])["input_ids"]) + len(ids) for ids in sequences)
-    for times in (1, 2):  # it goes on counting over the whole training
+    for times in (1, 2):  # the count continues over the whole training
         trainer.model.train()
         trainer.compute_loss(trainer.model, whole_batch(trainer))
         logs = {}
@@ -461,7 +461,7 @@ def test_num_tokens_counts_what_went_through_the_model_prompts_included(make_tra
         assert logs["num_tokens"] == times * expected
 
 
-def test_evaluation_sets_come_as_a_dict_or_are_given_later(make_trainer, make_rows):
+def test_evaluation_datasets_can_be_a_dict_or_passed_to_evaluate(make_trainer, make_rows):
     sets = {"one": Dataset.from_list(make_rows(4, seed=1)), "two": Dataset.from_list(make_rows(4, seed=2))}
     trainer = make_trainer(trainer_kwargs={"eval_dataset": sets})
     metrics = trainer.evaluate()
@@ -559,7 +559,7 @@ def test_an_adapter_gives_the_loss_of_its_base_model_before_training(make_traine
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
 
 
-# --- The preparation of the data -------------------------------------------------------------------------------------
+# --- Data preparation ------------------------------------------------------------------------------------------------
 
 
 def test_preparation_is_cached_and_depends_only_on_what_it_uses(make_trainer, make_rows, tokenizer, tmp_path):
@@ -589,7 +589,7 @@ def test_a_thousand_rows_may_come_before_the_first_with_a_rewrite(
 ):
     """Types are otherwise taken from the first 1,000 rows, where empty lists have none."""
     rows = soft_rows(make_rows(4), tokenizer)
-    if "rewrite_ids" not in missing:  # the texts stay, and only rewrites that were scored as ids have a distribution
+    if "rewrite_ids" not in missing:  # the texts stay; without ids, a rewrite has no distribution
         missing = ["rewrite_ids", *missing]
     bare = [row | dict.fromkeys(missing) for row in rows]
     dataset = Dataset.from_list([*rows, *bare]).select([4, 5, 6, 7] * 251 + [0, 1, 2, 3])
@@ -603,7 +603,7 @@ def test_a_thousand_rows_may_come_before_the_first_with_a_rewrite(
     trainer.train()
 
 
-def test_a_prepared_data_set_is_not_prepared_again(make_trainer):
+def test_a_prepared_dataset_is_not_prepared_again(make_trainer):
     trainer = make_trainer()
     again = make_trainer(trainer.train_dataset)
     assert list(again.train_dataset) == list(trainer.train_dataset)
@@ -616,7 +616,7 @@ def test_a_broken_row_is_refused_before_training(make_trainer, make_rows):
         make_trainer(rows)
 
 
-def test_columns_that_a_switch_needs_are_asked_for(make_trainer, make_rows):
+def test_a_missing_column_that_an_option_needs_is_an_error(make_trainer, make_rows):
     ready = [row | {"token_rewards": row["token_probs"]} for row in make_rows(4)]
     with pytest.raises(ValueError, match="`correct_samples='cut'` needs the column `token_probs`"):
         make_trainer(without(ready, "token_probs"), correct_samples="cut")
@@ -628,7 +628,7 @@ def test_columns_that_a_switch_needs_are_asked_for(make_trainer, make_rows):
 def long_rows(make_rows, tokenizer):
     """Correct samples, a `max_length`, and which of the samples it truncates."""
     rows = make_rows(8, kinds=["right"])
-    for index, row in enumerate(rows):  # all problems have three steps: leave out beginnings
+    for index, row in enumerate(rows):  # all problems have the same length, so remove leading tokens
         for name in ("completion_ids", "token_probs", "old_logps"):
             row[name] = row[name][2 * index :]
         row["completion"] = row["rewrite"] = tokenizer.decode(row["completion_ids"], skip_special_tokens=True)
@@ -642,7 +642,7 @@ def long_rows(make_rows, tokenizer):
 @pytest.mark.parametrize(
     ("choice", "fate"), [("drop", "left out of imitation"), ("keep", "imitated without their end")]
 )
-def test_what_max_length_truncates_is_counted_also_where_it_comes_from_the_cache(
+def test_truncated_rows_are_counted_also_when_loaded_from_the_cache(
     choice, fate, make_trainer, long_rows, tmp_path, caplog
 ):
     rows, max_length, is_truncated = long_rows
@@ -655,7 +655,7 @@ def test_what_max_length_truncates_is_counted_also_where_it_comes_from_the_cache
         assert f"{fate} (`truncated_rewrites='{choice}'`). Raise `max_length`" in caplog.text
 
 
-def test_only_what_is_trained_on_is_counted(make_trainer, long_rows, caplog):
+def test_truncation_is_counted_only_for_terms_that_are_on(make_trainer, long_rows, caplog):
     rows, max_length, is_truncated = long_rows
     make_trainer(rows, max_length=max_length, imitation_coef=0.0)
     assert f"truncates {sum(is_truncated)} completions and 0 imitation targets" in caplog.text
@@ -664,7 +664,7 @@ def test_only_what_is_trained_on_is_counted(make_trainer, long_rows, caplog):
     assert "truncates" not in caplog.text
 
 
-def test_truncated_targets_are_not_imitated_unless_asked_for(make_trainer, long_rows):
+def test_truncated_targets_are_not_imitated_by_default(make_trainer, long_rows):
     rows, max_length, is_truncated = long_rows
 
     def imitation_of(rows, **config):
@@ -690,7 +690,7 @@ def test_the_callers_config_stays_as_it_was(make_policy, make_rows, tokenizer, t
     trainer.train()
     assert args.to_dict() == before
     assert args.loss_type == trainer.args.loss_type == "ppo"
-    # Also where the trainer could not be built, so that a second try finds it whole
+    # Also when the constructor fails
     with pytest.raises(ValueError, match="`train_dataset` is required"):
         RLMECTrainer(model=make_policy(), args=args, processing_class=tokenizer)
     assert args.to_dict() == before
@@ -759,14 +759,14 @@ def test_options_that_would_lose_per_token_columns_are_refused(option, message, 
     ],
     ids=str,
 )
-def test_parallelism_that_would_give_another_loss_is_refused_before_the_model_is_loaded(sizes, message, tmp_path):
+def test_unsupported_parallelism_is_refused_before_the_model_is_loaded(sizes, message, tmp_path):
     args = make_config(tmp_path)
     args.parallelism_config = ParallelismConfig(**sizes)
     with pytest.raises(ValueError, match=message):
         RLMECTrainer(model=str(tmp_path / "no model here"), args=args)
 
 
-def test_a_model_that_tensor_parallelism_shards_is_refused(make_trainer, make_policy, tmp_path, monkeypatch):
+def test_a_tensor_parallel_model_is_refused(make_trainer, make_policy, tmp_path, monkeypatch):
     for name, value in (("tp_plan", "auto"), ("tp_size", 2)):
         with pytest.raises(ValueError, match="does not support tensor parallelism"):
             make_trainer(model=str(tmp_path / "no model here"), model_init_kwargs={name: value})

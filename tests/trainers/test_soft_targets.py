@@ -155,7 +155,7 @@ def make_soft_policy(make_policy):
 def one_hot_targets(input_ids, k=1):
     target_probs = torch.zeros(*input_ids.shape, k)
     target_probs[..., -1] = 1.0
-    # The other candidates are there with no probability
+    # The other candidates have probability zero
     return torch.stack([*[torch.full_like(input_ids, 5)] * (k - 1), input_ids], dim=-1), target_probs
 
 
@@ -202,7 +202,7 @@ def test_soft_targets_in_the_model_are_those_of_its_own_logits(batch, make_soft_
             torch.testing.assert_close(outputs["expected_logps"][row, position - 1], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_batch_without_imitated_tokens_can_go_backward(batch, make_soft_policy):
+def test_a_batch_without_imitated_tokens_supports_backward(batch, make_soft_policy):
     inputs, target_mask = batch
     model = make_soft_policy()
     target_ids, target_probs = one_hot_targets(inputs["input_ids"])
@@ -218,7 +218,7 @@ def test_a_batch_without_imitated_tokens_can_go_backward(batch, make_soft_policy
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
 
 
-def test_without_targets_the_model_answers_as_before(batch, make_soft_policy, make_policy):
+def test_without_targets_the_outputs_are_unchanged(batch, make_soft_policy, make_policy):
     inputs, _ = batch
     model, plain = make_soft_policy(), make_policy(sharpness=20.0)
     add_fused_lm_head(plain)
@@ -230,7 +230,7 @@ def test_without_targets_the_model_answers_as_before(batch, make_soft_policy, ma
     assert inspect.signature(model.forward) == inspect.signature(plain.forward)
 
 
-def test_no_hook_stays_behind_even_after_a_failure(batch, make_soft_policy):
+def test_hooks_are_removed_even_after_an_exception(batch, make_soft_policy):
     inputs, target_mask = batch
     model = make_soft_policy()
     target_ids, target_probs = one_hot_targets(inputs["input_ids"])
@@ -243,7 +243,7 @@ def test_no_hook_stays_behind_even_after_a_failure(batch, make_soft_policy):
 
 
 @pytest.mark.parametrize("name", ["logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier"])
-def test_a_model_that_scales_its_logits_is_refused_before_it_trains_on_wrong_targets(name, make_policy):
+def test_a_model_that_scales_its_logits_is_refused(name, make_policy):
     model = make_policy()
     setattr(model.config, name, 0.5)
     with pytest.raises(ValueError, match=f"{name}.*Set `imitation_targets='hard'`"):

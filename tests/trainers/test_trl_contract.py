@@ -73,7 +73,7 @@ def test_prepare_dataset_is_called_for_every_set_and_in_evaluate(make_sft_traine
 
 
 def test_prepare_dataset_keeps_ready_labels(make_sft_trainer, tokenizer):
-    """`GRMTrainer` hands on `input_ids` and `labels` and counts on having them cut to `max_length` together."""
+    """`GRMTrainer` passes `input_ids` and `labels` on and relies on both being truncated to `max_length`."""
     trainer = make_sft_trainer(max_length=5)
     ready = Dataset.from_dict({"input_ids": [list(range(3, 11))], "labels": [[-100, -100, *range(5, 11)]]})
     prepared = trainer._prepare_dataset(ready, tokenizer, trainer.args, False, None, "train")
@@ -118,7 +118,7 @@ def test_get_num_items_in_batch_is_called_once_an_optimizer_step(make_sft_traine
     trainer = make_sft_trainer(Spy, per_device_train_batch_size=1, gradient_accumulation_steps=3)
     trainer.train()
     assert [num_batches for num_batches, _ in calls] == [3, 3]
-    # The very object comes to every micro-batch of its step
+    # Every micro-batch of a step gets the same object
     assert [id(value) for value in given] == [id(result) for _, result in calls for _ in range(3)]
 
 
@@ -187,7 +187,7 @@ def test_add_fused_lm_head_takes_fused_lm_head_and_scores_the_next_token(policy)
     assert outputs.log_probs.shape == outputs.entropy.shape == outputs.is_top1.shape == (1, 5)
     assert outputs.label_mask.tolist() == [[False, False, True, True, True]]
     torch.testing.assert_close(outputs.log_probs, expected * outputs.label_mask)
-    # Without the argument the model is as it was, so that it generates and gives logits
+    # Without the argument the model is unchanged: it generates and returns logits
     assert policy(input_ids).logits.shape == (1, 6, policy.config.vocab_size)
 
 
@@ -202,7 +202,7 @@ def test_add_fused_lm_head_calls_the_base_model_so_that_a_hook_sees_its_hidden_s
 
 @pytest.mark.parametrize("loss_type", ["rlmec", "ppo"])
 def test_sft_trainer_refuses_our_loss_types(loss_type, make_sft_trainer):
-    """While it does, `RLMECTrainer` has to hide its own during `SFTTrainer.__init__`, as it may hide it as "nll"."""
+    """While it does, `RLMECTrainer` has to replace its own by "nll" during `SFTTrainer.__init__`."""
     with pytest.raises(ValueError, match="Invalid `loss_type`"):
         make_sft_trainer(loss_type=loss_type)
     make_sft_trainer(loss_type="nll")
@@ -257,8 +257,8 @@ def test_save_takes_a_directory_and_a_state_dict_and_is_what_saves(make_sft_trai
 
 
 @pytest.mark.parametrize("is_sharded", [True, False])
-def test_the_trainer_tells_tensor_parallelism_from_the_model_and_from_accelerate(is_sharded, make_sft_trainer, policy):
-    assert policy.tp_size is None  # what `RLMECTrainer` reads of a model before it builds anything
+def test_get_tp_size_reads_the_model_and_accelerate(is_sharded, make_sft_trainer, policy):
+    assert policy.tp_size is None  # what `RLMECTrainer` reads before it loads or builds anything
     trainer = make_sft_trainer()
     if is_sharded:
         trainer.model._tp_size = 2
@@ -271,7 +271,7 @@ def test_the_trainer_tells_tensor_parallelism_from_the_model_and_from_accelerate
 
 
 def test_find_batch_size_takes_the_first_tensor_of_a_batch():
-    """Ours has fewer or more sequences than rows, and rows are what weighs the losses of an evaluation."""
+    """Our batches have fewer or more sequences than rows, and evaluation losses are weighted by rows."""
     assert find_batch_size({"num_active": torch.zeros(3), "input_ids": torch.zeros(5, 7)}) == 3
 
 
