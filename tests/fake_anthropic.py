@@ -1,8 +1,8 @@
 """
-Anthropic's API, as far as a teacher needs it, on a port of this machine: messages, batches of them, and token counts.
+The part of Anthropic's API that a teacher needs, on a local port: messages, batches of messages, and token counts.
 
-It corrects attempts at the built-in task, fails where a test wants it to, finds fault with requests that the real API
-would refuse, and counts what it would have billed.
+It corrects attempts at the built-in task, fails on demand, reports requests that the real API would reject, and counts
+what it would have billed.
 """
 
 import asyncio
@@ -25,10 +25,10 @@ from starlette.routing import Route
 from rlmec_trl.tasks.arithmetic import rewrite_minimally
 
 
-# Easy to find again where it must not be
+# Easy to find in places where it must not be
 KEY = "sk-ant-test-0123456789abcdef"
 
-# What a row may get instead of a right answer: failures, which bill nothing ...
+# What a row may get instead of a correct answer: failures, which bill nothing ...
 STATUSES = {
     "400": "invalid_request_error",
     "401": "authentication_error",
@@ -39,12 +39,12 @@ STATUSES = {
 }
 BROKEN = ("cut off", "reset", "broken json", "not json", "no message")
 UNANSWERED_IN_BATCH = ("errored", "expired", "canceled")
-# ... or answers that are billed and of no use
+# ... or answers that are billed and unusable
 USELESS = ("refusal", "max_tokens", "malformed", "wrong")
 
 
 class CutOff(Response):
-    """Promises a whole body, and closes the connection after half of it."""
+    """Announces a whole body, and closes the connection after half of it."""
 
     async def __call__(self, scope, receive, send):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -52,7 +52,7 @@ class CutOff(Response):
 
 
 class Reset(Response):
-    """Resets the connection without a word. Only the server's own transport can do that."""
+    """Resets the connection without a response. Only the server's own transport can do that."""
 
     async def __call__(self, scope, receive, send):
         receive.__self__.transport.abort()
@@ -60,7 +60,7 @@ class Reset(Response):
 
 @dataclass
 class Batch:
-    """A batch: what will come out, and how many looks at it until it has ended."""
+    """A batch: its results, and the number of polls until it has ended."""
 
     id: str
     results: list[dict]
@@ -70,26 +70,26 @@ class Batch:
 @dataclass
 class FakeAnthropic:
     """
-    The server, running in a thread as long as the context is open. Tests set its faults and read what it counted.
+    The server, which runs in a thread while the context is open. Tests set its faults and read its counters.
 
     Args:
         fault (`Callable`):
-            What goes wrong with a row, given its user message and how often it was asked before: one of `STATUSES`,
+            What fails for a row, given its user message and how often it was requested before: one of `STATUSES`,
             `BROKEN`, `UNANSWERED_IN_BATCH`, `USELESS`, `"slow"`, or `None` for nothing.
         faults (`dict`):
-            What goes wrong with the n-th request of a kind, as `{("create", 0): "500"}`, or with all of them, as
+            What fails for the n-th request of a kind, as `{("create", 0): "500"}`, or with all of them, as
             `{"list": "500"}`: a status, for `"create"` also `"500 but created"`, `"reset but created"` and
             `"all expired"`, for `"results"` also `"cut off"`.
         delay (`Callable`):
             Seconds until a row is answered, given its user message.
         looks (`int`):
-            How often a batch is looked at before it has ended.
+            How often a batch is polled before it has ended.
         chunk_delay (`float`):
-            Seconds between two lines of results, and before the answer to the creation of a batch.
+            Seconds between two lines of results, and before the response to the creation of a batch.
         echo_key (`bool`):
             Whether error messages repeat the key.
         structured (`bool`):
-            Whether requests have to ask for JSON.
+            Whether requests must ask for JSON.
     """
 
     fault: object = lambda user, attempt: None
@@ -101,18 +101,18 @@ class FakeAnthropic:
     structured: bool = True
 
     def __post_init__(self):
-        # User messages in the order in which they were asked, and how often each got an answer that is billed
+        # User messages in the order of the requests, and how often each got an answer that is billed
         self.asked: list[str] = []
         self.paid: Counter[str] = Counter()
-        # Billed tokens of each kind, apart for what came in batches
+        # Billed tokens of each kind, separately for batches
         self.tokens: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
         self.requests: Counter[str] = Counter()
-        # For some weeks they are
+        # The real API keeps them for some weeks
         self.keeps_results = True
-        # Lines of results that went out, and how many may
+        # Number of result lines sent, and the maximum
         self.num_lines = 0
         self.max_lines = float("inf")
-        # What the real API would have refused
+        # Requests that the real API would have rejected
         self.complaints: list[str] = []
         self.batches: dict[str, Batch] = {}
         self._cached: set[str] = set()
@@ -135,7 +135,7 @@ class FakeAnthropic:
         self._socket.close()
 
     def wait_until(self, condition, seconds=60.0):
-        """Wait for something to be true of the server. The limit is only there for a test that would never end."""
+        """Wait until a condition holds. The limit is only for a test that would never end."""
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, "what a test waits for does not happen"
@@ -154,10 +154,10 @@ class FakeAnthropic:
         )
 
     def _begin(self, kind, request):
-        """Count a request, and look at its headers: what goes wrong with it, and the error that it gets at once."""
+        """Count a request and check its headers. Returns the fault it gets, and the error to send, if any."""
         fault = self.faults.get((kind, self.requests[kind]), self.faults.get(kind))
         self.requests[kind] += 1
-        # The API takes both, and which of them the client sends depends on its release
+        # The API accepts both, and which of them the client sends depends on its version
         keys = {request.headers.get("x-api-key"), request.headers.get("authorization", "").removeprefix("Bearer ")}
         if KEY not in keys:
             return fault, self._complain(request, "no key")
@@ -317,11 +317,11 @@ class FakeAnthropic:
         return self._keep([self._result(each, all_expired) for each in requests])
 
     def add_batch_of_others(self, size):
-        """A batch that another program with the same key has handed in."""
+        """A batch that another program with the same key has submitted."""
         self._keep([{"custom_id": f"theirs-{index}", "result": {"type": "expired"}} for index in range(size)])
 
     def _keep(self, results):
-        # Ids do not tell which one is older, and the results come in any order
+        # Ids are not ordered by age, and results come in any order
         rng = random.Random(len(self.batches))
         batch = Batch(f"msgbatch_{rng.getrandbits(80):020x}", rng.sample(results, len(results)), self.looks)
         self.batches[batch.id] = batch
@@ -409,12 +409,12 @@ class FakeAnthropic:
 
 
 def count_tokens(text):
-    """As good a tokenizer as any, for the bill."""
+    """Number of tokens for the bill: any tokenizer will do."""
     return len(text) // 4 + 1
 
 
 def read_row(user):
-    """Problem, reference and attempt of a question."""
+    """Problem, reference and attempt of a request."""
     names = ("problem", "reference_solution", "attempt")
     found = [re.search(rf"<{name}>\n(.*?)\n</{name}>", user, re.DOTALL) for name in names]
     if None in found:

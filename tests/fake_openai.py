@@ -1,6 +1,6 @@
 """
-A local server with the OpenAI wire format, for the real `openai` SDK to talk to. What it answers is decided by the
-test in token ids, so that what comes out at the other end can be compared with what was really said.
+A local server with the OpenAI wire format, for the real `openai` SDK. The test decides on its answers as token ids, so
+that what the client recovers can be compared with what was really generated.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from starlette.routing import Route
 from rlmec_trl.tasks.arithmetic import rewrite_minimally
 
 
-# What a server that knows nothing but text takes in a request; anything else is a field too many
+# The fields that a server accepts if it only supports text; it rejects any other
 _TEXT_FIELDS = {"model", "prompt", "max_tokens", "temperature", "top_p", "seed", "stop"}
 
 KINDS = ("vllm", "no eos", "old", "text only")
@@ -27,7 +27,7 @@ KINDS = ("vllm", "no eos", "old", "text only")
 
 @dataclass
 class Exchange:
-    """A request, and the ids that the server said in return, EOS included."""
+    """A request, and the ids that the server generated for it, EOS included."""
 
     path: str
     headers: dict
@@ -45,24 +45,24 @@ class FakeServer:
         tokenizer:
             The served model's tokenizer.
         complete:
-            What the model says: called with the ids of a prompt and the request's body, it gives the ids of the
-            completion, up to and with the one that ends it. They are cut off at `max_tokens`.
+            What the model generates: called with the ids of a prompt and the request's body, returns the ids of the
+            completion, including the one that ends it. They are cut off at `max_tokens`.
         chat:
-            The same for chats: called with the request's body, it gives the answer's text and its finish reason.
+            The same for chats: called with the request's body, returns the answer's text and its finish reason.
         kind:
-            `"vllm"`: prompts may be ids, and ids come back where they are wished for. `"no eos"`: the same, but EOS is
-            missing among them. `"old"`: prompts may be ids, the wish for ids is ignored. `"text only"`: prompts are
-            text, and a field that it does not know costs the request.
+            `"vllm"`: prompts may be ids, and ids are returned if requested. `"no eos"`: the same, but without EOS.
+            `"old"`: prompts may be ids, but none are returned. `"text only"`: prompts are text, and an unknown field
+            has the request rejected.
         ends:
             Ids that end a completion, besides the tokenizer's EOS.
         key:
-            The key that every request has to have, if any.
+            The key that every request must have, if any.
         models:
-            Names of the models. Where `None`, the address that should list them shows a web page.
+            Names of the models. If `None`, the address that should list them returns a web page.
         refuse:
-            Called with the body of a request, says whether it is refused with status 400, and perhaps in what words.
+            Called with the body of a request, returns whether it is rejected with status 400, or the message.
         together:
-            Hold requests back until so many are under way at the same time.
+            Hold requests back until so many are in flight at the same time.
     """
 
     tokenizer: object
@@ -126,7 +126,7 @@ class FakeServer:
             if exchange.said is not None
         }
 
-    # --- Routes ---
+    # --- Routes ------------------------------------------------------------------------------------------------------
 
     async def _list_models(self, request: Request):
         if (refusal := self._check_key(request)) is not None:
@@ -194,7 +194,7 @@ class FakeServer:
         ended = bool(ids) and ids[-1] in ends
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         if (stop := body.get("stop")) is not None and stop in text:
-            # The token that completes it was generated, and counts; the text ends before it
+            # The token that completes the stop string was generated and counts; the text ends before it
             size = next(size for size in range(len(ids)) if stop in self.tokenizer.decode(ids[: size + 1]))
             ids, text, ended = ids[: size + 1], text[: text.index(stop)], True
             matched = stop
@@ -207,7 +207,7 @@ class FakeServer:
             "finish_reason": "stop" if ended else "length",
             "logprobs": None,
         }
-        # What stopped it: each server has its own name for that, and vLLM does not say it of the tokenizer's own EOS
+        # What stopped it: each server has its own field for that, which vLLM leaves empty for the tokenizer's own EOS
         if self.kind == "no eos":
             choice["matched_stop"] = matched
         elif self.kind != "text only":
@@ -229,11 +229,11 @@ class FakeServer:
         )
 
 
-# --- What the model says ---------------------------------------------------------------------------------------------
+# --- What the model answers ------------------------------------------------------------------------------------------
 
 
 def speak_as(policy, tokenizer):
-    """`complete` of a server whose model is here: greedy, or sampled with the seed that the request has."""
+    """`complete` of a server with a local model: greedy, or sampled with the seed of the request."""
     import torch
 
     from rlmec_trl.generation.inference import generate_ids
@@ -251,7 +251,7 @@ def speak_as(policy, tokenizer):
 
 
 def memorize(model, tokenizer, pairs, num_steps=200):
-    """Train a tiny model until it continues texts as it is told: a model with something to say, and an end to it."""
+    """Train a tiny model until it continues prompts as given and then generates EOS."""
     import torch
     from trl.trainer.utils import pad
 
@@ -272,13 +272,13 @@ def memorize(model, tokenizer, pairs, num_steps=200):
 
 
 def parts_of(body):
-    """The problem, reference, attempt and numbered steps that a teacher was asked about."""
+    """The problem, reference, attempt and numbered steps in a request to a teacher."""
     user = body["messages"][-1]["content"]
     return dict(re.findall(r"<(problem|reference_solution|attempt|steps)>\n(.*?)\n</\1>", user, re.DOTALL))
 
 
 def teach(body):
-    """`chat` of a teacher that is never wrong, in the layout that it is asked for."""
+    """`chat` of a perfect teacher, in the layout that is requested."""
     parts = parts_of(body)
     error_step, rewrite = rewrite_minimally(parts["problem"], parts["reference_solution"], parts["attempt"])
     if "response_format" in body:
@@ -290,7 +290,7 @@ def teach(body):
 
 
 class _Reset(Response):
-    """Half of the answer, and the connection is gone."""
+    """Half of the response, then the connection is closed."""
 
     async def __call__(self, scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -301,7 +301,7 @@ def _error(status, message, **headers):
     return JSONResponse({"error": {"message": message, "type": "error"}}, status_code=status, headers=headers)
 
 
-# Clients wait as long as they are told to, here not at all
+# Clients wait as long as the headers say: here, not at all
 _FAULTS = {
     "429": lambda response: _error(429, "Slow down.", **{"retry-after": "1", "retry-after-ms": "1"}),
     "500": lambda response: _error(500, "Something broke.", **{"retry-after-ms": "1"}),

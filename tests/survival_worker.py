@@ -1,9 +1,9 @@
 """
-Edit the samples in a folder with a teacher at Anthropic, over and over, in processes that a test kills.
+Edit the samples in a folder with a teacher at Anthropic, again and again, in processes that a test kills.
 
 Each line on the standard input starts a run: a JSON list of the folder, the server's address, and whether to use
-batches. It is answered by the run's process id, and when it has ended by its exit code. Runs are forks of a process
-that has imported everything, so that a kill meets the work, and not the seconds that imports take.
+batches. The worker prints the run's process id and, when it has ended, its exit code. Runs are forks of a process that
+has imported everything, so that a kill interrupts the work and not the imports.
 
 python tests/survival_worker.py
 """
@@ -50,7 +50,7 @@ if __name__ == "__main__":
             except BaseException:
                 traceback.print_exc()
             finally:
-                # Nothing of the parent's is to be finished here
+                # Skips the exit handlers of the parent process
                 os._exit(exit_code)
         print(process, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)

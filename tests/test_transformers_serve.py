@@ -1,6 +1,5 @@
 """
-The server that comes with transformers, for real: no token ids, neither to it nor from it, so that all of them have to
-be recovered from text.
+The real server of transformers. It neither accepts nor returns token ids, so that all of them are recovered from text.
 """
 
 import os
@@ -32,7 +31,7 @@ from tests.fake_openai import memorize
 
 ROOT = Path(__file__).parents[1]
 NUM_PROBLEMS = 8
-# Greater than the longest solution
+# More than the longest solution has
 MAX_NEW_TOKENS = 60
 
 
@@ -50,13 +49,13 @@ def problems(folder):
 
 @pytest.fixture(scope="module")
 def policy(folder, problems, tokenizer):
-    """A policy that has learned half of the problems by heart, and says odd things about the others."""
+    """A policy that has memorized half of the problems, and generates nonsense for the others."""
     solutions = []
     for problem in problems["prompt"][: NUM_PROBLEMS // 2]:
         numbers = arithmetic.read_problem(problem)
         solutions.append((problem, arithmetic.write_solution(numbers, ["=", "is", "makes"])))
     policy = memorize(arithmetic.make_policy(tokenizer, hidden_size=32, num_hidden_layers=2), tokenizer, solutions)
-    # This server samples if the model's own configuration says so
+    # This server samples only if the model's own configuration says so
     policy.generation_config.do_sample = True
     policy.save_pretrained(folder / "policy")
     chat_tokenizer = arithmetic.make_tokenizer()
@@ -67,14 +66,14 @@ def policy(folder, problems, tokenizer):
 
 @pytest.fixture(scope="module")
 def server(folder, policy):
-    """How to reach the server. Tests are skipped where it cannot be started at all."""
+    """How to reach the server. Tests are skipped if it cannot be started."""
     log = folder / "serve.log"
-    # Somebody else may take a free port before it does
+    # Another process may take the free port first
     for _ in range(3):
         process, port = start(folder / "policy", log)
         try:
             if becomes_ready(process, port):
-                # It does not list its model
+                # The server does not list its model
                 yield ServerConfig(f"http://127.0.0.1:{port}/v1", served_model=str(folder / "policy"), concurrency=4)
                 return
         finally:
@@ -103,7 +102,7 @@ def becomes_ready(process, port):
         if process.poll() is not None:
             return False
         if answers(f"http://127.0.0.1:{port}/health"):
-            # Not somebody else's
+            # The response must not come from another process on that port
             return process.poll() is None
         time.sleep(0.25)
     return False
@@ -117,7 +116,7 @@ def answers(url):
         return False
 
 
-def test_greedy_ids_are_those_of_the_model_here(server, policy, problems, tokenizer):
+def test_greedy_ids_are_those_of_the_local_model(server, policy, problems, tokenizer):
     prompts = [encode_prompt(tokenizer, prompt) for prompt in problems["prompt"]]
     token_server = TokenServer(server, tokenizer, {tokenizer.eos_token_id})
     found = token_server.generate_ids(prompts, MAX_NEW_TOKENS)
@@ -130,21 +129,21 @@ def test_greedy_ids_are_those_of_the_model_here(server, policy, problems, tokeni
     assert token_server.left_out.total() == found.count([])
 
 
-def test_a_completion_that_is_cut_off_has_no_end(server, problems, tokenizer):
+def test_a_completion_that_is_cut_off_has_no_eos(server, problems, tokenizer):
     prompts = [encode_prompt(tokenizer, prompt) for prompt in problems["prompt"][:2]]
     found = TokenServer(server, tokenizer, {tokenizer.eos_token_id}).generate_ids(prompts, 5)
     assert all(tokenizer.eos_token_id not in ids for ids in found)
 
 
-def test_its_model_has_to_be_named(server, tokenizer):
+def test_its_model_must_be_named(server, tokenizer):
     config = ServerConfig(server.base_url, max_retries=0)
     token_server = TokenServer(config, tokenizer, {tokenizer.eos_token_id})
     with pytest.raises(ServerError, match="`--served_model`"):
         token_server.generate_ids([[5]], 4)
 
 
-def test_a_shortest_prompt_that_no_text_gives_does_not_keep_the_others_from_being_asked(server, problems, tokenizer):
-    # Side by side they are one word, and an unknown one
+def test_prompts_are_completed_even_if_no_text_gives_the_shortest_one(server, problems, tokenizer):
+    # Joined, they are one unknown word
     prompts = [tokenizer.convert_tokens_to_ids(["Tom", "Tom"]), encode_prompt(tokenizer, problems["prompt"][0])]
     config = ServerConfig(server.base_url, server.served_model, max_retries=0)
     token_server = TokenServer(config, tokenizer, {tokenizer.eos_token_id})
@@ -152,7 +151,7 @@ def test_a_shortest_prompt_that_no_text_gives_does_not_keep_the_others_from_bein
     assert nothing == [] and something[-1] == tokenizer.eos_token_id
 
 
-def test_the_recipe_samples_from_it(server, folder, problems, policy, tokenizer):
+def test_the_recipe_samples_from_the_server(server, folder, problems, policy, tokenizer):
     command = [sys.executable, str(ROOT / "recipes" / "sample.py")]
     command += ["--config", str(ROOT / "recipes" / "arithmetic" / "sample.yaml")]
     command += ["--model_name_or_path", "policy", "--dataset_name", "problems", "--output_dir", "samples"]
@@ -169,7 +168,7 @@ def test_the_recipe_samples_from_it(server, folder, problems, policy, tokenizer)
     assert re.search(rf"{len(samples)} samples, {sum(samples['correct'])} .* {left_out} left out", result.stdout)
 
 
-def test_what_a_small_model_says_as_a_teacher_is_counted_and_not_trained_on(server, make_rows, tmp_path):
+def test_bad_answers_of_a_small_model_as_teacher_are_counted_and_not_trained_on(server, make_rows, tmp_path):
     rows = make_rows(6)
     names = ["prompt", "reference", "answer", "completion", "completion_ids", "correct"]
     dataset = Dataset.from_list(rows).select_columns(names)

@@ -1,6 +1,6 @@
 """
-What a teacher at Anthropic has answered is never lost and never paid twice, whatever happens on the way. The client is
-the real one, the server is one that fails on demand and keeps the bill.
+Answers of a teacher at Anthropic are never lost and never paid twice, whatever fails. The client is the real one; the
+server fails on demand and counts what it bills.
 """
 
 import importlib
@@ -40,7 +40,7 @@ both_ways = pytest.mark.parametrize("use_batches", [False, True], ids=["messages
 def server(monkeypatch, tmp_path):
     monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
     monkeypatch.delenv("ANTHROPIC_AUTH_TOKEN", raising=False)
-    # Nor is there a key in anyone's settings
+    # No key in the user's settings either
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     with FakeAnthropic() as server:
         yield server
@@ -63,14 +63,14 @@ def make_editor(journal, server, model="claude-test", wording=TASK.wording, conc
 
 
 def edit(folder, server, samples, **settings):
-    """One run from start to end, as the recipe does it."""
+    """One whole run, as in the recipe."""
     with Journal(folder) as journal:
         editor = make_editor(journal, server, **settings)
         editor.estimate(*editor_inputs(samples, TASK))
         return edit_dataset(samples, editor, TASK)
 
 
-def edit_rightly(samples):
+def edit_correctly(samples):
     return edit_dataset(samples, edit_arithmetic, TASK)[0].to_list()
 
 
@@ -80,7 +80,7 @@ def journal_records(folder, kind="answer"):
 
 
 def number(user):
-    """A number that is the row's own, the same on every machine."""
+    """A hash of the row, the same on every machine."""
     return zlib.crc32(user.encode())
 
 
@@ -89,16 +89,16 @@ def paid_once(server, num_rows):
 
 
 def edit_the_rest(folder, server, samples, **settings):
-    """The last run: every row is edited rightly then, and was paid once in all runs together."""
+    """The last run: afterwards every row has the correct edit, and was paid once in all runs together."""
     edited, _ = edit(folder, server, samples, **settings)
-    assert edited.to_list() == edit_rightly(samples)
+    assert edited.to_list() == edit_correctly(samples)
     assert paid_once(server, len(samples))
 
 
-# --- A bad day -------------------------------------------------------------------------------------------------------
+# --- Many faults -----------------------------------------------------------------------------------------------------
 
 
-def test_a_storm_of_faults_loses_nothing_and_pays_nothing_twice_by_messages(server, make_samples, tmp_path):
+def test_many_faults_lose_no_answer_and_pay_none_twice_with_messages(server, make_samples, tmp_path):
     faults = ["429", "500", "529", "cut off", "reset", "broken json", "slow"]
     server.fault = lambda user, attempt: (
         faults[number(user) % len(faults)] if number(user) // 100 % 3 == 0 and attempt == 0 else None
@@ -109,7 +109,7 @@ def test_a_storm_of_faults_loses_nothing_and_pays_nothing_twice_by_messages(serv
     assert len(server.asked) > 1200, "there were faults"
 
 
-def test_a_storm_of_faults_loses_nothing_and_pays_nothing_twice_by_batches(server, make_samples, tmp_path):
+def test_many_faults_lose_no_answer_and_pay_none_twice_with_batches(server, make_samples, tmp_path):
     faults = ["errored", "expired"]
     server.fault = lambda user, attempt: (
         faults[number(user) % len(faults)] if number(user) // 100 % 3 == 0 and attempt == 0 else None
@@ -121,10 +121,10 @@ def test_a_storm_of_faults_loses_nothing_and_pays_nothing_twice_by_batches(serve
     samples = make_samples(1000)
     edit_the_rest(tmp_path, server, samples, use_batches=True, questions_per_batch=100, max_attempts=5)
     assert len(journal_records(tmp_path)) == 1000
-    assert len(server.asked) > 1400, "a third of the rows and a whole batch were asked again"
+    assert len(server.asked) > 1400, "a third of the rows and a whole batch were requested again"
 
 
-# --- Answers of no use -----------------------------------------------------------------------------------------------
+# --- Unusable answers ------------------------------------------------------------------------------------------------
 
 REASONS = {
     "refusal": "refusal",
@@ -135,7 +135,7 @@ REASONS = {
 
 
 @both_ways
-def test_a_useless_answer_is_counted_by_its_kind_and_never_a_rewrite(server, make_samples, tmp_path, use_batches):
+def test_an_unusable_answer_is_counted_by_kind_and_never_a_rewrite(server, make_samples, tmp_path, use_batches):
     kinds = [*REASONS, None]
     server.fault = lambda user, attempt: kinds[number(user) % len(kinds)]
     samples = make_samples(60, kinds=("wrong",))
@@ -147,21 +147,21 @@ def test_a_useless_answer_is_counted_by_its_kind_and_never_a_rewrite(server, mak
         assert (row["rewrite"] is not None) == (row["edit_outcome"] == "rewritten")
         assert row["rewrite"] is not None or row["error_step"] == -1
     wanted = {user: 3 if number(user) % len(kinds) < len(REASONS) else 1 for user in server.paid}
-    assert server.paid == wanted, "a useless answer is asked for again, `max_attempts` times in all"
+    assert server.paid == wanted, "an unusable answer is requested again, `max_attempts` times in total"
 
 
 @both_ways
 @pytest.mark.parametrize("kind", REASONS)
-def test_one_useless_answer_does_not_spoil_the_row(server, make_samples, tmp_path, use_batches, kind):
+def test_a_row_with_one_unusable_answer_is_requested_again(server, make_samples, tmp_path, use_batches, kind):
     server.fault = lambda user, attempt: kind if attempt == 0 else None
     samples = make_samples(6, kinds=("wrong",))
     edited, _ = edit(tmp_path, server, samples, use_batches=use_batches, max_attempts=2)
-    assert edited.to_list() == edit_rightly(samples)
+    assert edited.to_list() == edit_correctly(samples)
     assert len(journal_records(tmp_path)) == sum(server.paid.values()) == 12, "both answers were billed"
 
 
 @both_ways
-def test_useless_answers_of_an_earlier_run_count_as_attempts(server, make_samples, tmp_path, use_batches):
+def test_unusable_answers_of_an_earlier_run_count_as_attempts(server, make_samples, tmp_path, use_batches):
     server.fault = lambda user, attempt: "malformed" if attempt < 2 else None
     samples = make_samples(6)
     for expected in (12, 12):
@@ -169,7 +169,7 @@ def test_useless_answers_of_an_earlier_run_count_as_attempts(server, make_sample
         assert outcomes == {"malformed": 6}
         assert len(server.asked) == expected
     edited, _ = edit(tmp_path, server, samples, use_batches=use_batches, max_attempts=3)
-    assert edited.to_list() == edit_rightly(samples)
+    assert edited.to_list() == edit_correctly(samples)
     assert len(server.asked) == 18
 
 
@@ -179,7 +179,7 @@ def test_a_row_that_gets_no_answer_does_not_stop_the_others(server, make_samples
     unlucky = samples[5]["completion"]
     server.fault = lambda user, attempt: kind if unlucky in user else None
     edited, _ = edit(tmp_path, server, samples, max_retries=1, max_attempts=2)
-    expected = edit_rightly(samples)
+    expected = edit_correctly(samples)
     for index, row in enumerate(edited):
         if index == 5:
             assert row["rewrite"] is None and row["error_step"] == -1
@@ -193,34 +193,34 @@ def test_a_row_that_gets_no_answer_does_not_stop_the_others(server, make_samples
 
 
 @both_ways
-def test_a_plain_layout_says_the_same_as_json(server, make_samples, tmp_path, use_batches):
+def test_plain_layout_and_json_give_the_same_edits(server, make_samples, tmp_path, use_batches):
     server.structured = False
     samples = make_samples(12)
     edited, _ = edit(tmp_path, server, samples, structured_output=False, use_batches=use_batches)
-    assert edited.to_list() == edit_rightly(samples)
+    assert edited.to_list() == edit_correctly(samples)
 
 
-def test_a_long_answer_may_be_asked_for(server, make_samples, tmp_path):
-    # The client refuses to wait for long answers, unless it is told for how long
+def test_max_tokens_may_be_large(server, make_samples, tmp_path):
+    # The client refuses long answers unless it is given a timeout
     samples = make_samples(3)
     edited, _ = edit(tmp_path, server, samples, max_tokens=128_000)
-    assert edited.to_list() == edit_rightly(samples)
+    assert edited.to_list() == edit_correctly(samples)
 
 
-# --- What is asked, and what is not ----------------------------------------------------------------------------------
+# --- What is requested, and what is not ------------------------------------------------------------------------------
 
 
 @both_ways
-def test_samples_that_are_the_same_are_asked_once(server, make_samples, tmp_path, use_batches):
+def test_equal_samples_are_requested_once(server, make_samples, tmp_path, use_batches):
     samples = make_samples(10)
     twice = concatenate_datasets([samples, samples, samples.select([3])])
     edited, _ = edit(tmp_path, server, twice, use_batches=use_batches)
-    assert edited.to_list() == edit_rightly(twice)
+    assert edited.to_list() == edit_correctly(twice)
     assert paid_once(server, 10)
 
 
 @both_ways
-def test_another_row_is_all_that_is_asked_anew(server, make_samples, tmp_path, use_batches):
+def test_only_a_changed_row_is_requested_again(server, make_samples, tmp_path, use_batches):
     samples = make_samples(10)
     edit(tmp_path, server, samples, use_batches=use_batches)
 
@@ -229,7 +229,7 @@ def test_another_row_is_all_that_is_asked_anew(server, make_samples, tmp_path, u
 
     changed = samples.map(change, with_indices=True)
     edited, _ = edit(tmp_path, server, changed, use_batches=use_batches)
-    assert edited.to_list() == edit_rightly(changed)
+    assert edited.to_list() == edit_correctly(changed)
     assert len(server.asked) == 11
     assert server.asked[-1].count(" ; Bye") > 0
 
@@ -239,14 +239,14 @@ def test_another_row_is_all_that_is_asked_anew(server, make_samples, tmp_path, u
     [{"model": "claude-other"}, {"wording": replace(TASK.wording, step_separator=" = ")}, {"effort": "low"}],
     ids=lambda settings: next(iter(settings)),
 )
-def test_another_question_is_asked_anew(server, make_samples, tmp_path, settings):
+def test_another_model_wording_or_effort_is_requested_again(server, make_samples, tmp_path, settings):
     samples = make_samples(6)
     edit(tmp_path, server, samples)
     edit(tmp_path, server, samples, max_attempts=1, **settings)
     assert len(server.asked) == 12
     edit(tmp_path, server, samples, max_attempts=1, **settings)
     edit(tmp_path, server, samples)
-    assert len(server.asked) == 12, "the answers of both are there"
+    assert len(server.asked) == 12, "the answers to both are in the journal"
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_another_question_is_asked_anew(server, make_samples, tmp_path, settings
     ],
     ids=lambda settings: next(iter(settings)),
 )
-def test_the_same_question_is_not_asked_again(server, make_samples, tmp_path, settings):
+def test_settings_that_do_not_change_answers_request_nothing_again(server, make_samples, tmp_path, settings):
     samples = make_samples(6)
     expected, _ = edit(tmp_path, server, samples)
     edited, _ = edit(tmp_path, server, samples, **settings)
@@ -275,16 +275,16 @@ def test_one_process_edits_through_the_journal_as_any_editor_does(server, make_s
     with Journal(tmp_path) as journal:
         edited, outcomes = edit_through_journal(samples, make_editor(journal, server), TASK)
         left, _ = edit_through_journal(samples, make_editor(journal, server), TASK, check_correct_samples=False)
-    assert edited.to_list() == edit_rightly(samples)
+    assert edited.to_list() == edit_correctly(samples)
     assert sum(outcomes.values()) == 12
     expected, _ = edit_dataset(samples, edit_arithmetic, TASK, check_correct_samples=False)
     assert left.to_list() == expected.to_list()
     assert paid_once(server, 12)
 
 
-# --- What it costs ---------------------------------------------------------------------------------------------------
+# --- Costs -----------------------------------------------------------------------------------------------------------
 
-# Each kind of token has another price, so that none can stand for another
+# Each kind of token has its own price, so that no kind can be mistaken for another
 PRICES = {"input_price": 2.0, "output_price": 10.0, "cache_write_price": 3.0, "cache_read_price": 0.5}
 
 
@@ -303,7 +303,7 @@ def estimate(folder, server, samples, **config):
         return make_editor(journal, server, **config).estimate(*editor_inputs(samples, TASK))
 
 
-def test_an_estimate_comes_near_the_bill_and_asks_nothing(server, make_samples, tmp_path):
+def test_an_estimate_is_close_to_the_bill_and_requests_no_answer(server, make_samples, tmp_path):
     samples = make_samples(200)
     doubled = concatenate_datasets([samples, samples.select(range(50))])
     found = estimate(tmp_path, server, doubled)
@@ -333,7 +333,7 @@ def test_only_rows_without_an_answer_are_estimated(server, make_samples, tmp_pat
     samples = make_samples(10)
     edit(tmp_path, server, samples.select(range(4)))
     assert estimate(tmp_path, server, samples).requests == 6
-    # Those in a batch under way are paid already
+    # Those in a batch in flight are already paid
     server.faults["retrieve"] = "401"
     with pytest.raises(TeacherError):
         edit(tmp_path, server, samples.select(range(7)), use_batches=True)
@@ -341,27 +341,27 @@ def test_only_rows_without_an_answer_are_estimated(server, make_samples, tmp_pat
 
 
 @both_ways
-def test_a_limit_stops_in_time_keeps_what_there_is_and_can_be_raised(server, make_samples, tmp_path, use_batches):
+def test_max_cost_stops_in_time_keeps_the_answers_and_can_be_raised(server, make_samples, tmp_path, use_batches):
     samples = make_samples(60)
     settings = {**PRICES, "use_batches": use_batches, "questions_per_batch": 5}
-    # The estimate is too high, since it cannot know that most of the instructions will come from the cache
+    # The estimate is too high, because it cannot know that most of the instructions will be read from the cache
     limit = estimate(tmp_path, server, samples, **settings).cost / 3
     edited, outcomes = edit(tmp_path, server, samples, max_cost=limit, **settings)
     asked = sum(server.paid.values())
-    # Nobody knows what an answer costs before it is there
+    # The cost of an answer is unknown until it has arrived
     assert 0.7 * limit < bill(server) < 1.1 * limit
     assert outcomes["not asked"] == 60 - asked > 0
     assert paid_once(server, asked)
     assert len(edited) - edited["rewrite"].count(None) == asked
 
     edit(tmp_path, server, samples, max_cost=limit, **settings)
-    assert bill(server) < 1.1 * limit, "what an earlier run spent counts"
+    assert bill(server) < 1.1 * limit, "what an earlier run spent is included"
 
     edit_the_rest(tmp_path, server, samples, max_cost=10 * limit, **settings)
 
 
 @both_ways
-def test_what_was_spent_adds_up_to_the_bill(server, make_samples, tmp_path, use_batches):
+def test_recorded_costs_add_up_to_the_bill(server, make_samples, tmp_path, use_batches):
     server.fault = lambda user, attempt: [None, "refusal", "malformed", "max_tokens"][(number(user) + attempt) % 4]
     edit(tmp_path, server, make_samples(40), use_batches=use_batches, **PRICES)
     with Journal(tmp_path) as journal:
@@ -369,23 +369,23 @@ def test_what_was_spent_adds_up_to_the_bill(server, make_samples, tmp_path, use_
     assert sum(server.paid.values()) > 50
 
 
-# --- When it makes no sense to go on ---------------------------------------------------------------------------------
+# --- Errors that stop the run ----------------------------------------------------------------------------------------
 
 
 @both_ways
 @pytest.mark.parametrize("status", ["401", "404"])
-def test_a_key_or_model_that_is_refused_stops_the_run_at_once(server, make_samples, tmp_path, use_batches, status):
+def test_a_rejected_key_or_model_stops_the_run_at_once(server, make_samples, tmp_path, use_batches, status):
     server.faults |= {"messages": status, "create": status}
     with Journal(tmp_path) as journal:
         editor = make_editor(journal, server, "claude-tset", use_batches=use_batches)
         with pytest.raises(TeacherError, match=f"(?s){status}.*ANTHROPIC_API_KEY") as caught:
             edit_dataset(make_samples(200), editor, TASK)
     assert "'claude-tset'" in str(caught.value)
-    assert server.requests["messages"] + server.requests["create"] <= 8, "no more than are under way at a time"
+    assert server.requests["messages"] + server.requests["create"] <= 8, "no more than are in flight at a time"
     assert server.paid == {}
 
 
-def test_answers_before_and_beside_a_refused_key_are_kept(server, make_samples, tmp_path):
+def test_answers_before_and_during_a_rejected_key_are_kept(server, make_samples, tmp_path):
     server.delay = lambda user: number(user) % 10 / 100
     server.fault = lambda user, attempt: "401" if len(server.asked) > 20 else None
     samples = make_samples(60)
@@ -399,22 +399,22 @@ def test_answers_before_and_beside_a_refused_key_are_kept(server, make_samples, 
 def test_fifty_failures_in_a_row_stop_the_run(server, make_samples, tmp_path):
     samples = make_samples(200)
     server.fault = lambda user, attempt: "500" if len(server.asked) > 30 else None
-    with pytest.raises(TeacherError, match="50 questions in a row.*500"):
+    with pytest.raises(TeacherError, match="50 requests in a row.*500"):
         edit(tmp_path, server, samples, max_retries=0)
-    # Answers that overtake the first failures begin the count anew, and some more are under way when it is full
+    # Answers that overtake the first failures reset the count, and some requests are in flight when it is reached
     assert 80 <= len(server.asked) <= 80 + 2 * 8
     assert len(journal_records(tmp_path)) == 30
 
 
-def test_where_every_row_is_refused_the_run_stops(server, make_samples, tmp_path):
-    """It is not the rows: an account without credit says the same."""
+def test_a_run_in_which_every_row_is_rejected_stops(server, make_samples, tmp_path):
+    """The rows are not to blame: an account without credit gets the same status."""
     server.fault = lambda user, attempt: "400"
-    with pytest.raises(TeacherError, match="50 questions in a row.*400"):
+    with pytest.raises(TeacherError, match="50 requests in a row.*400"):
         edit(tmp_path, server, make_samples(200))
     assert len(server.asked) <= 50 + 2 * 8
 
 
-def test_rows_that_are_always_refused_do_not_keep_the_others_from_their_data_set(server, make_samples, tmp_path):
+def test_rejected_rows_do_not_stop_a_run_that_has_answers(server, make_samples, tmp_path):
     samples = make_samples(200)
     server.fault = lambda user, attempt: "400" if number(user) % 2 else None
     edited, outcomes = edit(tmp_path, server, samples)
@@ -423,17 +423,17 @@ def test_rows_that_are_always_refused_do_not_keep_the_others_from_their_data_set
     assert set(server.paid.values()) == {1}
 
 
-def test_an_editor_can_be_used_for_a_second_data_set(server, make_samples, tmp_path):
+def test_an_editor_can_be_used_for_a_second_dataset(server, make_samples, tmp_path):
     samples = make_samples(20)
     with Journal(tmp_path) as journal:
         editor = make_editor(journal, server)
         for half in (samples.select(range(10)), samples.select(range(10, 20))):
             edited, _ = edit_through_journal(half, editor, TASK)
-            assert edited.to_list() == edit_rightly(half)
+            assert edited.to_list() == edit_correctly(half)
 
 
 @pytest.mark.parametrize("settings", [{"served_model": "x"}, {"extra_body": {"a": 1}}, {"api_key_env": "TEAM_KEY"}])
-def test_what_only_servers_have_is_refused(settings, tmp_path):
+def test_settings_for_servers_are_refused(settings, tmp_path):
     with Journal(tmp_path) as journal, pytest.raises(ValueError, match="for servers only"):
         AnthropicEditor("claude-test", journal, TeacherConfig(), ServerConfig(**settings))
 
@@ -448,7 +448,7 @@ def test_a_journal_inside_the_folder_that_is_replaced_is_refused(server, make_sa
     assert not server.requests
 
 
-def test_many_failures_with_answers_between_do_not_stop_the_run(server, make_samples, tmp_path):
+def test_many_failures_with_answers_in_between_do_not_stop_the_run(server, make_samples, tmp_path):
     samples = make_samples(200)
     server.fault = lambda user, attempt: "400" if number(user) % 4 else None
     _, outcomes = edit(tmp_path, server, samples, max_attempts=1)
@@ -456,18 +456,18 @@ def test_many_failures_with_answers_between_do_not_stop_the_run(server, make_sam
     assert outcomes["unchanged"] + outcomes["rewritten"] == sum(server.paid.values()) < 80
 
 
-def test_a_missing_key_is_said_before_anything_is_asked(server, make_samples, tmp_path, monkeypatch):
+def test_a_missing_key_is_an_error_before_any_request(server, make_samples, tmp_path, monkeypatch):
     monkeypatch.delenv("ANTHROPIC_API_KEY")
     with pytest.raises(TeacherError, match="set the variable ANTHROPIC_API_KEY"):
         edit(tmp_path, server, make_samples(3))
     assert not server.requests
 
 
-# --- Batches on their way --------------------------------------------------------------------------------------------
+# --- Batches ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", ["500 but created", "reset but created"])
-def test_a_batch_that_arrived_behind_an_error_is_found(server, make_samples, tmp_path, fault):
+def test_a_batch_that_was_created_despite_an_error_is_found(server, make_samples, tmp_path, fault):
     server.faults["create", 0] = fault
     samples = make_samples(10)
     edit_the_rest(tmp_path, server, samples, use_batches=True)
@@ -485,7 +485,7 @@ def test_a_batch_whose_id_was_lost_is_found_among_others_by_the_next_run(
     server.faults = {("create", 0): fault, ("list", 1): "500"}
     with pytest.raises(TeacherError):
         edit(tmp_path, server, samples, use_batches=True, max_retries=0)
-    # More than one page of newer ones, some of the same size
+    # More than one page of newer batches, some of the same size
     for index in range(120):
         server.add_batch_of_others(10 if index % 40 == 0 else 5)
     server.faults = {}
@@ -494,7 +494,7 @@ def test_a_batch_whose_id_was_lost_is_found_among_others_by_the_next_run(
     assert server.requests["messages"] == 0
 
 
-def test_a_batch_that_never_arrived_is_handed_in_again(server, make_samples, tmp_path):
+def test_a_batch_that_never_arrived_is_submitted_again(server, make_samples, tmp_path):
     samples = make_samples(10)
     server.add_batch_of_others(10)
     (older,) = server.batches.values()
@@ -503,7 +503,9 @@ def test_a_batch_that_never_arrived_is_handed_in_again(server, make_samples, tmp
         edit(tmp_path, server, samples, use_batches=True, max_retries=1)
     server.faults = {}
     edit_the_rest(tmp_path, server, samples, use_batches=True)
-    assert older.looks_left == server.looks, "ours can only be newer: this one is not waited for, though as large"
+    assert older.looks_left == server.looks, (
+        "ours can only be newer: this one has the same size, and is not waited for"
+    )
 
 
 def test_two_batches_of_which_one_was_lost_are_told_apart(server, make_samples, tmp_path):
@@ -517,7 +519,7 @@ def test_two_batches_of_which_one_was_lost_are_told_apart(server, make_samples, 
 
 
 @pytest.mark.parametrize("use_batches", [True, False])
-def test_a_batch_in_flight_is_waited_for_and_not_asked_again(server, make_samples, tmp_path, use_batches):
+def test_a_batch_in_flight_is_waited_for_and_not_submitted_again(server, make_samples, tmp_path, use_batches):
     samples = make_samples(20)
     server.faults = {"retrieve": "401"}
     with pytest.raises(TeacherError):
@@ -530,7 +532,7 @@ def test_a_batch_in_flight_is_waited_for_and_not_asked_again(server, make_sample
     assert server.requests["messages"] == 0
 
 
-def test_a_batch_whose_results_are_no_longer_kept_is_asked_again(server, make_samples, tmp_path):
+def test_a_batch_whose_results_were_deleted_is_submitted_again(server, make_samples, tmp_path):
     samples = make_samples(10)
     server.faults = {"retrieve": "401"}
     with pytest.raises(TeacherError):
@@ -543,12 +545,12 @@ def test_a_batch_whose_results_are_no_longer_kept_is_asked_again(server, make_sa
         assert journal.submissions() == []
     server.keeps_results = True
     edited, _ = edit(tmp_path, server, samples, use_batches=True)
-    assert edited.to_list() == edit_rightly(samples)
+    assert edited.to_list() == edit_correctly(samples)
     assert set(server.paid.values()) == {2}
 
 
-def test_a_batch_that_the_key_does_not_know_is_not_given_up(server, make_samples, tmp_path):
-    """As with the key of another workspace: its answers are paid for, and come with the right key."""
+def test_a_batch_that_the_key_cannot_see_is_not_submitted_again(server, make_samples, tmp_path):
+    """As with the key of another workspace: the answers are paid for, and the correct key fetches them."""
     samples = make_samples(10)
     server.faults = {"retrieve": "401"}
     with pytest.raises(TeacherError):
@@ -561,7 +563,7 @@ def test_a_batch_that_the_key_does_not_know_is_not_given_up(server, make_samples
     edit_the_rest(tmp_path, server, samples, use_batches=True)
 
 
-def test_a_batch_that_expired_as_a_whole_is_asked_again(server, make_samples, tmp_path):
+def test_a_batch_that_expired_as_a_whole_is_submitted_again(server, make_samples, tmp_path):
     server.faults["create", 0] = "all expired"
     samples = make_samples(10)
     edit_the_rest(tmp_path, server, samples, use_batches=True)
@@ -569,7 +571,7 @@ def test_a_batch_that_expired_as_a_whole_is_asked_again(server, make_samples, tm
 
 
 @pytest.mark.parametrize("kind", ["errored", "expired"])
-def test_a_row_that_no_batch_answers_says_why(server, make_samples, tmp_path, kind):
+def test_a_row_that_no_batch_answers_has_the_reason_as_its_outcome(server, make_samples, tmp_path, kind):
     samples = make_samples(10)
     unlucky = samples[5]["completion"]
     server.fault = lambda user, attempt: kind if unlucky in user else None
@@ -581,7 +583,7 @@ def test_a_row_that_no_batch_answers_says_why(server, make_samples, tmp_path, ki
 
 
 @pytest.mark.parametrize("faults", [{"results": "cut off"}, {"results": "500"}, {"results": "401"}])
-def test_results_that_cannot_be_fetched_today_are_fetched_by_the_next_run(server, make_samples, tmp_path, faults):
+def test_results_that_cannot_be_fetched_are_fetched_by_the_next_run(server, make_samples, tmp_path, faults):
     samples = make_samples(10)
     server.faults = faults
     with pytest.raises(TeacherError):
@@ -591,8 +593,8 @@ def test_results_that_cannot_be_fetched_today_are_fetched_by_the_next_run(server
     assert server.requests["create"] == 1
 
 
-def test_a_batch_that_somebody_cancelled_stops_the_run_and_its_answers_are_kept(server, make_samples, tmp_path):
-    # Whoever cancels a batch does not want it to be handed in again by itself
+def test_a_cancelled_batch_stops_the_run_and_its_answers_are_kept(server, make_samples, tmp_path):
+    # A batch that was cancelled on purpose must not be submitted again in the same run
     server.fault = lambda user, attempt: "canceled" if number(user) % 2 and attempt == 0 else None
     samples = make_samples(20)
     with pytest.raises(TeacherError, match="cancelled"):
@@ -602,7 +604,7 @@ def test_a_batch_that_somebody_cancelled_stops_the_run_and_its_answers_are_kept(
     edit_the_rest(tmp_path, server, samples, use_batches=True)
 
 
-def test_what_another_process_has_handed_in_is_left_to_it(server, make_samples, tmp_path):
+def test_a_batch_of_another_process_is_left_to_it(server, make_samples, tmp_path):
     samples = make_samples(12)
 
     def edit_as(process, **settings):
@@ -617,15 +619,15 @@ def test_what_another_process_has_handed_in_is_left_to_it(server, make_samples, 
     assert outcomes == {"not asked": 12}
     assert server.requests["messages"] == 0
     edited, _ = edit_as(1)
-    assert edited.to_list() == edit_rightly(samples)
+    assert edited.to_list() == edit_correctly(samples)
     assert paid_once(server, 12)
-    # On one process alone there is nobody else to fetch it
+    # With a single process, no other can fetch it
     edited, _ = edit(tmp_path, server, samples)
-    assert edited.to_list() == edit_rightly(samples)
+    assert edited.to_list() == edit_correctly(samples)
     assert len(server.asked) == 12
 
 
-def test_a_batch_of_a_process_that_is_no_more_is_fetched(server, make_samples, tmp_path):
+def test_a_batch_of_a_process_that_no_longer_exists_is_fetched(server, make_samples, tmp_path):
     samples = make_samples(12)
     server.faults = {"retrieve": "401"}
     with Journal(tmp_path, 1, 2) as journal, pytest.raises(TeacherError):
@@ -635,14 +637,14 @@ def test_a_batch_of_a_process_that_is_no_more_is_fetched(server, make_samples, t
     assert server.requests["messages"] == 0
 
 
-def test_results_in_several_pieces_are_put_together(server, make_samples, tmp_path):
+def test_results_in_several_parts_are_combined(server, make_samples, tmp_path):
     server.faults |= {("results", 0): "cut off", ("results", 1): "500", ("results", 2): "cut off"}
     samples = make_samples(10)
     edit_the_rest(tmp_path, server, samples, use_batches=True)
     assert len(journal_records(tmp_path)) == 10
 
 
-# --- Processes of their own ------------------------------------------------------------------------------------------
+# --- Separate processes ----------------------------------------------------------------------------------------------
 
 
 def recipe_words(tmp_path, server, samples, *words):
@@ -654,7 +656,7 @@ def recipe_words(tmp_path, server, samples, *words):
 
 
 def recipe_after(statements):
-    """The recipe, in a process that does something else first."""
+    """The recipe, in a process that runs other code first."""
     script = f"import runpy, sys; {statements}; sys.argv = sys.argv[1:]; "
     script += "runpy.run_path(sys.argv[0], run_name='__main__')"
     return [sys.executable, "-c", script, str(ROOT / "recipes/edit.py")]
@@ -665,10 +667,10 @@ def environment(**variables):
 
 
 @both_ways
-def test_two_processes_share_the_work_and_make_the_data_set_of_one(
+def test_two_processes_share_the_work_and_give_the_dataset_of_one(
     server, make_samples, tmp_path, use_batches, run_on_two
 ):
-    # Some rows are asked again, and some are in the data set twice
+    # Some rows are requested again, and some are in the dataset twice
     server.fault = lambda user, attempt: "malformed" if number(user) % 5 == 0 and attempt == 0 else None
     samples = make_samples(60)
     samples = concatenate_datasets([samples, samples.select(range(7))])
@@ -676,18 +678,18 @@ def test_two_processes_share_the_work_and_make_the_data_set_of_one(
     run_on_two(ROOT / "recipes/edit.py", *words)
     expected, _ = edit(tmp_path / "alone", server, samples, use_batches=use_batches)
     found = load_from_disk(tmp_path / "edited")
-    assert found.to_list() == expected.to_list() == edit_rightly(samples)
+    assert found.to_list() == expected.to_list() == edit_correctly(samples)
     answers = [
         Counter(json.loads(line)["key"] for line in path.read_text().splitlines() if '"answer"' in line)
         for path in sorted((tmp_path / "edited-journal").glob("*.jsonl"))
     ]
-    assert len(answers) == 2 and all(len(part) > 15 for part in answers), "both have worked"
-    assert not answers[0].keys() & answers[1].keys(), "no row was asked by both"
+    assert len(answers) == 2 and all(len(part) > 15 for part in answers), "both processes took part"
+    assert not answers[0].keys() & answers[1].keys(), "no row was requested by both"
     assert sum(map(len, answers)) == 60
 
 
-def test_ctrl_c_keeps_the_answers_under_way(server, make_samples, tmp_path):
-    # Never all at once, so that there is always something under way
+def test_ctrl_c_keeps_the_answers_in_flight(server, make_samples, tmp_path):
+    # Never all at once, so that some request is always in flight
     server.delay = lambda user: 0.1 + number(user) % 10 / 50
     samples = make_samples(200)
     # Tests may run where Ctrl-C is ignored, such as in the background of a script
@@ -703,7 +705,7 @@ def test_ctrl_c_keeps_the_answers_under_way(server, make_samples, tmp_path):
     assert process.returncode != 0
     records = journal_records(tmp_path / "edited-journal")
     assert len({record["key"] for record in records}) == len(records) == server.paid.total() == len(server.asked)
-    assert 20 <= len(records) < 100, "it has stopped"
+    assert 20 <= len(records) < 100, "the run has stopped"
     server.delay = lambda user: 0.0
     edit_the_rest(tmp_path / "edited-journal", server, samples)
 
@@ -727,20 +729,20 @@ def test_the_key_is_in_no_error(server, make_samples, tmp_path, use_batches, sta
 
 
 @both_ways
-def test_the_key_is_in_nothing_that_a_run_leaves_behind(server, make_samples, tmp_path, use_batches):
+def test_the_key_is_in_no_file_and_no_output_of_a_run(server, make_samples, tmp_path, use_batches):
     server.echo_key = True
     samples = make_samples(20)
     unlucky = samples[5]["completion"]
     server.fault = lambda user, attempt: "400" if unlucky in user else None
     server.faults = {("create", 0): "500", ("retrieve", 1): "500"}
-    # Everything that any library has to say
+    # Everything that any library logs
     command = recipe_after("import logging; logging.basicConfig(level=logging.DEBUG)")
     command += recipe_words(tmp_path, server, samples, "--use_batches", str(use_batches).lower())
     result = subprocess.run(
         command, env=environment(ANTHROPIC_LOG="debug"), capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "/v1/messages" in result.stderr, "the client was talkative"
+    assert "/v1/messages" in result.stderr, "the client logs its requests"
     outcomes = load_from_disk(tmp_path / "edited")["edit_outcome"]
     assert ("status 400" in outcomes[5]) == (not use_batches)
     assert SECRET not in result.stdout + result.stderr
@@ -748,8 +750,8 @@ def test_the_key_is_in_nothing_that_a_run_leaves_behind(server, make_samples, tm
         assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
 
 
-def test_the_server_of_these_tests_answers_as_the_programmatic_editor_does(server, make_samples, tmp_path):
-    # Otherwise equal data sets would say little
+def test_the_fake_server_answers_like_the_programmatic_editor(server, make_samples, tmp_path):
+    # Otherwise equal datasets would prove little
     samples = make_samples(6)
     edit(tmp_path, server, samples)
     said = [json.loads(record["text"]) for record in journal_records(tmp_path)]

@@ -1,4 +1,4 @@
-"""Whatever an editor says, only what passes verification is kept, and everything else is counted by its reason."""
+"""Whatever an editor returns, only what passes verification is kept, and the rest is counted by its reason."""
 
 from collections import Counter
 
@@ -51,7 +51,7 @@ def judge(completion, edit, task=TASK):
         (WRONG, (1, WRONG), "left wrong"),
         (WRONG, (-1, FLAWED), "wrong step"),
         (WRONG, NoEdit("refusal"), "refusal"),
-        # Nor is a right attempt taken to be right in every step because nothing was said about it
+        # Without an edit, the steps of an attempt with a correct answer are not assumed to be correct either
         (RIGHT, NoEdit("truncated"), "truncated"),
         (FLAWED, (1, WRONG), "wrong answer"),
         (FLAWED, (1, ""), "empty"),
@@ -72,14 +72,14 @@ def test_what_fails_verification_is_never_kept(completion, edit, outcome):
     [
         (WRONG, (1, RIGHT), ("rewritten", 1, RIGHT)),
         (WRONG, (0, RIGHT), ("rewritten", 0, RIGHT)),
-        # Said to be without error and yet changed: the change itself shows where
+        # No step is called incorrect, but one is changed: the change shows which
         (WRONG, (-1, RIGHT), ("rewritten", 1, RIGHT)),
         (FLAWED, (1, RIGHT), ("rewritten", 1, RIGHT)),
         # A step is missing at the end
         ("59 - 16 is 43 ; 43 + 23 = 66 ; 66 + 20 makes 86", (3, RIGHT), ("rewritten", 3, RIGHT)),
         (RIGHT, (-1, RIGHT), ("unchanged", -1, RIGHT)),
         (RIGHT, (2, RIGHT), ("unchanged", -1, RIGHT)),
-        # A right answer that no step of is called wrong stays word for word
+        # An attempt with a correct answer stays word for word if no step of it is called incorrect
         (RIGHT, (-1, RIGHT.replace("makes", "=")), ("unchanged", -1, RIGHT)),
         (RIGHT, (-1, "nonsense"), ("unchanged", -1, RIGHT)),
     ],
@@ -108,7 +108,7 @@ def test_a_task_that_cannot_check_steps_checks_answers():
         ("a\nb\nc", "a\nx\nc", 1),
         ("a\nb\nc", "a\nb", 2),
         ("a\nb\nc", "a\nb\nx\nc", 2),
-        # Something is missing at the end: the last step stands for it
+        # Something is missing at the end: the last step is returned
         ("a\nb", "a\nb\nc", 1),
         ("a", "a\nb", 0),
     ],
@@ -119,7 +119,7 @@ def test_the_first_changed_step(completion, rewrite, expected, separator):
     assert first_changed_step(completion, rewrite, separator) == expected
 
 
-# --- A data set ------------------------------------------------------------------------------------------------------
+# --- Datasets --------------------------------------------------------------------------------------------------------
 
 
 def sampled(*completions, **columns):
@@ -159,7 +159,7 @@ def test_every_row_gets_its_edit_and_every_outcome_is_counted():
     assert outcomes == Counter(by_row)
 
 
-def test_right_answers_can_be_left_alone():
+def test_samples_with_a_correct_answer_can_be_left_out():
     calls = []
     edits = {WRONG: (1, RIGHT), FLAWED: (1, RIGHT)}
     dataset = sampled(FLAWED, WRONG, RIGHT)
@@ -171,7 +171,7 @@ def test_right_answers_can_be_left_alone():
     assert outcomes == {"unchanged": 2, "rewritten": 1}
 
 
-def test_messages_stay_messages_and_the_editor_sees_texts():
+def test_messages_stay_messages_and_the_editor_gets_text():
     calls = []
     messages = [[{"role": "assistant", "content": text}] for text in (WRONG, RIGHT, "oh")]
     dataset = Dataset.from_dict(
@@ -190,7 +190,7 @@ def test_messages_stay_messages_and_the_editor_sees_texts():
     check_dataset(edited.select([0, 1]), "edits")
 
 
-def test_the_editor_sees_the_problem_without_what_the_policy_is_told():
+def test_the_editor_gets_the_problem_without_the_prompt_template():
     calls = []
     task = load_task("math")
     dataset = sampled(WRONG, prompt=task.wording.policy.replace("{problem}", PROBLEM))
@@ -245,7 +245,7 @@ def test_editing_again_replaces_the_columns():
     assert [edited[0][name] for name in edited.column_names[-3:]] == [RIGHT, 1, "rewritten"]
 
 
-def test_the_programmatic_editor_mends_everything(make_rows):
+def test_the_programmatic_editor_corrects_everything(make_rows):
     dataset = Dataset.from_list(make_rows(60)).remove_columns(["rewrite", "error_step"])
     edited, outcomes = edit_dataset(dataset, edit_arithmetic, TASK)
     assert outcomes == {"rewritten": 40, "unchanged": 20}
@@ -263,7 +263,7 @@ def test_no_step_is_trained_on_that_the_attempt_does_not_have(error_step):
     assert kept is None or 0 <= kept_step <= 4
 
 
-# --- What an editor is told ------------------------------------------------------------------------------------------
+# --- What an editor can ask ------------------------------------------------------------------------------------------
 
 
 EDITS = [
@@ -280,7 +280,7 @@ EDITS = [
 
 
 @pytest.mark.parametrize("check_correct_samples", [True, False])
-def test_an_editor_is_told_usable_of_exactly_what_is_kept(check_correct_samples):
+def test_usable_is_true_for_exactly_the_edits_that_are_kept(check_correct_samples):
     attempts = [RIGHT, WRONG, FLAWED, "59 - 16 is 43"]
     dataset = sampled(*attempts)
     for edit in EDITS:
@@ -291,13 +291,13 @@ def test_an_editor_is_told_usable_of_exactly_what_is_kept(check_correct_samples)
             return [edit] * len(completions)
 
         edited, _ = edit_dataset(dataset, editor, TASK, check_correct_samples)
-        # Judged by the rows that the editor was given, whose indices are not those of the data set
+        # Indices refer to the rows that the editor got, not to those of the dataset
         assert list(told) == (attempts if check_correct_samples else [WRONG, attempts[3]])
         kept = {row["completion"]: row["rewrite"] is not None for row in edited if row["completion"] in told}
         assert told == kept, edit
 
 
-def test_what_is_usable_depends_on_the_row():
+def test_usable_depends_on_the_row():
     dataset = sampled(RIGHT, WRONG)
     seen = []
 
@@ -309,7 +309,7 @@ def test_what_is_usable_depends_on_the_row():
     assert seen == [True, False]
 
 
-def test_an_editor_that_tries_again_is_believed_the_second_time():
+def test_an_editor_can_try_again_until_an_edit_is_usable():
     tries = {RIGHT: [(-1, RIGHT)], WRONG: [NoEdit("malformed"), (1, FLAWED), (1, RIGHT)], FLAWED: [(2, WRONG)] * 2}
 
     def editor(problems, references, completions, usable):
@@ -323,7 +323,7 @@ def test_an_editor_that_tries_again_is_believed_the_second_time():
     assert edited["edit_outcome"][:] == ["rewritten", "wrong answer", "unchanged"]
 
 
-def test_an_editor_is_given_plain_problems_references_and_attempts():
+def test_an_editor_gets_problems_references_and_attempts_as_plain_text():
     task = load_task("math")
     prompt = policy_prompt(task.wording, "What is {1 + 1}?")
     plain = Dataset.from_dict(
@@ -341,7 +341,7 @@ def test_an_editor_is_given_plain_problems_references_and_attempts():
     assert [type(column) for column in editor_inputs(plain, task)] == [list] * 3
 
 
-# --- An editor of one's own ------------------------------------------------------------------------------------------
+# --- Editors of one's own --------------------------------------------------------------------------------------------
 
 
 class TeacherOfOnesOwn:
@@ -494,5 +494,5 @@ def test_the_distance_is_the_same_for_messages():
     assert mean_edit_distance(edited) == 2
 
 
-def test_there_is_no_distance_where_nothing_was_rewritten():
+def test_there_is_no_distance_without_rewrites():
     assert mean_edit_distance(edited_rows(("a", "a", "unchanged"), ("b", None, "refusal"))) is None

@@ -1,4 +1,4 @@
-"""A model is asked both questions, and an answer of it that is not whole is none."""
+"""A local model as the teacher gets two prompts per attempt, and an answer that was cut off is not used."""
 
 from types import SimpleNamespace
 
@@ -23,7 +23,7 @@ TASK = load_task("arithmetic")
 
 
 class ScriptedModel:
-    """Answers questions with given token ids, as `generate` would: after the prompt, padded, cut at the limit."""
+    """Answers prompts with given token ids, as `generate` would: after the prompt, padded, cut at the limit."""
 
     device = torch.device("cpu")
     training = False
@@ -52,7 +52,7 @@ class ScriptedModel:
 
 @pytest.fixture
 def ask(tokenizer):
-    """Have a model edit attempts, of which it is said what it answers (text, to which EOS is added, or token ids)."""
+    """Have a model with given answers (text, to which EOS is added, or token ids) edit attempts."""
 
     def ask(attempts, rewrites, located, processing_class=tokenizer, end="", **kwargs):
         def to_ids(answer):
@@ -71,7 +71,7 @@ def ask(tokenizer):
     return ask
 
 
-def test_a_model_is_asked_both_questions_and_answers_in_order(ask):
+def test_a_model_gets_both_prompts_and_answers_in_order(ask):
     attempts = ["The answer is 5", WRONG, FLAWED, RIGHT]
     edits, model = ask(attempts, [RIGHT, RIGHT, " " + RIGHT, RIGHT], ["0", "1", "2", "none"])
     assert edits == [(0, RIGHT), (1, RIGHT), (2, RIGHT), (-1, RIGHT)]
@@ -79,18 +79,18 @@ def test_a_model_is_asked_both_questions_and_answers_in_order(ask):
 
 
 @pytest.mark.parametrize("answer", ["", "Tom has", "4", "7", " + "])
-def test_where_locating_gives_nothing_usable_the_rewrite_tells(ask, answer):
+def test_without_a_usable_locate_answer_the_rewrite_shows_the_step(ask, answer):
     edits, _ = ask([WRONG], [RIGHT], [answer])
     assert edits == [(1, RIGHT)]
 
 
-def test_a_locate_answer_that_was_cut_off_is_not_believed(ask, tokenizer):
+def test_a_locate_answer_that_was_cut_off_is_not_used(ask, tokenizer):
     step_zero = tokenizer("0")["input_ids"]
     edits, _ = ask([WRONG], [RIGHT], [step_zero * 20])
     assert edits == [(1, RIGHT)]
 
 
-def test_a_rewrite_that_was_cut_off_is_no_answer(ask, tokenizer):
+def test_a_rewrite_that_was_cut_off_is_no_edit(ask, tokenizer):
     ids = [*tokenizer(RIGHT)["input_ids"], tokenizer.eos_token_id]
     for limit, expected in ((len(ids) - 1, NoEdit("truncated")), (len(ids), (1, RIGHT)), (len(ids) + 1, (1, RIGHT))):
         edits, _ = ask([WRONG], [RIGHT], ["1"], max_new_tokens=limit)
@@ -98,7 +98,7 @@ def test_a_rewrite_that_was_cut_off_is_no_answer(ask, tokenizer):
     assert ask([WRONG], [RIGHT], ["1"], max_new_tokens=3)[0] == [NoEdit("truncated")]
 
 
-def test_an_end_of_the_generation_config_counts_as_one(tokenizer):
+def test_an_eos_token_of_the_generation_config_ends_a_rewrite(tokenizer):
     end = tokenizer("none")["input_ids"][0]
     answers = {
         rewrite_prompt(WORDING, PROBLEM, REFERENCE, WRONG): [*tokenizer(RIGHT)["input_ids"], end],
@@ -109,13 +109,13 @@ def test_an_end_of_the_generation_config_counts_as_one(tokenizer):
     assert (step, rewrite.removesuffix("none").strip()) == (1, RIGHT)
 
 
-def test_a_chat_model_gets_its_questions_as_messages(ask, chat_tokenizer):
+def test_a_chat_model_gets_its_prompts_as_messages(ask, chat_tokenizer):
     edits, model = ask([WRONG], [RIGHT], ["1"], processing_class=chat_tokenizer, end=" attempt")
     assert edits == [(1, RIGHT)]
     assert all(question.endswith(": attempt") for question in model.limits)
 
 
-def test_a_model_that_leaves_things_wrong_teaches_nothing(ask):
+def test_attempts_that_a_model_leaves_incorrect_are_not_trained_on(ask):
     attempts = [WRONG, FLAWED, RIGHT]
     dataset = Dataset.from_dict(
         {
@@ -136,7 +136,7 @@ def test_a_model_that_leaves_things_wrong_teaches_nothing(ask):
     assert edited["rewrite"][:] == [None, FLAWED, RIGHT]
 
 
-def test_an_untrained_model_is_an_editor_that_is_never_believed(policy, tokenizer, make_rows):
+def test_no_rewrite_of_an_untrained_model_passes(policy, tokenizer, make_rows):
     dataset = Dataset.from_list(make_rows(6)).remove_columns(["rewrite", "error_step"])
     editor = ModelEditor(policy, tokenizer, WORDING, batch_size=4, max_new_tokens=8)
     edited, outcomes = edit_dataset(dataset, editor, TASK)

@@ -1,4 +1,4 @@
-"""A teacher behind an OpenAI-compatible server, over real HTTP: what it is asked, how often, and what is kept."""
+"""A teacher behind an OpenAI-compatible server, over real HTTP: what is requested, how often, and what is kept."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def rows(make_rows):
 
 @pytest.fixture
 def edit(tmp_path):
-    """Let a teacher edit rows through a journal, `arguments` as those of its three configurations."""
+    """Have a teacher edit rows through a journal, with `arguments` for its three configurations."""
 
     def edit(server, rows, model="policy", name="journal", **arguments):
         def take(kind):
@@ -61,7 +61,7 @@ def edit(tmp_path):
 
 
 def asked(server):
-    """How often each attempt was asked about."""
+    """How often each attempt was requested."""
     return Counter(parts_of(exchange.body)["attempt"] for exchange in server.asked(CHAT))
 
 
@@ -73,7 +73,7 @@ def perfectly(rows):
 
 
 @pytest.mark.parametrize("structured_output", [True, False])
-def test_a_teacher_that_is_never_wrong_edits_like_the_programmatic_one(structured_output, rows, edit, tokenizer):
+def test_a_perfect_teacher_edits_like_the_programmatic_one(structured_output, rows, edit, tokenizer):
     with FakeServer(tokenizer, chat=teach) as server:
         edited, outcomes = edit(server, rows, structured_output=structured_output)
         assert asked(server) == dict.fromkeys([row["completion"] for row in rows], 1)
@@ -83,12 +83,12 @@ def test_a_teacher_that_is_never_wrong_edits_like_the_programmatic_one(structure
 
 
 @pytest.mark.parametrize("structured_output", [True, False])
-def test_a_request_says_what_a_server_needs_to_know(structured_output, rows, edit, tokenizer):
+def test_a_request_has_the_fields_that_a_server_needs(structured_output, rows, edit, tokenizer):
     settings = {"structured_output": structured_output, "max_tokens": 77, "extra_body": '{"top_k": 5}'}
     with FakeServer(tokenizer, chat=teach) as server:
         edit(server, rows[:3], **settings)
         bodies = [exchange.body for exchange in server.exchanges]
-    assert len(bodies) == 3, "nothing is asked but the rows"
+    assert len(bodies) == 3, "only the rows are requested"
     assert len({body["messages"][0]["content"] for body in bodies}) == 1
     by_attempt = {row["completion"]: row for row in rows}
     for body in bodies:
@@ -106,7 +106,7 @@ def test_a_request_says_what_a_server_needs_to_know(structured_output, rows, edi
         assert body == expected
 
 
-def test_samples_that_are_the_same_are_asked_about_once(rows, edit, tokenizer):
+def test_equal_samples_are_requested_once(rows, edit, tokenizer):
     repeated = [row for row in rows[:3] for _ in range(4)]
     with FakeServer(tokenizer, chat=teach) as server:
         edited, outcomes = edit(server, repeated)
@@ -116,7 +116,7 @@ def test_samples_that_are_the_same_are_asked_about_once(rows, edit, tokenizer):
 
 
 def test_the_server_may_know_the_teacher_by_another_name(rows, edit, tokenizer):
-    """The journal keeps the answers under the teacher's own: a server may be moved, and its path with it."""
+    """The journal uses the teacher's own name: a server may be moved, and the path of its model with it."""
     with FakeServer(tokenizer, chat=teach, models=("here", "there")) as server:
         first, _ = edit(server, rows, model="Teacher-72B", served_model="here")
         assert {exchange.body["model"] for exchange in server.exchanges} == {"here"}
@@ -125,7 +125,7 @@ def test_the_server_may_know_the_teacher_by_another_name(rows, edit, tokenizer):
     assert again.to_list() == first.to_list()
 
 
-def test_answers_in_the_journal_are_not_asked_for_again_but_another_teacher_is(rows, edit, tokenizer):
+def test_answers_in_the_journal_are_not_requested_again_but_those_of_another_teacher_are(rows, edit, tokenizer):
     with FakeServer(tokenizer, chat=teach, models=("policy", "other")) as server:
         half, _ = edit(server, rows[:6])
         whole, _ = edit(server, rows, max_tokens=100, concurrency=2)
@@ -136,7 +136,7 @@ def test_answers_in_the_journal_are_not_asked_for_again_but_another_teacher_is(r
     assert whole.to_list() == perfectly(rows)[0].to_list()
 
 
-def test_answers_are_kept_with_the_tokens_that_they_are_billed_for(rows, edit, tokenizer, tmp_path):
+def test_answers_are_recorded_with_the_tokens_that_are_billed(rows, edit, tokenizer, tmp_path):
     with FakeServer(tokenizer, chat=teach) as server:
         edit(server, rows, input_price=1.0, output_price=10.0)
     with Journal(tmp_path / "journal") as journal:
@@ -144,17 +144,17 @@ def test_answers_are_kept_with_the_tokens_that_they_are_billed_for(rows, edit, t
         assert journal.costs() == pytest.approx([0.001] * 12)
 
 
-def test_as_many_questions_as_allowed_are_under_way_and_never_more(rows, edit, tokenizer):
+def test_as_many_requests_as_allowed_are_in_flight_and_never_more(rows, edit, tokenizer):
     with FakeServer(tokenizer, chat=teach, together=3) as server:
         edit(server, rows, concurrency=3)
     assert server.most_at_once == 3
 
 
-# --- Answers of no use -----------------------------------------------------------------------------------------------
+# --- Unusable answers ------------------------------------------------------------------------------------------------
 
 
 def spoil(*answers):
-    """`chat` that gives each attempt these answers in turn, then the right one."""
+    """`chat` that gives each attempt these answers in turn, then the correct one."""
     seen = Counter()
 
     def chat(body):
@@ -175,7 +175,7 @@ USELESS = {
 
 
 @pytest.mark.parametrize("outcome", USELESS)
-def test_a_useless_answer_is_counted_by_kind_and_never_trained_on(outcome, rows, edit, tokenizer):
+def test_an_unusable_answer_is_counted_by_kind_and_never_trained_on(outcome, rows, edit, tokenizer):
     with FakeServer(tokenizer, chat=spoil(*[USELESS[outcome]] * 10)) as server:
         edited, outcomes = edit(server, rows, max_attempts=2)
         assert set(asked(server).values()) == {2}
@@ -184,7 +184,7 @@ def test_a_useless_answer_is_counted_by_kind_and_never_trained_on(outcome, rows,
     assert edited["rewrite"][:] == [None] * 12
 
 
-def test_a_whole_answer_that_is_said_to_be_cut_off_is_not_believed(rows, edit, tokenizer):
+def test_an_answer_that_the_server_reports_as_cut_off_is_not_used(rows, edit, tokenizer):
     with FakeServer(tokenizer, chat=lambda body: (teach(body)[0], "length")) as server:
         _, outcomes = edit(server, rows, max_attempts=1)
     assert outcomes == {"truncated": 12}
@@ -205,7 +205,7 @@ def test_the_next_answer_to_a_row_is_sampled_with_another_seed(outcome, rows, ed
         assert len({seed for _, seed in settings}) == 3
 
 
-def test_a_later_run_with_more_attempts_goes_on_with_the_seeds(rows, edit, tokenizer):
+def test_a_later_run_with_more_attempts_continues_with_the_next_seed(rows, edit, tokenizer):
     with FakeServer(tokenizer, chat=spoil(USELESS["malformed"], USELESS["malformed"])) as server:
         _, outcomes = edit(server, rows, max_attempts=1)
         assert outcomes == {"malformed": 12}
@@ -219,7 +219,7 @@ def test_a_later_run_with_more_attempts_goes_on_with_the_seeds(rows, edit, token
 
 
 @pytest.mark.parametrize("fault", ["429", "500", "reset", "broken JSON", "HTML", "no choices"])
-def test_a_row_whose_answer_did_not_arrive_is_asked_again(fault, rows, edit, tokenizer):
+def test_a_row_whose_answer_did_not_arrive_is_requested_again(fault, rows, edit, tokenizer):
     with FakeServer(tokenizer, chat=teach) as server:
         server.faults.extend([None, fault, fault, None, fault])
         edited, outcomes = edit(server, rows)
@@ -230,20 +230,20 @@ def test_a_row_whose_answer_did_not_arrive_is_asked_again(fault, rows, edit, tok
 @pytest.mark.parametrize(
     ("fault", "reason"), [("500", "status 500"), ("broken JSON", "broken response"), ("no choices", "no choices")]
 )
-def test_a_row_that_never_got_an_answer_says_why(fault, reason, rows, edit, tokenizer):
+def test_a_row_without_an_answer_has_the_reason_as_its_outcome(fault, reason, rows, edit, tokenizer):
     with FakeServer(tokenizer, chat=teach) as server:
         server.faults.extend([fault] * 100)
         edited, outcomes = edit(server, rows[:4])
         assert set(asked(server).values()) == {3}
         assert edited["rewrite"][:] == [None] * 4
         assert all(reason in outcome for outcome in outcomes)
-        # Nothing was answered, so nothing stands in the way of the next run
+        # There was no answer, so the next run requests one
         server.faults.clear()
         edited, _ = edit(server, rows[:4])
     assert edited.to_list() == perfectly(rows[:4])[0].to_list()
 
 
-def test_a_row_that_the_server_refuses_costs_that_row_alone(rows, edit, tokenizer):
+def test_a_row_that_the_server_rejects_does_not_stop_the_others(rows, edit, tokenizer):
     long = rows[5]["completion"]
     with FakeServer(tokenizer, chat=teach) as server:
         server.refuse = lambda body: parts_of(body)["attempt"] == long
@@ -258,8 +258,8 @@ def test_a_row_that_the_server_refuses_costs_that_row_alone(rows, edit, tokenize
     [(None, []), ({"content": [{"type": "text", "text": "1"}]}, []), ({"content": "none\n2"}, ["none\n2"])],
     ids=["no message", "content in parts", "usage without numbers"],
 )
-def test_odd_bodies_neither_stop_the_run_nor_spoil_the_journal(message, kept, tmp_path):
-    """The SDK takes what comes. Whatever its answer costs, it is kept."""
+def test_odd_bodies_neither_stop_the_run_nor_damage_the_journal(message, kept, tmp_path):
+    """The SDK validates nothing. An answer that may have been billed is kept."""
     response = SimpleNamespace(
         choices=[SimpleNamespace(message=message and SimpleNamespace(**message), finish_reason="stop")],
         usage=SimpleNamespace(prompt_tokens=None, completion_tokens=None),
@@ -277,7 +277,7 @@ def test_odd_bodies_neither_stop_the_run_nor_spoil_the_journal(message, kept, tm
 
 
 @pytest.mark.parametrize("wrong", ["key", "model"])
-def test_what_no_row_would_survive_stops_at_once(wrong, rows, edit, tokenizer, monkeypatch):
+def test_a_rejected_key_or_model_stops_the_run_at_once(wrong, rows, edit, tokenizer, monkeypatch):
     monkeypatch.setenv("RLMEC_SERVER_API_KEY", KEY)
     settings = {"key": "another"} if wrong == "key" else {"models": ("other",)}
     message = r"status 401.*Incorrect API key provided: \*\*\*" if wrong == "key" else "status 404.*does not exist"
@@ -288,7 +288,7 @@ def test_what_no_row_would_survive_stops_at_once(wrong, rows, edit, tokenizer, m
     assert KEY not in "".join(traceback.format_exception(e.value))
 
 
-def test_answers_before_it_all_went_wrong_are_kept(rows, edit, tokenizer):
+def test_answers_before_a_rejected_key_are_kept(rows, edit, tokenizer):
     with FakeServer(tokenizer, chat=teach) as server:
         server.faults.extend([None] * 5 + ["401"])
         with pytest.raises(TeacherError, match="All answers so far are in the journal"):
@@ -299,7 +299,7 @@ def test_answers_before_it_all_went_wrong_are_kept(rows, edit, tokenizer):
     assert edited.to_list() == perfectly(rows)[0].to_list()
 
 
-def test_the_named_key_is_sent_and_none_for_another_server(rows, edit, tokenizer, monkeypatch):
+def test_only_the_key_of_the_named_variable_is_sent(rows, edit, tokenizer, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-not-for-you")
     monkeypatch.delenv("RLMEC_SERVER_API_KEY", raising=False)
     with FakeServer(tokenizer, chat=teach) as server:
@@ -311,9 +311,9 @@ def test_the_named_key_is_sent_and_none_for_another_server(rows, edit, tokenizer
     assert outcomes.total() == 4 and outcomes.keys() <= {"rewritten", "unchanged"}
 
 
-def test_a_key_that_the_server_repeats_is_in_no_row(rows, edit, tokenizer, monkeypatch, tmp_path):
+def test_a_key_that_the_server_repeats_is_not_in_the_dataset(rows, edit, tokenizer, monkeypatch, tmp_path):
     monkeypatch.setenv("RLMEC_SERVER_API_KEY", KEY)
-    # A fault of one row alone, so that its reason stands in the data set
+    # A fault of one row, so that its reason is in the dataset
     with FakeServer(tokenizer, chat=teach, refuse=lambda body: f"Odd header: Bearer {KEY}") as server:
         edited, outcomes = edit(server, rows[:2])
     assert "Odd header: Bearer ***" in str(outcomes)
@@ -321,13 +321,13 @@ def test_a_key_that_the_server_repeats_is_in_no_row(rows, edit, tokenizer, monke
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
 
 
-def test_no_address(rows, edit, tokenizer):
+def test_a_missing_base_url_is_an_error(rows, edit, tokenizer):
     with FakeServer(tokenizer, chat=teach) as server:
         with pytest.raises(ServerError, match="`--base_url`"):
             edit(server, rows, base_url=None)
 
 
-def test_a_teacher_that_may_not_ask_answers_from_the_journal(rows, edit, tokenizer, tmp_path):
+def test_a_teacher_that_may_not_send_requests_answers_from_the_journal(rows, edit, tokenizer, tmp_path):
     with FakeServer(tokenizer, chat=teach) as server:
         edit(server, rows[:1])
         asked_before = len(server.exchanges)
@@ -344,7 +344,7 @@ def test_a_teacher_that_may_not_ask_answers_from_the_journal(rows, edit, tokeniz
 # --- The recipe ------------------------------------------------------------------------------------------------------
 
 
-def test_the_recipe_edits_through_a_server_and_asks_a_second_run_nothing(rows, tokenizer, tmp_path):
+def test_the_recipe_edits_through_a_server_and_a_second_run_requests_nothing(rows, tokenizer, tmp_path):
     samples = Dataset.from_list(rows).select_columns(SAMPLE_COLUMNS)
     samples.save_to_disk(tmp_path / "samples")
 

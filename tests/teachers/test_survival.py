@@ -1,6 +1,6 @@
 """
-`kill -9` at any moment loses no answer that was on the disk and asks for none of them again. What is under way at such
-a moment is on its way: of single messages at most as many as are asked at a time, of batches nothing.
+`kill -9` at any moment loses no answer that is on disk, and none of these is requested again. Requests in flight at
+that moment may be lost: of single messages at most `concurrency`, of batches none.
 """
 
 import json
@@ -29,7 +29,7 @@ NUM_KILLS = 20
 
 
 class Worker:
-    """A process that starts runs one after another."""
+    """A process that starts one run after another."""
 
     def __init__(self):
         self._process = subprocess.Popen(
@@ -48,7 +48,7 @@ class Worker:
 
     def kill(self):
         os.kill(self._run, signal.SIGKILL)
-        assert self.wait() == -signal.SIGKILL, "it was still at work"
+        assert self.wait() == -signal.SIGKILL, "it was still running"
 
     def wait(self):
         return int(self._process.stdout.readline())
@@ -81,7 +81,7 @@ def samples(make_rows):
 
 
 def keys_of(samples):
-    """The key of each question, by its text."""
+    """The key of each request, by its text."""
     task = load_task("arithmetic")
     questions = [
         make_question("anthropic claude-test default", task.wording, True, *row)
@@ -107,15 +107,15 @@ def progress(server):
 
 
 @pytest.mark.parametrize("use_batches", [False, True], ids=["messages", "batches"])
-def test_twenty_kills_lose_nothing_and_ask_for_nothing_that_was_there(worker, server, samples, tmp_path, use_batches):
+def test_twenty_kills_lose_no_answer_and_request_none_again(worker, server, samples, tmp_path, use_batches):
     samples.save_to_disk(tmp_path / "samples")
     keys = keys_of(samples)
     rng = random.Random(7)
-    # Slow enough for a kill to find something under way, and something left to do
+    # Slow enough for a kill to meet requests in flight, and to leave some for later
     server.delay = lambda user: 0.02
     server.chunk_delay = 0.02
     server.looks = 2
-    # The client takes a while over the first line of results
+    # The client needs a while for the first line of results
     longest_pause = 0.25 if use_batches else 0.02
     kills = []
     for kill in range(NUM_KILLS):
@@ -126,12 +126,12 @@ def test_twenty_kills_lose_nothing_and_ask_for_nothing_that_was_there(worker, se
         worker.kill()
         kills.append((len(server.asked), answered_keys(tmp_path)))
         if kill % 3 == 0:
-            # A process may also be stopped in the middle of a line
+            # A process may also be killed in the middle of a line
             with open(tmp_path / "journal" / "answers-0.jsonl", "a") as journal:
                 journal.write('{"type": "answer", "key": "0123')
     num_answered = [answered.total() for _, answered in kills]
-    assert num_answered[-1] < NUM_ROWS, "there was something left to do after the last kill"
-    assert len(set(num_answered)) >= NUM_KILLS / 2, "the kills met different moments of the work"
+    assert num_answered[-1] < NUM_ROWS, "some rows were left after the last kill"
+    assert len(set(num_answered)) >= NUM_KILLS / 2, "the kills came at different moments"
     worker.start(tmp_path, server, use_batches)
     assert worker.wait() == 0
 
@@ -140,21 +140,21 @@ def test_twenty_kills_lose_nothing_and_ask_for_nothing_that_was_there(worker, se
     assert set(answered_keys(tmp_path).values()) == {1} and len(answered_keys(tmp_path)) == NUM_ROWS
     for num_asked, answered in kills:
         asked_later = {keys[user] for user in server.asked[num_asked:]}
-        assert not asked_later & answered.keys(), "what was in the journal is not asked again"
+        assert not asked_later & answered.keys(), "answers in the journal are not requested again"
     if use_batches:
-        assert any(number % 10 for number in num_answered), "kills met the middle of a batch's results, too"
+        assert any(number % 10 for number in num_answered), "some kills came in the middle of a batch's results"
         assert set(server.paid.values()) == {1} and len(server.paid) == NUM_ROWS
     else:
         assert NUM_ROWS <= server.paid.total() <= NUM_ROWS + NUM_KILLS * CONCURRENCY
         assert max(server.paid.values()) <= 1 + NUM_KILLS
 
 
-def test_a_kill_while_a_batch_is_handed_in_does_not_pay_it_twice(worker, server, samples, tmp_path):
+def test_a_kill_while_a_batch_is_submitted_does_not_pay_it_twice(worker, server, samples, tmp_path):
     samples.select(range(40)).save_to_disk(tmp_path / "samples")
     server.chunk_delay = 0.05
     for num_batches in range(1, 5):
         worker.start(tmp_path, server, True)
-        # It has arrived, and its id is not yet known to the one who sent it
+        # The batch has arrived, and its id has not come back yet
         server.wait_until(lambda number=num_batches: len(server.batches) == number)
         worker.kill()
     worker.start(tmp_path, server, True)
@@ -166,8 +166,8 @@ def test_a_kill_while_a_batch_is_handed_in_does_not_pay_it_twice(worker, server,
 def test_a_kill_while_results_are_fetched_does_not_pay_them_twice(worker, server, samples, tmp_path):
     samples.select(range(20)).save_to_disk(tmp_path / "samples")
     server.max_lines = 0
-    # Of two batches of ten. The first is sent anew to each run until all of it is there, and the client gets to see a
-    # line when the next one arrives.
+    # Two batches of ten. The first is sent again to each run until it is complete, and the client sees a line when the
+    # next one arrives.
     for num_answers, num_lines in ((3, 4), (7, 8), (12, 13), (17, 8)):
         server.max_lines += num_lines
         worker.start(tmp_path, server, True)

@@ -34,8 +34,8 @@ _MAX_FAILURES_IN_A_ROW = 50
 
 class JournaledEditor(ABC):
     """
-    A teacher behind an API. A row is asked about until one of its answers passes verification, at most
-    `config.max_attempts` times, and an answer that is in the journal is never requested again.
+    A teacher behind an API. An answer to a row is requested until one passes verification, at most
+    `config.max_attempts` times; what is in the journal is never requested again.
 
     Args:
         model (`str`):
@@ -232,7 +232,7 @@ class JournaledEditor(ABC):
     def questions(
         self, problems: Sequence[str], references: Sequence[str], completions: Sequence[str]
     ) -> list[Question]:
-        """What is asked about each attempt. Equal rows have the same key, and are asked about once."""
+        """The request for each attempt. Equal rows have the same key, and are requested once."""
         structured = self.config.structured_output
         return [
             make_question(self.name, self.wording, structured, *row)

@@ -1,4 +1,4 @@
-"""What may still be spent, and what is said beforehand about the costs."""
+"""How much may still be spent, and the estimate of the costs."""
 
 import math
 import random
@@ -15,7 +15,7 @@ PRICES = {"input_price": 5.0, "output_price": 25.0}
 
 
 def spend(budget, cost, concurrency, seed=0, most=1000):
-    """Ask as long as the budget allows, several questions at a time that end in any order; how many were asked."""
+    """Send requests as long as the budget allows, several at a time that end in any order; returns their number."""
     rng = random.Random(seed)
     asked = 0
     while True:
@@ -39,19 +39,19 @@ def spend(budget, cost, concurrency, seed=0, most=1000):
     concurrency=st.integers(1, 40),
     seed=st.integers(0, 99),
 )
-def test_the_limit_is_kept_and_used_up_where_answers_cost_the_same(limit, fraction, num_before, concurrency, seed):
+def test_the_limit_is_kept_and_used_up_if_answers_cost_the_same(limit, fraction, num_before, concurrency, seed):
     cost = limit * fraction
     budget = Budget(limit, [cost] * num_before)
     budget.expected_cost = cost
     asked = spend(budget, cost, concurrency, seed)
     total = num_before + asked
     assert asked == 0 or total * cost <= limit * (1 + 1e-9)
-    # Nothing is left that another answer would fit into
+    # What is left is not enough for another answer
     assert asked == 1000 or (total + 1) * cost > limit * (1 - 1e-9)
 
 
 @given(costs=st.lists(st.floats(0.1, 2.0), min_size=1, max_size=60), concurrency=st.integers(1, 8))
-def test_costs_that_differ_exceed_the_limit_by_no_more_than_what_was_under_way(costs, concurrency):
+def test_costs_that_differ_exceed_the_limit_by_no_more_than_the_answers_in_flight(costs, concurrency):
     limit = 10.0
     budget = Budget(limit, [])
     budget.expected_cost = costs[0]
@@ -69,7 +69,7 @@ def test_costs_that_differ_exceed_the_limit_by_no_more_than_what_was_under_way(c
     assert budget.spent == pytest.approx(sum(costs) - sum(waiting))
 
 
-def test_before_the_first_answer_the_expected_cost_counts_and_then_the_real_ones():
+def test_the_expected_cost_is_used_until_the_first_answer():
     budget = Budget(1.0, [])
     budget.expected_cost = 0.125
     assert budget.affordable() == 8
@@ -88,7 +88,7 @@ def test_what_earlier_runs_spent_counts():
     assert budget.affordable() == 2
 
 
-def test_answers_under_way_are_paid_for_already():
+def test_answers_in_flight_count_as_spent():
     budget = Budget(1.0, [0.125])
     budget.under_way = 5
     assert budget.affords(2) and not budget.affords(3)
@@ -100,11 +100,11 @@ def test_answers_under_way_are_paid_for_already():
 def test_nothing_is_affordable_once_the_limit_is_reached(costs):
     budget = Budget(1.0, costs)
     assert budget.affordable() == 0 and not budget.affords(1)
-    # A higher one, and it goes on
+    # With a higher limit there is
     assert Budget(10.0, costs).affords(1)
 
 
-def test_nothing_may_be_spent_where_the_limit_is_zero():
+def test_nothing_is_affordable_if_the_limit_is_zero():
     assert not Budget(0.0, []).affords(1)
 
 
@@ -127,16 +127,16 @@ def test_an_answer_of_unknown_cost_changes_nothing():
 
 
 @pytest.mark.parametrize("num_processes", [2, 3, 4])
-def test_processes_that_share_what_is_left_keep_the_limit_together(num_processes):
+def test_processes_that_share_the_rest_keep_the_limit_together(num_processes):
     earlier, limit, cost = [0.5, 0.5], 10.0, 0.5
     budgets = [Budget(limit, earlier, 1 / num_processes) for _ in range(num_processes)]
     asked = [spend(budget, cost, 4) for budget in budgets]
     assert len(set(asked)) == 1
-    # What is left to each is rounded down to whole answers
+    # Each share is rounded down to whole answers
     assert 1 + sum(asked) * cost <= limit < 1 + (sum(asked) + num_processes) * cost
 
 
-def test_a_share_of_nothing_left_is_nothing():
+def test_a_share_of_nothing_is_nothing():
     assert not Budget(1.0, [3.0], 0.5).affords(1)
 
 
@@ -146,7 +146,7 @@ NOTHING_NEW = (
 )
 
 
-# --- In words --------------------------------------------------------------------------------------------------------
+# --- Description -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ NOTHING_NEW = (
             "1,234 requests, about 500,000 tokens in and 70,000 out, thinking not included: about 4.25 dollars "
             "(1,255.50 if every answer had 4,096 tokens). The run stops at 1,500.00 dollars.",
         ),
-        # Free of charge is known, too
+        # A price of zero is a known price
         (
             Estimate(2, 10, 20, 0.0, 0.0),
             {"input_price": 0.0, "output_price": 0.0, "max_cost": 0.0},
@@ -186,5 +186,5 @@ NOTHING_NEW = (
         ),
     ],
 )
-def test_what_is_said_about_the_costs(estimate, fields, said):
+def test_an_estimate_is_described_in_a_sentence(estimate, fields, said):
     assert describe_estimate(estimate, TeacherConfig(**fields)) == said

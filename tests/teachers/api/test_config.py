@@ -1,4 +1,4 @@
-"""Settings that would ask for something impossible are refused, and an answer costs what the price list says."""
+"""Impossible settings are refused, and an answer costs what the price list says."""
 
 import dataclasses
 import re
@@ -39,7 +39,7 @@ def test_every_field_is_in_the_docstring_with_its_default_and_has_help(name):
         ({"questions_per_batch": 100_001}, "`questions_per_batch` is 100001; the API accepts 1 to 100,000"),
     ],
 )
-def test_what_cannot_be_is_refused_with_what_to_do(fields, message):
+def test_an_impossible_setting_is_refused_with_a_fix(fields, message):
     with pytest.raises(ValueError, match=message):
         TeacherConfig(**fields)
 
@@ -53,7 +53,7 @@ def test_what_cannot_be_is_refused_with_what_to_do(fields, message):
         {"questions_per_batch": 100_000},
     ],
 )
-def test_what_is_just_possible_is_not_refused(fields):
+def test_settings_at_the_limits_are_accepted(fields):
     config = TeacherConfig(**fields)
     assert {name: getattr(config, name) for name in fields} == fields
 
@@ -74,9 +74,9 @@ TOKENS = {"input_tokens": 100, "output_tokens": 50, "cache_write_tokens": 1000, 
 @pytest.mark.parametrize(
     ("prices", "tokens", "dollars"),
     [
-        # A million in at 5 dollars
+        # A million input tokens at 5 dollars
         ({"input_price": 5.0, "output_price": 25.0}, {"input_tokens": 1_000_000}, 5.0),
-        # 200 in are a tenth of a cent, 40 out too
+        # 200 input tokens are a tenth of a cent, and so are 40 output tokens
         ({"input_price": 5.0, "output_price": 25.0}, {"input_tokens": 200, "output_tokens": 40}, 0.002),
         # 0.03 in, 0.03 out, 0.30 * 1.25 written, 0.60 read, all in cents
         ({"input_price": 3.0, "output_price": 6.0}, TOKENS, 0.01035),
@@ -86,7 +86,7 @@ TOKENS = {"input_tokens": 100, "output_tokens": 50, "cache_write_tokens": 1000, 
             TOKENS,
             0.0052,
         ),
-        # A price of nothing is a price
+        # Zero is a price
         (
             {"input_price": 3.0, "output_price": 6.0, "cache_write_price": 0.0, "cache_read_price": 0.0},
             TOKENS,
@@ -95,20 +95,20 @@ TOKENS = {"input_tokens": 100, "output_tokens": 50, "cache_write_tokens": 1000, 
         ({"input_price": 0.0, "output_price": 0.0}, TOKENS, 0.0),
     ],
 )
-def test_an_answer_costs_what_it_comes_to_by_hand(prices, tokens, dollars):
+def test_an_answer_costs_what_a_calculation_by_hand_gives(prices, tokens, dollars):
     config, answer = TeacherConfig(**prices), Answer("text", "end_turn", **tokens)
     assert answer_cost(config, answer) == pytest.approx(dollars, rel=1e-12)
-    # What comes from a batch costs half, whatever the config says about the way that questions are sent
+    # Answers of a batch cost half, however the config sends requests now
     batched = dataclasses.replace(answer, batch="msgbatch_1")
     assert answer_cost(config, batched) == pytest.approx(dollars / 2, rel=1e-12)
     assert answer_cost(TeacherConfig(**prices, use_batches=True), answer) == pytest.approx(dollars, rel=1e-12)
 
 
-def test_without_prices_the_cost_is_not_known():
+def test_without_prices_the_cost_is_unknown():
     assert answer_cost(TeacherConfig(), Answer("text", "end_turn", 400, 60)) is None
     assert answer_cost(TeacherConfig(), Answer("text", "end_turn", 400, 60, batch="msgbatch_1")) is None
 
 
-def test_an_answer_without_text_was_paid_for_too():
+def test_an_answer_without_text_has_a_cost():
     config = TeacherConfig(input_price=5.0, output_price=25.0)
     assert answer_cost(config, Answer("", "refusal", 200, 40)) == pytest.approx(0.002, rel=1e-12)

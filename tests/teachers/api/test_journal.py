@@ -1,4 +1,4 @@
-"""What was paid for is on disk before it is used, and is found again whatever befell the process that wrote it."""
+"""Answers are on disk before they are used, and are found again whatever happened to the process that wrote them."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def write(directory, *answers, index=0, **kwargs):
 
 
 def start(code, *arguments, **kwargs):
-    """Run code in a process of its own."""
+    """Run code in a separate process."""
     code = "import sys\nfrom rlmec_trl.teachers.api.journal import *\n" + code
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
@@ -48,7 +48,7 @@ def start(code, *arguments, **kwargs):
 # --- Round trip ------------------------------------------------------------------------------------------------------
 
 
-def test_answers_are_found_again_in_their_order(tmp_path):
+def test_answers_are_read_back_in_order(tmp_path):
     second = Answer("again", "refusal")
     batched = Answer("third", "end_turn", 1, 2, 3, 4, cost=0.0, batch="msgbatch_1")
     with Journal(tmp_path) as journal:
@@ -81,14 +81,14 @@ def test_any_text_survives(tmp_path_factory, texts):
         assert [answer.text for answer in journal.answers(KEY)] == texts
 
 
-def test_asking_for_an_answer_leaves_no_trace(tmp_path):
+def test_looking_up_an_answer_changes_nothing(tmp_path):
     with Journal(tmp_path) as journal:
         assert journal.answers(KEY) == [] and not journal.has_answer_of(KEY, "msgbatch_1")
         assert journal.costs() == [] and journal.batches() == set() and journal.submissions() == []
     assert (tmp_path / "answers-0.jsonl").read_bytes() == b""
 
 
-def test_only_the_owner_may_read_what_was_paid_for(tmp_path):
+def test_only_the_owner_may_read_the_file(tmp_path):
     before = os.umask(0)
     try:
         path = write(tmp_path / "deep" / "journal", (KEY, FULL))
@@ -97,10 +97,10 @@ def test_only_the_owner_may_read_what_was_paid_for(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-# --- On disk at once -------------------------------------------------------------------------------------------------
+# --- Writing ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_line_is_whole_on_disk_before_the_call_returns(tmp_path, monkeypatch):
+def test_a_line_is_complete_on_disk_before_the_call_returns(tmp_path, monkeypatch):
     path = tmp_path / "answers-0.jsonl"
     flushed = []
     monkeypatch.setattr(os, "fsync", lambda file: flushed.append((os.fstat(file).st_ino, path.read_bytes())))
@@ -133,7 +133,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert [journal.answers(str(number))[0].text for number in range(50)] == [f"text {n}" for n in range(50)]
 
 
-def test_a_write_that_comes_in_pieces_is_one_line(tmp_path, monkeypatch):
+def test_a_write_in_several_parts_is_one_line(tmp_path, monkeypatch):
     write_all = os.write
     with Journal(tmp_path) as journal:
         monkeypatch.setattr(os, "write", lambda file, line: write_all(file, line[:7]))
@@ -144,8 +144,8 @@ def test_a_write_that_comes_in_pieces_is_one_line(tmp_path, monkeypatch):
         assert journal.answers(KEY) == [FULL, FULL]
 
 
-def test_a_full_disk_spoils_neither_the_journal_nor_the_next_answer(tmp_path):
-    # A limit on the size of files stands for the full disk: the line is written as far as there is room
+def test_a_full_disk_damages_neither_the_journal_nor_the_next_answer(tmp_path):
+    # A limit on the size of files simulates the full disk: the line is written as far as there is room
     code = """
 import resource
 with Journal(sys.argv[1]) as journal:
@@ -167,7 +167,7 @@ with Journal(sys.argv[1]) as journal:
         assert [len(journal.answers(key)) for key in ("first", "second", "third")] == [1, 0, 1]
 
 
-# --- What a killed process leaves ------------------------------------------------------------------------------------
+# --- Half-written and damaged lines ----------------------------------------------------------------------------------
 
 
 def test_a_half_written_last_line_is_cut_off_wherever_it_ends(tmp_path):
@@ -184,7 +184,7 @@ def test_a_half_written_last_line_is_cut_off_wherever_it_ends(tmp_path):
             assert (journal.answers(KEY), journal.answers("new")) == ([FULL], [FULL]), end
 
 
-def test_a_journal_with_nothing_but_half_a_line_is_empty(tmp_path):
+def test_a_journal_with_only_half_a_line_is_empty(tmp_path):
     path = write(tmp_path, (KEY, FULL))
     path.write_bytes(path.read_bytes()[:-1])
     with Journal(tmp_path) as journal:
@@ -193,7 +193,7 @@ def test_a_journal_with_nothing_but_half_a_line_is_empty(tmp_path):
 
 
 @pytest.mark.parametrize("length", [65_000, 65_535, 65_536, 65_537, 200_000])
-def test_a_half_written_line_may_be_longer_than_what_is_read_at_a_time(tmp_path, length):
+def test_a_half_written_line_may_be_longer_than_one_read(tmp_path, length):
     path = write(tmp_path, (KEY, FULL))
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"type": "answer", "text": "' + b"x" * length)
@@ -201,13 +201,13 @@ def test_a_half_written_line_may_be_longer_than_what_is_read_at_a_time(tmp_path,
     assert path.read_bytes() == whole * 2
 
 
-def test_a_half_written_line_of_another_process_is_passed_over_and_left_to_it(tmp_path):
+def test_a_half_written_line_of_another_process_is_skipped_and_left_to_it(tmp_path):
     path = write(tmp_path, (KEY, FULL), ("b", FULL), index=1, num_processes=2)
     content = path.read_bytes()[:-5]
     path.write_bytes(content)
     with Journal(tmp_path) as journal:
         assert journal.answers(KEY) == [FULL] and journal.answers("b") == []
-    # It may be in the middle of writing it
+    # That process may still be writing it
     assert path.read_bytes() == content
 
 
@@ -219,29 +219,29 @@ def test_a_half_written_line_of_another_process_is_passed_over_and_left_to_it(tm
         b'{"type": "answer", "key": "b", "te',
         b'{"type": "answer"}{"type": "answer"}',
         b'{"type": "closed", "name": "\xff\xfe"}',
-        # JSON, but no line of a journal
+        # JSON, but not a line of a journal
         b"null",
         b"{}",
         b'{"type": "answer", "key": "b"}',
     ],
 )
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_damaged_line_that_is_not_the_last_is_told_with_its_file_and_number(tmp_path, damaged, index):
+def test_a_damaged_line_that_is_not_the_last_is_an_error_with_its_file_and_number(tmp_path, damaged, index):
     path = write(tmp_path, (KEY, FULL), ("c", FULL), index=index)
     first, last, _ = path.read_bytes().split(b"\n")
     content = b"\n".join([first, damaged, last, b""])
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"Line 2 of '.*answers-{index}\.jsonl' is damaged"):
         Journal(tmp_path)
-    # Nobody mends it but the user
+    # Only the user can fix it
     assert path.read_bytes() == content
 
 
-def test_a_damaged_journal_can_be_opened_once_it_is_mended(tmp_path):
+def test_a_damaged_journal_can_be_opened_once_it_is_fixed(tmp_path):
     path = write(tmp_path, (KEY, FULL))
     whole = path.read_bytes()
     path.write_bytes(b"damaged\n" + whole)
-    # As in a notebook, the exception, and with it all that it went through, is still there
+    # As in a notebook, the exception and its traceback, with all their objects, are still referenced
     with pytest.raises(ValueError, match="Line 1 ") as caught:
         Journal(tmp_path)
     path.write_bytes(whole)
@@ -273,7 +273,7 @@ with Journal(directory, index, 3) as journal:
     for process in processes:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
-    # By a run with fewer of them
+    # A run with fewer processes
     with Journal(tmp_path) as journal:
         for index in range(3):
             texts = [journal.answers(f"{index} {number}")[0].text for number in range(100)]
@@ -284,7 +284,7 @@ with Journal(directory, index, 3) as journal:
         assert journal.batches() == {f"msgbatch_{index}" for index in range(3)}
 
 
-def test_what_others_have_written_is_seen_after_reading_again(tmp_path):
+def test_lines_of_other_processes_are_seen_after_reloading(tmp_path):
     with Journal(tmp_path, 0, 2) as journal, Journal(tmp_path, 1, 2) as other:
         journal.record_answer(KEY, FULL)
         other.record_answer(KEY, replace(FULL, text="the other's"))
@@ -297,7 +297,7 @@ def test_what_others_have_written_is_seen_after_reading_again(tmp_path):
             assert journal.costs() == [FULL.cost] * 2
 
 
-def test_a_second_run_is_turned_away_until_the_first_is_done(tmp_path):
+def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path):
     with Journal(tmp_path):
         with pytest.raises(JournalInUseError, match=f"{tmp_path}.*--journal_dir"):
             Journal(tmp_path)
@@ -307,10 +307,10 @@ def test_a_second_run_is_turned_away_until_the_first_is_done(tmp_path):
     Journal(tmp_path).close()
 
 
-def test_a_run_that_was_turned_away_does_not_touch_the_file(tmp_path):
+def test_a_refused_run_does_not_touch_the_file(tmp_path):
     path = write(tmp_path, (KEY, FULL))
     with Journal(tmp_path):
-        # The first is in the middle of a line
+        # The first run is in the middle of a line
         content = path.read_bytes()[:-3]
         path.write_bytes(content)
         with pytest.raises(JournalInUseError):
@@ -345,7 +345,7 @@ def test_an_answer_of_a_batch_counts_once_however_often_it_is_fetched(tmp_path):
             journal.record_answer(KEY, fetched)
         journal.record_answer("b", fetched)
         assert journal.answers(KEY) == [fetched] and journal.costs() == [FULL.cost] * 2
-        # Another batch, or no batch, is another answer, which was paid for as well
+        # Another batch, or no batch, means another answer, which was paid for as well
         journal.record_answer(KEY, replace(FULL, batch="msgbatch_2"))
         journal.record_answer(KEY, FULL)
         journal.record_answer(KEY, FULL)
@@ -369,7 +369,7 @@ def test_an_answer_of_a_batch_that_two_processes_fetch_counts_once(tmp_path):
             assert each.costs() == [FULL.cost] * 2
 
 
-def test_a_submission_is_open_from_before_it_is_handed_in_until_it_is_closed(tmp_path):
+def test_a_submission_is_open_from_before_it_is_sent_until_it_is_closed(tmp_path):
     announced = Submission("n", [KEY, "b"], after="msgbatch_0")
     steps = [
         (lambda journal: journal.record_submission(announced), [announced], set()),
@@ -400,8 +400,8 @@ def test_a_submission_that_never_arrived_is_closed_without_an_id(tmp_path):
 
 
 @pytest.mark.parametrize(("opened_by", "closed_by"), [(0, 1), (1, 0), (2, 10), (10, 2)])
-def test_a_submission_stays_closed_whoever_closed_it(tmp_path, opened_by, closed_by):
-    """The file that says so may be read before the one with the submission."""
+def test_a_submission_stays_closed_whichever_process_closed_it(tmp_path, opened_by, closed_by):
+    """The file with the closing line may be read before the one with the submission."""
     with Journal(tmp_path, opened_by, 11) as journal:
         journal.record_submission(Submission("n", [KEY]))
         journal.record_submission(Submission("other", [KEY]))
@@ -413,8 +413,8 @@ def test_a_submission_stays_closed_whoever_closed_it(tmp_path, opened_by, closed
 
 
 @pytest.mark.parametrize(("announced_by", "found_by"), [(0, 1), (1, 0), (2, 10), (10, 2)])
-def test_the_id_that_another_process_found_is_not_forgotten(tmp_path, announced_by, found_by):
-    """Nor when the file without it is the last that is read."""
+def test_the_id_that_another_process_found_is_kept(tmp_path, announced_by, found_by):
+    """Even if the file without the id is read last."""
     with Journal(tmp_path, announced_by, 11) as journal:
         journal.record_submission(Submission("n", [KEY]))
     found = Submission("n", [KEY], batch="msgbatch_1")
@@ -426,7 +426,7 @@ def test_the_id_that_another_process_found_is_not_forgotten(tmp_path, announced_
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3, 4, 7])
-def test_every_submission_is_looked_after_by_one_process_however_many_there_are_now(tmp_path, num_processes):
+def test_every_submission_belongs_to_one_process_however_many_there_are_now(tmp_path, num_processes):
     for index in range(4):
         with Journal(tmp_path, index, 4) as journal:
             journal.record_submission(Submission(f"of {index}", [KEY], batch=f"msgbatch_{index}"))
@@ -438,11 +438,11 @@ def test_every_submission_is_looked_after_by_one_process_however_many_there_are_
             assert len(journal.submissions()) == 4
     assert sorted(owners) == [f"of {index}" for index in range(4)]
     assert all(len(indices) == 1 for indices in owners.values())
-    # Those that are still there look after their own
+    # Processes that still exist keep their own
     assert all(owners[f"of {index}"] == [index] for index in range(min(4, num_processes)))
 
 
-def test_what_a_process_has_just_handed_in_is_its_own(tmp_path):
+def test_a_new_submission_belongs_to_its_process(tmp_path):
     with Journal(tmp_path, 1, 3) as journal, Journal(tmp_path, 2, 3) as other:
         journal.record_submission(Submission("n", [KEY]))
         assert [submission.name for submission in journal.own_submissions()] == ["n"]
@@ -453,8 +453,8 @@ def test_what_a_process_has_just_handed_in_is_its_own(tmp_path):
 # --- The format ------------------------------------------------------------------------------------------------------
 
 
-def test_journals_of_today_can_be_read_tomorrow(tmp_path):
-    """These lines are on users' disks: whoever changes the format has to go on reading them."""
+def test_a_journal_in_the_first_format_can_be_read(tmp_path):
+    """These lines are on users' disks: a new format must still read them."""
     lines = [
         {
             "type": "answer",

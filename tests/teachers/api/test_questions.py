@@ -1,4 +1,4 @@
-"""A question says all that a teacher has to know; of an answer nothing is believed that it does not say."""
+"""A request contains all that a teacher has to know, and an answer is never read as more than it says."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ def question(**changes):
 
 
 def say(structured, error_step, rewrite):
-    """What a teacher answers that keeps to its instructions."""
+    """The answer of a teacher that follows its instructions."""
     if structured:
         return json.dumps({"error_step": error_step, "rewrite": rewrite})
     return f"{'none' if error_step == -1 else error_step}\n{rewrite}"
@@ -49,7 +49,7 @@ def read(structured, error_step, rewrite, attempt=WRONG):
     return read_answer(WORDING, structured, attempt, say(structured, error_step, rewrite))
 
 
-# --- The question ----------------------------------------------------------------------------------------------------
+# --- Requests --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -62,13 +62,13 @@ def read(structured, error_step, rewrite, attempt=WRONG):
         {"problem": PROBLEM + "!"},
         {"reference": REFERENCE.replace("86", "87")},
         {"attempt": WRONG.replace("87", "88")},
-        # The same words, divided otherwise between the parts of the row
+        # The same words, split differently between the parts of the row
         {"problem": PROBLEM + "\n" + REFERENCE, "reference": ""},
         {"problem": REFERENCE, "reference": PROBLEM},
     ],
     ids=lambda changes: "+".join(changes),
 )
-def test_whatever_changes_the_question_changes_its_key(changes):
+def test_a_changed_request_has_another_key(changes):
     assert question(**changes).key != question().key
 
 
@@ -81,7 +81,7 @@ def test_whatever_changes_the_question_changes_its_key(changes):
     ],
     ids=["templates of other stages", "outer space of the row", "outer space of the attempt"],
 )
-def test_what_the_teacher_does_not_see_does_not_change_the_key(changes):
+def test_changes_that_the_teacher_does_not_see_keep_the_key(changes):
     assert question(**changes).key == question().key
 
 
@@ -95,7 +95,7 @@ def test_what_the_teacher_does_not_see_does_not_change_the_key(changes):
     ],
 )
 def test_answers_in_existing_journals_are_still_found(wording, structured, key):
-    """A changed key would have every row of every journal asked and paid for again."""
+    """With another key, every row of every journal would be requested and paid for again."""
     assert question(teacher="anthropic claude default", wording=wording, structured=structured).key == key
 
 
@@ -109,7 +109,7 @@ def test_a_task_words_the_instructions_and_the_layout_of_the_answer_follows(stru
         assert default.system == WORDING.teacher.strip() + "\n\n" + layout
 
 
-def test_a_key_can_be_the_name_of_a_question_in_a_batch():
+def test_a_key_is_a_valid_id_of_a_request_in_a_batch():
     for text in ("", "é 🧮 \u2028 \ud800", "x" * 100_000):
         assert re.fullmatch("[0-9a-f]{64}", question(problem=text).key)
 
@@ -124,7 +124,7 @@ def test_a_key_can_be_the_name_of_a_question_in_a_batch():
     ],
 )
 @pytest.mark.parametrize("part", ["problem", "reference", "attempt"])
-def test_a_row_is_shown_as_it_is_whatever_it_looks_like(part, text):
+def test_a_row_is_shown_verbatim_whatever_it_contains(part, text):
     tag = {"reference": "reference_solution"}.get(part, part)
     asked, plain = question(**{part: text}), question(**{part: "PLACE"})
     assert f"<{tag}>\n{text}\n</{tag}>" in asked.user
@@ -133,7 +133,7 @@ def test_a_row_is_shown_as_it_is_whatever_it_looks_like(part, text):
         assert asked.user.replace(text, "PLACE") == plain.user
 
 
-def test_the_steps_are_shown_with_the_numbers_that_are_asked_for():
+def test_the_steps_are_shown_with_the_numbers_that_the_answer_uses():
     wording = dataclasses.replace(WORDING, step_separator=" ; ")
     user = question(wording=wording, attempt="a = 1 ; b\n= 2 ;  ; c").user
     assert "<attempt>\na = 1 ; b\n= 2 ;  ; c\n</attempt>" in user
@@ -152,15 +152,15 @@ def test_the_system_part_is_the_same_for_all_rows(structured):
     assert ("JSON" in first.system) == structured
 
 
-def test_the_schema_names_what_the_instructions_and_the_reader_name():
+def test_the_schema_has_the_fields_of_the_instructions_and_the_reader():
     assert set(ANSWER_SCHEMA["required"]) == set(ANSWER_SCHEMA["properties"]) == {"error_step", "rewrite"}
-    # Without it the API refuses the schema
+    # Without it the API rejects the schema
     assert ANSWER_SCHEMA["additionalProperties"] is False
     system = question().system
     assert all(f"`{name}`" in system for name in ANSWER_SCHEMA["required"])
 
 
-# --- The answer ------------------------------------------------------------------------------------------------------
+# --- Answers ---------------------------------------------------------------------------------------------------------
 
 
 @BOTH
@@ -169,25 +169,25 @@ def test_the_schema_names_what_the_instructions_and_the_reader_name():
     [
         (1, RIGHT, (1, RIGHT)),
         (-1, WRONG, (-1, WRONG)),
-        # Something before the step that it calls wrong was changed too: that is no contradiction
+        # A change before the step that is called incorrect is not a contradiction
         (2, RIGHT, (2, RIGHT)),
-        # Nothing is called wrong, and something was changed: judged later, when it is known whether it was right
+        # No step is called incorrect, but one is changed: judged once it is known whether the attempt is correct
         (-1, RIGHT, (-1, RIGHT)),
-        # Nothing at all: verification sees to that
+        # An empty rewrite: verification handles it
         (1, "", (1, "")),
         (-1, "", (-1, "")),
-        # It calls a step wrong and repeats it
+        # A step is called incorrect and repeated
         (0, RIGHT, INCONSISTENT),
         (0, WRONG, INCONSISTENT),
         (3, WRONG, INCONSISTENT),
-        # The step after the last is one that is missing: the change itself shows where. There are no others
+        # One past the last step is a missing step, and the change shows where. Larger numbers are malformed
         (4, RIGHT, (1, RIGHT)),
         (5, RIGHT, MALFORMED),
         (400, WRONG, MALFORMED),
         (4, WRONG, INCONSISTENT),
     ],
 )
-def test_an_answer_is_taken_at_its_word_where_it_does_not_contradict_itself(structured, error_step, rewrite, expected):
+def test_a_consistent_answer_is_taken_literally(structured, error_step, rewrite, expected):
     assert read(structured, error_step, rewrite) == expected
 
 
@@ -225,13 +225,13 @@ def test_a_step_that_is_missing_at_the_end_is_counted_as_the_last(structured):
         '{"error_step": 1, "rewrite": "x"} and so on',
         '{"error_step": 1, "rewrite": "x\ny"}',
         '{"error_step": ' + "1" * 5000 + ', "rewrite": "x"}',
-        # A model that has lost its way
+        # A model that repeats itself
         "[" * 100_000,
         '{"a":' * 100_000,
     ],
     ids=lambda text: repr(text[:40]),
 )
-def test_json_that_is_not_what_was_asked_for_is_malformed(text):
+def test_json_of_another_form_is_malformed(text):
     assert read_answer(WORDING, True, WRONG, text) == MALFORMED
 
 
@@ -259,8 +259,8 @@ def test_a_plain_answer_without_a_step_is_malformed(text):
     [RIGHT, "2 - 1 is 1\nThe answer is 86", "1. 59 - 16 = 43\n2. 43 + 43 = 86\nThe answer is 86", "1: 86\n2: 86"],
     ids=lambda text: repr(text[:12]),
 )
-def test_a_rewrite_whose_first_line_looks_like_a_step_does_not_lose_it(rewrite):
-    """Where a teacher forgets the number, which should stand alone, what comes first is the rewrite."""
+def test_a_rewrite_whose_first_line_looks_like_a_step_number_keeps_it(rewrite):
+    """If a teacher omits the number, which must stand alone, the first line is part of the rewrite."""
     assert read_answer(WORDING, False, WRONG, rewrite) == MALFORMED
     assert read_answer(WORDING, False, WRONG, f"1\n{rewrite}") in [(1, rewrite), INCONSISTENT]
 
@@ -278,13 +278,13 @@ def test_a_rewrite_whose_first_line_looks_like_a_step_does_not_lose_it(rewrite):
         f"<think>a</think><think>b</think>\n1\n{RIGHT}",
     ],
 )
-def test_a_plain_answer_is_read_through_what_models_put_around_it(text):
+def test_a_plain_answer_is_read_through_reasoning_and_markup(text):
     assert read_answer(WORDING, False, WRONG, text) == (1, RIGHT)
 
 
 @BOTH
 @pytest.mark.parametrize(("error_step", "rewrite"), [(1, RIGHT), (-1, WRONG), (1, WRONG)])
-def test_line_ends_of_another_system_are_no_edit(structured, error_step, rewrite):
+def test_line_ends_of_another_system_are_not_an_edit(structured, error_step, rewrite):
     answer = read(structured, error_step, rewrite.replace("\n", "\r\n"))
     assert answer == read(structured, error_step, rewrite)
     if not structured:
@@ -294,7 +294,7 @@ def test_line_ends_of_another_system_are_no_edit(structured, error_step, rewrite
 
 @BOTH
 @pytest.mark.parametrize("space", [("", "\n"), ("\n", ""), (" \n\t", " \n\n"), ("", " ")])
-def test_outer_space_that_gets_lost_on_the_way_is_no_edit(structured, space):
+def test_lost_outer_whitespace_is_not_an_edit(structured, space):
     before, after = space
     attempt = before + WRONG + after
     for returned in (attempt, attempt.strip(), f"\n{attempt}\n"):
@@ -305,7 +305,7 @@ def test_outer_space_that_gets_lost_on_the_way_is_no_edit(structured, space):
 
 
 @BOTH
-def test_inner_space_is_not_touched(structured):
+def test_inner_whitespace_is_kept(structured):
     rewrite = RIGHT.replace("\n", "\n\n  ")
     assert read(structured, 1, rewrite) == (1, rewrite)
 
@@ -392,11 +392,11 @@ def attempted_rows(draw):
 
 @BOTH
 @given(row=attempted_rows())
-def test_what_a_perfect_teacher_says_is_read_back_exactly(structured, row):
+def test_the_answer_of_a_perfect_teacher_is_read_back_exactly(structured, row):
     attempt = row[2]
     assume(attempt == attempt.strip())
     error_step, rewrite = arithmetic.rewrite_minimally(*row)
     answer = read_answer(arithmetic.WORDING, structured, attempt, say(structured, error_step, rewrite))
-    # Where a step is missing at the end, there is none with its number, and the last one stands for it
+    # A step that is missing at the end has no number, and the last step is returned instead
     last_step = len(split_steps(attempt, arithmetic.WORDING.step_separator)) - 1
     assert answer == (min(error_step, last_step), rewrite)
