@@ -1,4 +1,4 @@
-"""The two forms that TRL gives to a text: a plain string, or a list of chat messages."""
+"""Texts as TRL has them: a string, or a list of chat messages."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def is_conversational(value: Any) -> bool:
 
 
 def message_text(value: str | list[dict]) -> str:
-    """The text of a completion or rewrite: a string as it is, of messages the content of the last one."""
+    """The text of a completion or rewrite: the string itself, or the content of the last message."""
     return value[-1]["content"] if is_conversational(value) else value
 
 
 def problem_text(prompt: str | list[dict]) -> str:
-    """The text of a prompt: a string as it is, of messages the content of the last one that the user wrote."""
+    """The text of a prompt: the string itself, or the content of the last message of the user."""
     if not is_conversational(prompt):
         return prompt
     user_messages = [message for message in prompt if message["role"] == "user"]
-    # A conversation without a user (only a system message, say) still has a text to show
+    # A conversation without a user, such as a single system message, has a text as well
     return (user_messages or prompt)[-1]["content"]
 
 

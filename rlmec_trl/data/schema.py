@@ -1,4 +1,4 @@
-"""The columns that each stage reads, checked before anything dear is done with them."""
+"""The columns of each stage: their types, and a check of every row before any expensive work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Stage = Literal["task", "samples", "edits", "scores", "policy"]
 
-# The columns without which what reads a stage's rows cannot work; where a tuple stands, one of its columns is enough
+# The columns that the reader of a stage's rows needs; of a tuple, one column is enough
 _REQUIRED: dict[str, tuple[str | tuple[str, ...], ...]] = {
     "task": ("prompt", "reference", "answer"),
     "samples": ("prompt", "reference", "answer", "completion", "completion_ids", "correct"),
@@ -36,7 +36,7 @@ _REQUIRED: dict[str, tuple[str | tuple[str, ...], ...]] = {
     ),
     "policy": ("prompt", "completion_ids", ("token_probs", "token_rewards"), ("rewrite", "rewrite_ids")),
 }
-# The columns that are read where they are there, and so must be sound
+# The columns that are read, and so checked, where the dataset has them
 _OPTIONAL: dict[str, tuple[str, ...]] = {
     "task": (),
     "samples": (),
@@ -45,9 +45,9 @@ _OPTIONAL: dict[str, tuple[str, ...]] = {
     "policy": ("completion", "correct", "old_logps", "rewrite_topk_ids", "rewrite_topk_logps"),
 }
 _SOURCE = {
-    "prompt": "the task's dataset must bring it",
-    "reference": "the task's dataset must bring it (a correct worked solution)",
-    "answer": "the task's dataset must bring it (the final answer)",
+    "prompt": "the task's dataset has to provide it",
+    "reference": "the task's dataset has to provide it (a correct worked solution)",
+    "answer": "the task's dataset has to provide it (the final answer)",
     "completion": "`recipes/sample.py` writes it",
     "completion_ids": "`recipes/sample.py` writes it",
     "correct": "`recipes/sample.py` writes it",
@@ -55,19 +55,19 @@ _SOURCE = {
     "error_step": "`recipes/edit.py` writes it",
     "rewrite_ids": "`recipes/score.py` writes it",
     "token_probs": "`recipes/score.py` writes it",
-    "token_rewards": "your own source of token rewards must bring it",
+    "token_rewards": "your own source of token rewards has to provide it",
     "old_logps": "`recipes/score.py` writes it",
     "rewrite_topk_ids": "`recipes/score.py` writes it",
     "rewrite_topk_logps": "`recipes/score.py` writes it",
 }
-# The texts that may come as messages, and how to read them
+# Columns that may hold messages, and how their text is read
 _READ = {"prompt": problem_text, "completion": message_text, "rewrite": message_text}
 _BATCH_SIZE = 5_000
 _BIG = 50_000
 
 
 class DatasetError(ValueError):
-    """A dataset that a stage cannot work with; the message says where, what was found, and how to mend it."""
+    """A dataset that a stage cannot use. The message names the row, the column, the value, and the fix."""
 
 
 def column_features(messages: bool = False) -> dict[str, FeatureType]:
@@ -107,23 +107,24 @@ def column_features(messages: bool = False) -> dict[str, FeatureType]:
 
 def check_dataset(dataset: Dataset, stage: Stage, eos_token_ids: int | Iterable[int] | None = None) -> None:
     """
-    Check that a dataset is what a stage promises to hand on.
+    Check that a dataset has the columns that a stage reads, with valid values.
 
-    Columns that the stage does not read are left alone. Texts may be strings or, for `prompt`, `completion` and
-    `rewrite`, TRL messages.
+    Columns that the stage does not read are ignored. `prompt`, `completion` and `rewrite` are strings or TRL messages.
 
     Args:
         dataset ([`~datasets.Dataset`]):
             Rows to check.
         stage (`str`):
-            What the rows must be good for: `"task"` to be sampled, `"samples"` to be edited or scored, `"edits"` to
-            train the generative reward model, `"scores"` as this model leaves them, `"policy"` to train the policy.
+            What the rows are used for: `"task"` to be sampled, `"samples"` to be edited or scored, `"edits"` to train
+            the generative reward model, `"scores"` as the score stage writes them, `"policy"` to train the policy.
         eos_token_ids (`int` or `Iterable[int]`, *optional*):
             Ids that may end a completion. If given, every `completion_ids` and `rewrite_ids` must end with one.
 
     Raises:
         `DatasetError`:
-            At the first row that breaks the contract.
+            If a column is missing, or at the first row with an invalid value.
+        `ValueError`:
+            If there is no such stage.
     """
     if stage not in _REQUIRED:
         raise ValueError(f"Unknown stage {stage!r}; the stages are {', '.join(_REQUIRED)}")
@@ -151,7 +152,7 @@ def check_dataset(dataset: Dataset, stage: Stage, eos_token_ids: int | Iterable[
 
 
 def _columns_to_check(column_names: list[str], stage: str) -> list[str]:
-    """The columns that the stage reads, once none that it needs is missing."""
+    """The columns that the stage reads. A missing one that it needs raises a `DatasetError`."""
     required = [(names,) if isinstance(names, str) else names for names in _REQUIRED[stage]]
     readable = {name for names in required for name in names}.union(_OPTIONAL[stage])
     for names in required:
@@ -176,7 +177,7 @@ def _missing(names: tuple[str, ...], need: str) -> DatasetError:
 
 
 def _check_texts(batch: dict[str, pa.Array], rows: np.ndarray, stage: str) -> dict[str, list[str | None]]:
-    mends = {
+    fixes = {
         "prompt": "Give every problem a text.",
         "reference": "Give every problem a correct worked solution.",
         "answer": "Give every problem its final answer, as text.",
@@ -184,7 +185,7 @@ def _check_texts(batch: dict[str, pa.Array], rows: np.ndarray, stage: str) -> di
         "rewrite": "Write None where there is no verified rewrite, and only in scored datasets.",
     }
     texts = {}
-    for name in [name for name in mends if name in batch]:
+    for name in [name for name in fixes if name in batch]:
         texts[name] = []
         optional = name == "rewrite" and stage != "edits"
         for row, value in zip(rows, batch[name].to_pylist(), strict=True):
@@ -194,9 +195,9 @@ def _check_texts(batch: dict[str, pa.Array], rows: np.ndarray, stage: str) -> di
             text = _READ[name](value) if name in _READ else value
             if not isinstance(text, str):
                 kind = "a string or a list of messages" if name in _READ else "a string"
-                raise _error(row, name, value, f"It must be {kind}. {mends[name]}")
+                raise _error(row, name, value, f"It must be {kind}. {fixes[name]}")
             if not text.strip():
-                raise _error(row, name, f"an empty text ({value!r})", mends[name], quote=False)
+                raise _error(row, name, f"an empty text ({value!r})", fixes[name], quote=False)
             texts[name].append(text)
 
     return texts
@@ -206,15 +207,15 @@ def _check_copies(texts: dict[str, list[str | None]], batch: dict[str, pa.Array]
     must_be_copies = batch["correct"].to_numpy(zero_copy_only=False) & (batch["error_step"].to_numpy() == -1)
     for index in np.flatnonzero(must_be_copies):
         if texts["rewrite"][index] != texts["completion"][index]:
-            mend = (
-                "The sample is correct and no step of it is wrong (error_step is -1), so the rewrite fails its own "
-                "check: it must be the completion, word for word. Copy it, or run `recipes/edit.py` again on this row."
+            fix = (
+                "The sample is correct and none of its steps is incorrect (error_step is -1), so its rewrite must be "
+                "the completion, word for word. Copy it, or run `recipes/edit.py` again on this row."
             )
-            raise _error(rows[index], "rewrite", texts["rewrite"][index], mend)
+            raise _error(rows[index], "rewrite", texts["rewrite"][index], fix)
 
 
 def _check_rewrite_texts(texts: dict[str, list[str | None]], batch: dict[str, pa.Array], rows: np.ndarray) -> None:
-    """A rewrite that is only a text gets its ids by comparison with the completion's text."""
+    """A rewrite without ids gets them by comparison with the completion, which has to be there."""
     if "completion" in batch or "rewrite" not in batch:
         return
     has_ids = np.zeros(len(rows), dtype=bool)
@@ -223,31 +224,31 @@ def _check_rewrite_texts(texts: dict[str, list[str | None]], batch: dict[str, pa
     for row, rewrite, with_ids in zip(rows, texts["rewrite"], has_ids, strict=True):
         if rewrite is not None and not with_ids:
             found = f"the text {rewrite!r} without `rewrite_ids`, and no column `completion`"
-            mend = (
-                "The steps that the two texts share keep the sampled ids, so the trainer has to see both. Bring "
+            fix = (
+                "The steps that the two texts share keep the sampled ids, so the trainer needs both. Add the column "
                 "`completion` (`recipes/sample.py` writes it) or `rewrite_ids` (`recipes/score.py` writes it)."
             )
-            raise _error(row, "rewrite", found, mend, quote=False)
+            raise _error(row, "rewrite", found, fix, quote=False)
 
 
 def _check_verdicts(batch: dict[str, pa.Array], rows: np.ndarray) -> None:
     if "correct" in batch:
-        mend = "It must be True or False, as the verifier says."
-        _check_scalars(batch["correct"], rows, "correct", pa.types.is_boolean, mend)
+        fix = "It must be True or False: the verdict of the answer check."
+        _check_scalars(batch["correct"], rows, "correct", pa.types.is_boolean, fix)
     if "error_step" in batch:
-        mend = "It must be an integer: the index of the first wrong step, or -1 where none is wrong."
-        _check_scalars(batch["error_step"], rows, "error_step", pa.types.is_integer, mend)
+        fix = "It must be an integer: the index of the first incorrect step, or -1 where there is none."
+        _check_scalars(batch["error_step"], rows, "error_step", pa.types.is_integer, fix)
         error_steps = batch["error_step"].to_numpy()
-        _refuse_first(error_steps < -1, error_steps, rows, "error_step", mend)
+        _refuse_first(error_steps < -1, error_steps, rows, "error_step", fix)
 
 
 def _check_token_lists(batch: dict[str, pa.Array], rows: np.ndarray, eos_token_ids: set[int] | None) -> None:
     if "completion_ids" in batch:
-        mend = "Drop the row, or sample it again with `recipes/sample.py`."
-        _check_ids(batch["completion_ids"], rows, "completion_ids", mend, eos_token_ids)
+        fix = "Drop the row, or sample it again with `recipes/sample.py`."
+        _check_ids(batch["completion_ids"], rows, "completion_ids", fix, eos_token_ids)
     if "rewrite_ids" in batch:
-        mend = "Write None where there is no verified rewrite."
-        _check_ids(batch["rewrite_ids"], rows, "rewrite_ids", mend, eos_token_ids, optional=True)
+        fix = "Write None where there is no verified rewrite."
+        _check_ids(batch["rewrite_ids"], rows, "rewrite_ids", fix, eos_token_ids, optional=True)
 
     for name in ("token_probs", "token_rewards", "old_logps"):
         if name not in batch:
@@ -257,25 +258,25 @@ def _check_token_lists(batch: dict[str, pa.Array], rows: np.ndarray, eos_token_i
             tokens = _lengths(batch["completion_ids"])
             for index in np.flatnonzero(lists.lengths != tokens)[:1]:
                 found = f"{lists.lengths[index]} values for {tokens[index]} completion_ids"
-                mend = "It must have one for each token, EOS included: score the very completion_ids of the row."
-                raise _error(rows[index], name, found, mend, quote=False)
+                fix = "It must have one for each token, EOS included: score the very completion_ids of the row."
+                raise _error(rows[index], name, found, fix, quote=False)
         values = lists.values.to_numpy()
         if name == "token_probs":
             # Written so that NaN, which is in no interval, is refused too
             wrong = ~((values >= 0) & (values <= 1))
-            mend = "It must be a probability, from 0 to 1 (not a log-probability). Score the row again."
+            fix = "It must be a probability, from 0 to 1 (not a log-probability). Score the row again."
         else:
             wrong = ~np.isfinite(values)
-            mend = "It must be finite, or the whole batch's loss is not a number. Drop the row, or mend its source."
-        _refuse_first(wrong, values, lists.rows, name, mend)
+            fix = "It must be finite, or the whole batch's loss is not a number. Drop the row, or fix its source."
+        _refuse_first(wrong, values, lists.rows, name, fix)
 
 
 def _check_ids(
-    column: pa.Array, rows: np.ndarray, name: str, mend: str, eos_token_ids: set[int] | None, optional: bool = False
+    column: pa.Array, rows: np.ndarray, name: str, fix: str, eos_token_ids: set[int] | None, optional: bool = False
 ) -> None:
-    lists = _flat(column, rows, name, pa.types.is_integer, f"It must be a list of token ids. {mend}", optional)
+    lists = _flat(column, rows, name, pa.types.is_integer, f"It must be a list of token ids. {fix}", optional)
     for index in np.flatnonzero(lists.present & (lists.lengths == 0))[:1]:
-        raise _error(rows[index], name, [], mend)
+        raise _error(rows[index], name, [], fix)
     if eos_token_ids is None:
         return
     last_ids = lists.values.to_numpy()[np.cumsum(lists.lengths[lists.present]) - 1]
@@ -283,37 +284,35 @@ def _check_ids(
         index = np.flatnonzero(lists.present)[found_at]
         expected = ", ".join(str(token_id) for token_id in sorted(eos_token_ids))
         found = f"{lists.lengths[index]} tokens that end with id {last_ids[found_at]}, not with EOS ({expected})"
-        mend = (
+        fix = (
             "A text that `max_new_tokens` cut off does not teach where to stop. Drop the row, or generate it again "
             "with a larger `max_new_tokens`."
         )
-        raise _error(rows[index], name, found, mend, quote=False)
+        raise _error(rows[index], name, found, fix, quote=False)
 
 
 def _check_topk(batch: dict[str, pa.Array], rows: np.ndarray) -> None:
     """The reward model's distribution on its rewrite: for each token as many ids as log-probabilities."""
     if "rewrite_topk_ids" not in batch:
         return
-    mend = "Score the row again with `recipes/score.py`."
+    fix = "Score the row again with `recipes/score.py`."
     tokens = _lengths(batch["rewrite_ids"])
     num_candidates = {}
     for name, is_element in (("rewrite_topk_ids", pa.types.is_integer), ("rewrite_topk_logps", _is_number)):
-        must = f"It must be a list of candidates for each token of the rewrite. {mend}"
+        must = f"It must be a list of candidates for each token of the rewrite. {fix}"
         lists = _flat(batch[name], rows, name, _is_list, must, optional=True)
         for index in np.flatnonzero(lists.lengths != tokens)[:1]:
             found = f"candidates for {lists.lengths[index]} tokens, where rewrite_ids has {tokens[index]}"
-            raise _error(rows[index], name, found, mend, quote=False)
+            raise _error(rows[index], name, found, fix, quote=False)
         num_candidates[name] = _lengths(lists.values)
         for index in np.flatnonzero(num_candidates[name] == 0)[:1]:
             raise _error(lists.rows[index], name, "a token without candidates", must, quote=False)
         counts = num_candidates[name]
-        # Between neighbours of the same row; where it holds for all of them, the row is a rectangle
+        # Neighbors of the same row are compared: if none differ, all tokens of the row have as many candidates
         differ = (counts[1:] != counts[:-1]) & (lists.rows[1:] == lists.rows[:-1])
         for index in np.flatnonzero(differ)[:1]:
             found = f"{counts[index]} candidates for one token and {counts[index + 1]} for the next"
-            raise _error(
-                lists.rows[index], name, found, f"Every token of a row must have as many. {mend}", quote=False
-            )
+            raise _error(lists.rows[index], name, found, f"Every token of a row must have as many. {fix}", quote=False)
         candidates = _flat(lists.values, lists.rows, name, is_element, must)
         if name == "rewrite_topk_logps":
             logps = candidates.values.to_numpy()
@@ -322,14 +321,14 @@ def _check_topk(batch: dict[str, pa.Array], rows: np.ndarray) -> None:
     for index in np.flatnonzero(differ)[:1]:
         counts = [num_candidates[name][index] for name in num_candidates]
         found = f"{counts[1]} log-probabilities at a token where rewrite_topk_ids has {counts[0]} ids"
-        raise _error(lists.rows[index], "rewrite_topk_logps", found, mend, quote=False)
+        raise _error(lists.rows[index], "rewrite_topk_logps", found, fix, quote=False)
 
 
 class _FlatLists(NamedTuple):
     present: np.ndarray  # (lists,) False where the list is None
     lengths: np.ndarray  # (lists,) 0 where the list is None
     values: pa.Array  # (sum of lengths,)
-    rows: np.ndarray  # (sum of lengths,) the row that each value stands in
+    rows: np.ndarray  # (sum of lengths,) the row of each value
 
 
 def _flat(
@@ -337,17 +336,17 @@ def _flat(
     rows: np.ndarray,
     name: str,
     is_element: Callable[[pa.DataType], bool],
-    mend: str,
+    fix: str,
     optional: bool = False,
 ) -> _FlatLists:
-    """Lay a column of lists out flat, so that it can be checked as one array instead of list by list."""
+    """Flatten a column of lists, so that it can be checked as one array instead of list by list."""
     present = column.is_valid().to_numpy(zero_copy_only=False)
     for index in np.flatnonzero(~present)[:1]:
         if not optional:
-            raise _error(rows[index], name, None, mend)
+            raise _error(rows[index], name, None, fix)
     if present.any() and not _is_list(column.type):
         index = np.flatnonzero(present)[0]
-        raise _error(rows[index], name, column[index].as_py(), mend)
+        raise _error(rows[index], name, column[index].as_py(), fix)
     lengths = _lengths(column)
     values = pc.list_flatten(column) if present.any() else pa.nulls(0)
     rows = np.repeat(rows, lengths)
@@ -355,17 +354,17 @@ def _flat(
     if not is_element(values.type):
         wrong[:] = True
     for index in np.flatnonzero(wrong)[:1]:
-        raise _error(rows[index], name, f"{values[index].as_py()!r} among its values", mend, quote=False)
+        raise _error(rows[index], name, f"{values[index].as_py()!r} among its values", fix, quote=False)
     # Where every list is empty or None, Arrow knows no type
     return _FlatLists(present, lengths, values if len(values) else pa.array([], pa.int64()), rows)
 
 
 def _check_scalars(
-    column: pa.Array, rows: np.ndarray, name: str, is_type: Callable[[pa.DataType], bool], mend: str
+    column: pa.Array, rows: np.ndarray, name: str, is_type: Callable[[pa.DataType], bool], fix: str
 ) -> None:
     for index, value in enumerate(column.to_pylist()):
         if value is None or not is_type(column.type):
-            raise _error(rows[index], name, value, mend)
+            raise _error(rows[index], name, value, fix)
 
 
 def _lengths(column: pa.Array) -> np.ndarray:
@@ -383,13 +382,13 @@ def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_floating(kind) or pa.types.is_integer(kind)
 
 
-def _refuse_first(wrong: np.ndarray, values: np.ndarray, rows: np.ndarray, name: str, mend: str) -> None:
+def _refuse_first(wrong: np.ndarray, values: np.ndarray, rows: np.ndarray, name: str, fix: str) -> None:
     for index in np.flatnonzero(wrong)[:1]:
-        raise _error(rows[index], name, values[index].item(), mend)
+        raise _error(rows[index], name, values[index].item(), fix)
 
 
-def _error(row: int, name: str, found: Any, mend: str, quote: bool = True) -> DatasetError:
+def _error(row: int, name: str, found: Any, fix: str, quote: bool = True) -> DatasetError:
     shown = repr(found) if quote else str(found)
     if len(shown) > 100:
         shown = shown[:100] + "..."
-    return DatasetError(f"Row {row}, column '{name}': found {shown}. {mend}")
+    return DatasetError(f"Row {row}, column '{name}': found {shown}. {fix}")

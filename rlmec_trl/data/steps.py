@@ -1,12 +1,12 @@
-"""The steps that a solution divides into."""
+"""Splitting a solution into steps."""
 
 
 def split_steps(text: str, separator: str) -> list[str]:
     """
-    Split an attempt into its steps, losing nothing: `"".join(steps) == text`.
+    Split an attempt into its steps, without losing a character: `"".join(steps) == text`.
 
-    Each step keeps the separator after it. A blank step (empty or whitespace between two separators) belongs to the
-    step before it, at the very start to the step after, so that indices count the steps a reader sees.
+    Each step keeps the separator after it. A blank step (empty, or whitespace between two separators) belongs to the
+    step before it, at the start to the step after it, so that indices count the steps that a reader sees.
     """
     pieces = text.split(separator)
     steps, lead = [], ""
@@ -23,10 +23,10 @@ def split_steps(text: str, separator: str) -> list[str]:
 
 
 def first_changed_step(completion: str, rewrite: str, step_separator: str) -> int:
-    """Index of the first step of the completion that the rewrite does not repeat, -1 where they are the same."""
+    """Index of the first step of the completion that the rewrite changes, -1 where the two are the same."""
     if completion == rewrite:
         return -1
-    # The separator after a step is not part of what it says: the last step has none
+    # Compared without separators: the last step has none
     steps, rewritten = (
         [step.removesuffix(step_separator).strip() for step in split_steps(text, step_separator)]
         for text in (completion, rewrite)

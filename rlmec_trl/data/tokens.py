@@ -1,4 +1,4 @@
-"""From text to token ids and back, without shifting a token that the policy has sampled."""
+"""Text to token ids and back, without changing the ids that a policy sampled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def as_prompt(processing_class: PreTrainedTokenizerBase, text: str) -> str | list[dict]:
-    """Put a text in the form that the model expects: a user's message where it has a chat template, else the text."""
+    """A prompt in the model's form: a message of the user where it has a chat template, otherwise the text."""
     if getattr(processing_class, "chat_template", None) is not None:
         return [{"role": "user", "content": text}]
     return text
@@ -27,7 +27,7 @@ def encode_prompt(
     Token ids of a prompt, as [`~trl.SFTTrainer`] makes them.
 
     Messages go through the chat template, up to where the assistant begins. A text gets the special tokens that the
-    tokenizer adds, but no EOS at its end: the completion is still to come.
+    tokenizer adds, except an EOS at its end, where the completion follows.
 
     Args:
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
@@ -55,7 +55,7 @@ def encode_prompt(
 
 
 def encode_completion(processing_class: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a completion that was given as text: no special tokens but EOS at the end."""
+    """Token ids of a completion that is given as text, with EOS at the end and no other special token."""
     return [*processing_class(text, add_special_tokens=False)["input_ids"], processing_class.eos_token_id]
 
 
@@ -65,8 +65,8 @@ def step_prefix_ids(
     """
     The sampled ids of the first steps of a completion.
 
-    They are a prefix of `completion_ids`, the longest whose text does not go past the first `num_steps` steps. A token
-    that reaches over the end of the last of these steps is left out, and so is EOS.
+    They are the longest prefix of `completion_ids` whose text does not extend beyond the first `num_steps` steps. A
+    token that spans the end of the last of these steps is left out, and so is EOS.
 
     Args:
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
@@ -87,15 +87,15 @@ def step_prefix_ids(
     kept_text = "".join(steps[:num_steps])
 
     def length(size: int) -> int:
-        # Until its last byte arrives, a character shows as replacement characters, with some tokenizers so do finished
-        # ones before it, and the text is longer than it will be. Without them it is never longer, so that the search
-        # may end too far to the right, but not too far to the left.
+        # A character whose last byte is missing decodes to replacement characters, with some tokenizers so do complete
+        # ones before it, and the text is longer than it will be. Without them it is never longer, so the search may
+        # end too far to the right, but not too far to the left.
         return len(_decode(processing_class, completion_ids[:size]).rstrip("\ufffd"))
 
     size = bisect_right(range(len(completion_ids) + 1), len(kept_text), key=length) - 1
     while size > 0 and not kept_text.startswith(_decode(processing_class, completion_ids[:size])):
         size -= 1
-    # Special tokens have no text, so a prefix is as long with them: the sampled EOS need not be the tokenizer's own
+    # Special tokens have no text, so the prefix may end with some. The sampled EOS need not be the tokenizer's own
     special_ids = set(processing_class.all_special_ids)
     while size > 0 and completion_ids[size - 1] in special_ids:
         size -= 1
@@ -112,8 +112,8 @@ def encode_rewrite(
     """
     Token ids of a rewrite that differ from the completion's only where the text does.
 
-    A rewrite that is the completion gets its ids. Otherwise the leading steps that the two share keep the ids that
-    were sampled, and only the text after them is tokenised.
+    A rewrite that equals the completion gets its ids. Otherwise the leading steps that the two share keep the ids that
+    were sampled, and only the text after them is tokenized.
 
     Args:
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
@@ -143,7 +143,7 @@ def encode_rewrite(
     rest = rewrite[len(_decode(processing_class, shared_ids)) :]
     joined_ids = [*shared_ids, *encode_completion(processing_class, rest)]
     whole_ids = encode_completion(processing_class, rewrite)
-    # Some tokenizers put a space before any text they are given, which is wrong in the middle of a line
+    # Some tokenizers put a space before every text, which is wrong in the middle of a line
     faithful = _decode(processing_class, joined_ids) == _decode(processing_class, whole_ids)
     return joined_ids if faithful else whole_ids
 

@@ -1,14 +1,13 @@
 """
 The built-in task: short sums whose references are not written in the policy's style.
 
-A problem tells how many things someone has and what happens to them, "Tom has 59 nuts, loses 16, finds 23, buys 20.".
-The policy works it out one step after another, "59 - 16 is 43 ; 43 + 23 = 66 ; 66 + 20 makes 86 ; The answer is 86".
-The reference is right but terse, "59 - 16 + 23 + 20 = 86": imitating it would destroy the policy's way of working.
-The warm-up problems are mostly easy, the others have a carry or a borrow in about every second step, so that a policy
-trained on the warm-up split solves some of the others and fails on the rest.
+A problem is a short story, "Tom has 59 nuts, loses 16, finds 23, buys 20.". The policy solves it step by step,
+"59 - 16 is 43 ; 43 + 23 = 66 ; 66 + 20 makes 86 ; The answer is 86". The reference is correct but terse,
+"59 - 16 + 23 + 20 = 86": a policy that imitates it loses its steps. Warm-up problems are mostly easy. About half of
+the steps of the others carry or borrow, so a policy trained on the warm-up split solves only some of them.
 
-Everything here is exact and small: every step of a solution can be judged, and any attempt can be mended without a
-language model. A problem's numbers are a tuple, the start followed by signed operands: `(59, -16, 23, 20)`.
+Every step of a solution can be checked exactly, and every attempt corrected without a language model. The numbers of a
+problem are a tuple, the start followed by signed operands: `(59, -16, 23, 20)`.
 """
 
 from __future__ import annotations
@@ -63,19 +62,19 @@ def make_arithmetic(
     seed: int = 0, warmup: int = 1500, train: int = 4000, validation: int = 500, test: int = 1000
 ) -> DatasetDict:
     """
-    Make the splits of the task. No two problems of all splits together have the same numbers.
+    Make the splits of the task. No two problems have the same numbers, across all splits.
 
     Args:
         seed (`int`, *optional*, defaults to `0`):
-            Seed that decides every problem. The global random state is neither read nor changed.
+            Seed of the problems. The global random state is neither read nor changed.
         warmup (`int`, *optional*, defaults to `1500`):
             Number of mostly easy problems with solutions in the policy's style.
         train (`int`, *optional*, defaults to `4000`):
-            Number of harder problems, with terse references, for everything after the warm-up.
+            Number of harder problems, with terse references, for all stages after the warm-up.
         validation (`int`, *optional*, defaults to `500`):
-            Number of problems like those of `train` to choose settings on.
+            Number of problems, like those of `train`, to choose settings on.
         test (`int`, *optional*, defaults to `1000`):
-            Number of problems like those of `train` to report.
+            Number of problems, like those of `train`, for the results that are reported.
 
     Returns:
         `DatasetDict`: `"warmup"` with columns `prompt` and `completion`; `"train"`, `"validation"` and `"test"` with
@@ -116,8 +115,8 @@ def needs_carry(value: int, operand: int) -> bool:
 
 def draw_numbers(rng: random.Random, carry_rate: float) -> tuple[int, ...]:
     """
-    Draw a problem's numbers. Each step carries or borrows with probability `carry_rate`; a value from which no such
-    step (or none but such a step) leads to a result in range takes any step that does.
+    Draw the numbers of a problem. Each step carries or borrows with probability `carry_rate`. Where no step of the
+    drawn kind has a result in range, a step of the other kind is taken.
     """
     value = rng.randint(SMALLEST, LARGEST)
     numbers = [value]
@@ -132,7 +131,7 @@ def draw_numbers(rng: random.Random, carry_rate: float) -> tuple[int, ...]:
 
 
 def write_problem(rng: random.Random, numbers: tuple[int, ...]) -> str:
-    """Tell a problem's numbers as a little story, its words drawn at random."""
+    """The story of a problem, with words drawn at random."""
     start, *operands = numbers
     events = [f", {rng.choice(GAIN_VERBS if operand > 0 else LOSS_VERBS)} {abs(operand)}" for operand in operands]
     return f"{rng.choice(NAMES)} has {start} {rng.choice(OBJECTS)}{''.join(events)}."
@@ -146,20 +145,20 @@ def read_problem(problem: str) -> tuple[int, ...]:
     numbers = [int(match[1])]
     for verb, size in re.findall(r"([A-Za-z]+) (\d+)", match[2]):
         if verb not in GAIN_VERBS + LOSS_VERBS:
-            raise ValueError(f"Cannot tell whether {verb!r} adds or takes away, in the problem {problem!r}.")
+            raise ValueError(f"Unknown verb {verb!r} in the problem {problem!r}.")
         numbers.append(int(size) if verb in GAIN_VERBS else -int(size))
     return tuple(numbers)
 
 
 def write_solution(numbers: tuple[int, ...], connectives: list[str]) -> str:
-    """The right solution in the policy's style, with one connective for each operation."""
+    """The correct solution in the policy's style, with one connective for each operation."""
     pairs = zip(_steps(numbers), connectives, strict=True)
     steps = [f"{left} {connective} {result}" for (left, result), connective in pairs]
     return WORDING.step_separator.join([*steps, _answer_step(numbers)])
 
 
 def write_reference(numbers: tuple[int, ...]) -> str:
-    """The right solution as the references give it, in one line."""
+    """The correct solution in the style of the references, in one line."""
     return " ".join([str(numbers[0]), *(_operation(operand) for operand in numbers[1:]), "=", str(sum(numbers))])
 
 
@@ -172,7 +171,7 @@ def _operation(operand):
 
 
 def _steps(numbers):
-    """What stands on the left of each step's connective, and the number that should stand on its right."""
+    """Left side and correct result of each step."""
     values = list(accumulate(numbers))
     triples = zip(values[:-1], numbers[1:], values[1:], strict=True)
     return [(f"{value} {_operation(operand)}", result) for value, operand, result in triples]
@@ -182,13 +181,13 @@ def _answer_step(numbers):
     return f"The answer is {sum(numbers)}"
 
 
-# --- Judging and mending an attempt ----------------------------------------------------------------------------------
+# --- Checking and correcting an attempt ------------------------------------------------------------------------------
 
 
 def check_answer(completion: str, answer: str, problem: str = "") -> bool:
     """
-    Whether the completion ends with "The answer is" and the right number, or is a terse solution like the references,
-    "59 - 16 + 23 + 20 = 86", with the right number at its end.
+    Whether the completion ends with "The answer is" and the correct number, or is a terse solution like the
+    references, "59 - 16 + 23 + 20 = 86", that ends with it.
     """
     match = _ANSWER_PATTERN.search(completion) or _TERSE_PATTERN.fullmatch(completion.strip())
     return match is not None and match[1] == answer.strip()
@@ -196,8 +195,9 @@ def check_answer(completion: str, answer: str, problem: str = "") -> bool:
 
 def check_steps(problem: str, completion: str) -> list[bool]:
     """
-    Judge every step of a completion, the final "The answer is" included, against the true running values: a step that
-    follows correctly from a wrong one is wrong too, and a wrong step stays wrong where a later one makes up for it.
+    Check every step of a completion, including the final "The answer is", against the true intermediate values. A step
+    that follows correctly from an incorrect one is incorrect too, and an incorrect step stays incorrect where a later
+    one makes up for it.
 
     Args:
         problem (`str`):
@@ -206,8 +206,8 @@ def check_steps(problem: str, completion: str) -> list[bool]:
             Attempt in the policy's style.
 
     Returns:
-        `list[bool]`: One verdict a step, numbered as [`~rlmec_trl.tasks.wording.split_steps`] does. Malformed and
-        superfluous steps are wrong; steps that are missing at the end are appended to the list as wrong.
+        `list[bool]`: One verdict for each step of [`~rlmec_trl.data.steps.split_steps`]. Malformed and superfluous
+        steps are incorrect; a step that is missing at the end is appended as incorrect.
     """
     numbers = read_problem(problem)
     steps = split_steps(completion, WORDING.step_separator)
@@ -217,7 +217,7 @@ def check_steps(problem: str, completion: str) -> list[bool]:
         for body, (left, result) in zip(bodies, _steps(numbers), strict=False)
     ]
     if len(steps) > len(verdicts):
-        # Nothing may follow the answer: a dangling separator spoils the step, a further step is itself the wrong one.
+        # Nothing may follow the answer: a separator makes this step incorrect, a further step is itself incorrect.
         final = len(verdicts)
         is_last = final == len(steps) - 1
         verdicts.append((steps[final] if is_last else bodies[final]) == _answer_step(numbers))
@@ -227,21 +227,21 @@ def check_steps(problem: str, completion: str) -> list[bool]:
 
 def rewrite_minimally(problem: str, reference: str, completion: str) -> tuple[int, str]:
     """
-    Correct an attempt with as few changes as possible. The steps before the first wrong one stay word for word, the
-    later ones get the true numbers but keep their own connectives; a step that is missing is added with "=", one too
-    many is dropped.
+    Correct an attempt with as few changes as possible. The steps before the first incorrect one are kept word for
+    word, the later ones get the true numbers and keep their connectives. A missing step is added with "=", a
+    superfluous one dropped.
 
     Args:
         problem (`str`):
             Problem text.
         reference (`str`):
-            Unused, because the problem itself tells the right numbers; here so that every editor is called alike.
+            Unused: the problem has all numbers. Every editor is called with it.
         completion (`str`):
             Attempt in the policy's style.
 
     Returns:
-        `tuple[int, str]`: Index of the first wrong step (the place of a missing one counts), or -1 if all are right,
-        and the rewrite, which is the completion itself in that case.
+        `tuple[int, str]`: Index of the first incorrect step (where one is missing, its position), or -1 if all are
+        correct, and the rewrite, which is the completion itself in that case.
     """
     verdicts = check_steps(problem, completion)
     if all(verdicts):
@@ -249,7 +249,7 @@ def rewrite_minimally(problem: str, reference: str, completion: str) -> tuple[in
     error_step = verdicts.index(False)
     numbers = read_problem(problem)
     bodies = _bodies(split_steps(completion, WORDING.step_separator))
-    # The right steps are written anew from their own connectives, which gives back the same words.
+    # The correct steps are written again with their own connectives, which gives the same words.
     kept, rest = bodies[:error_step], bodies[error_step:]
     connectives = [_connective(body) for body in kept[:NUM_OPERATIONS]]
     connectives += _match_connectives(rest, [_operation(operand) for operand in numbers[1:][error_step:]])
@@ -257,7 +257,7 @@ def rewrite_minimally(problem: str, reference: str, completion: str) -> tuple[in
 
 
 def _bodies(steps):
-    """The steps without their separators; an attempt that was cut off may end in half a separator."""
+    """The steps without their separators. A truncated attempt may end with half a separator."""
     bodies = [step.removesuffix(WORDING.step_separator) for step in steps]
     return bodies[:-1] + [body.removesuffix(WORDING.step_separator.rstrip()) for body in bodies[-1:]]
 
@@ -268,12 +268,12 @@ def _connective(body):
 
 
 def _match_connectives(bodies, operations):
-    """Connectives for the wanted operations, each from the step of the attempt that stands for it."""
+    """Connectives for the operations, each from the step of the attempt that corresponds to it."""
     bodies = [body for body in bodies if not body.startswith("The answer")]
     attempted = [match[0] if (match := re.search(r"[+-] \d+", body)) else "" for body in bodies]
     connectives = []
     for _, i, i_end, j, j_end in SequenceMatcher(None, attempted, operations, autojunk=False).get_opcodes():
-        # Too few steps in this stretch: the last ones are added. Too many: the last ones are dropped.
+        # Too few steps in this part: the last ones are added. Too many: the last ones are dropped.
         wanted = j_end - j
         connectives += [_connective(body) for body in (bodies[i:i_end] + [""] * wanted)[:wanted]]
     return connectives
@@ -284,8 +284,8 @@ def _match_connectives(bodies, operations):
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """
-    Make the word-level tokenizer of the task. Each digit is a token, and the space before a token belongs to it, so
-    that decoding gives back exactly the text that was encoded.
+    Make the word-level tokenizer of the task. Each digit is a token, and a token includes the space before it, so that
+    decoding returns exactly the text that was encoded.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -315,9 +315,9 @@ def make_policy(
         tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
             Tokenizer from [`make_tokenizer`].
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the weights. The global random state is left as it was.
+            Seed of the weights. The global random state is not changed.
         hidden_size (`int`, *optional*, defaults to `128`):
-            Width of the model, a multiple of 8 (four heads of even size); the MLP is three times as wide.
+            Hidden size, a multiple of 8 (four heads of even size). The MLP is three times as wide.
         num_hidden_layers (`int`, *optional*, defaults to `3`):
             Number of layers.
     """
@@ -342,7 +342,7 @@ def make_policy(
 
 
 def _vocabulary():
-    """Every token that the task and its wording can produce, in a fixed order."""
+    """All tokens that the task and its wording can produce, in a fixed order."""
     digits = [f"{space}{digit}" for space in ("", " ") for digit in range(10)]
     stories = [f"{name} has,." for name in NAMES] + [f" {word}" for word in OBJECTS + GAIN_VERBS + LOSS_VERBS]
     answers = [f" {word}" for word in CONNECTIVES] + [" + - ; The answer is", WORDING.no_error]
@@ -352,7 +352,7 @@ def _vocabulary():
 
 
 def edit(problems, references, completions, usable=None) -> list[tuple[int, str]]:
-    """[`rewrite_minimally`] as a teacher ([`~rlmec_trl.teachers.editors.Editor`]); it is never wrong."""
+    """[`rewrite_minimally`] as a teacher ([`~rlmec_trl.teachers.editors.Editor`]), which is always correct."""
     return [rewrite_minimally(*row) for row in zip(problems, references, completions, strict=True)]
 
 

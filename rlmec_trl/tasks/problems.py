@@ -83,7 +83,7 @@ def load_problems(config: ProblemConfig, task: Task, processing_class: "PreTrain
 
     Args:
         config ([`ProblemConfig`]):
-            Where they are.
+            Dataset of the problems, and its columns.
         task ([`~rlmec_trl.tasks.task.Task`]):
             How a raw row is read, and how a problem is worded for the policy.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
@@ -105,8 +105,8 @@ def to_task_rows(
     read_row: Callable[[dict], dict] | None = None,
 ) -> Dataset:
     """
-    Turn raw problems into rows with `prompt`, `reference` and `answer`. Other columns are kept, and so are rows that
-    have these three.
+    Turn raw problems into rows with `prompt`, `reference` and `answer`. Other columns are kept, with their types. A
+    dataset that has all three is returned as it is.
 
     Args:
         dataset ([`~datasets.Dataset`]):
@@ -116,10 +116,11 @@ def to_task_rows(
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer. With a chat template, prompts become messages.
         read_row (`Callable[[dict], dict]`, *optional*):
-            Replaces the task's own.
+            Used instead of the task's own.
 
     Raises:
-        [`~rlmec_trl.data.schema.DatasetError`]: If a column is missing, or a solution states no answer.
+        [`~rlmec_trl.data.schema.DatasetError`]: If a column is missing, a solution states no answer, or an answer is
+        none of the options or labels.
     """
     if {"prompt", "reference", "answer"} <= set(dataset.column_names):
         return dataset
@@ -128,7 +129,7 @@ def to_task_rows(
     def convert(row: dict, index: int) -> dict:
         try:
             raw = read_row(row)
-            answer = _as_label(raw["answer"], task) if task.labels else raw["answer"]
+            answer = _as_label(raw.get("answer"), task) if task.labels else raw.get("answer")
         except KeyError as error:
             raise DatasetError(
                 f"Task '{task.name}' needs the column {error}; the dataset has {', '.join(row)}. Name the columns "
@@ -136,10 +137,16 @@ def to_task_rows(
             ) from None
         except DatasetError as error:
             raise DatasetError(f"Row {index}, {error}") from None
+        for name in ("problem", "reference"):
+            if not isinstance(raw.get(name), str):
+                raise DatasetError(
+                    f"Row {index}: `read_row` of task '{task.name}' returned {raw.get(name)!r} as `{name}`. It has to "
+                    "return texts as `problem`, `reference` and `answer`."
+                )
         return {
             "prompt": as_prompt(processing_class, policy_prompt(task.wording, raw["problem"])),
             "reference": raw["reference"],
-            # None is kept, for the check of the columns to find it
+            # `check_dataset` reports None
             "answer": answer if answer is None else str(answer),
         }
 

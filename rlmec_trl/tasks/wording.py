@@ -1,4 +1,4 @@
-"""The wording: how a problem is put to the policy, and an attempt at it to the generative reward model."""
+"""The wording of a task: the prompts of the policy, the generative reward model and the teacher."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ and the final answer to be right. Do not number the steps. If nothing is wrong, 
 with the final answer in the form that the attempt uses, or with "The answer is X" where it has none.
 
 """
-"""What a teacher behind an API reads before every row, unless a task words it otherwise."""
+"""Instructions of a teacher behind an API, unless a task has its own."""
 
 
 @dataclass(frozen=True)
 class Wording:
     r"""
-    The prompts of a task, and how an attempt at it divides into steps.
+    The prompts of a task, and how attempts at it are split into steps.
 
-    Templates name their slots in braces; any other brace is left alone, so LaTeX needs no escaping.
+    Templates have their slots in braces. Other braces are kept, so LaTeX needs no escaping.
 
     Args:
         locate (`str`):
-            Template that asks for the first wrong step, with `{problem}`, `{reference}` and `{attempt}`.
+            Template that asks for the first incorrect step, with `{problem}`, `{reference}` and `{attempt}`.
         rewrite (`str`):
             Template that asks for the minimally corrected attempt, with `{problem}`, `{reference}` and `{attempt}`.
         policy (`str`):
             Template with `{problem}` that turns a raw problem into the policy's prompt.
         step_separator (`str`, *optional*, defaults to `"\n"`):
-            What stands between two steps of an attempt.
+            Separator of the steps of an attempt.
         numbered (`bool`, *optional*, defaults to `False`):
-            Whether the attempt in the locate prompt is shown with its steps numbered from 0, one a line.
+            Whether the locate prompt shows the steps of the attempt numbered from 0, one a line.
         no_error (`str`, *optional*, defaults to `"none"`):
-            What locate answers when every step is right.
+            Answer to the locate prompt where every step is correct.
         teacher (`str`, *optional*, defaults to `TEACHER_INSTRUCTIONS`):
-            Instructions for a teacher behind an API: to find the first incorrect step and to correct the attempt with
-            as few edits as possible. They have no slots, the row follows in a message of its own, and what is said
-            about the format of the answer is appended to them.
+            Instructions for a teacher behind an API: find the first incorrect step and correct the attempt with as few
+            edits as possible. They have no slots: the row follows in a separate message. The format of the answer is
+            appended to them.
     """
 
     locate: str
@@ -82,7 +82,7 @@ WORDING = Wording(
     ),
     numbered=True,
 )
-"""The wording for real tasks."""
+"""The default wording."""
 
 
 def number_steps(wording: Wording, attempt: str) -> str:
@@ -98,26 +98,26 @@ def policy_prompt(wording: Wording, problem: str) -> str:
 
 
 def raw_problem(wording: Wording, prompt: str) -> str:
-    """The problem in a policy's prompt: without what the template put around it, if it did."""
+    """The problem in a policy's prompt, without the template where there is one."""
     before, _, after = wording.policy.partition("{problem}")
     framed = prompt.startswith(before) and prompt.endswith(after) and len(prompt) >= len(before) + len(after)
     return prompt[len(before) : len(prompt) - len(after)] if framed else prompt
 
 
 def locate_prompt(wording: Wording, problem: str, reference: str, attempt: str) -> str:
-    """The question for the first wrong step of an attempt."""
+    """The prompt for the first incorrect step of an attempt."""
     if wording.numbered:
         attempt = number_steps(wording, attempt)
     return _fill(wording.locate, problem=problem, reference=reference, attempt=attempt)
 
 
 def rewrite_prompt(wording: Wording, problem: str, reference: str, attempt: str) -> str:
-    """The question for the minimally corrected attempt."""
+    """The prompt for the minimally corrected attempt."""
     return _fill(wording.rewrite, problem=problem, reference=reference, attempt=attempt)
 
 
 def locate_answer(wording: Wording, error_step: int) -> str:
-    """The right answer to the locate prompt; `error_step` is -1 where every step is right."""
+    """The correct answer to the locate prompt. `error_step` is -1 where every step is correct."""
     return wording.no_error if error_step == -1 else str(error_step)
 
 
@@ -125,16 +125,15 @@ def parse_locate(wording: Wording, text: str) -> int | None:
     """
     Read an answer to the locate prompt.
 
-    The first line that is not blank counts: a step number or the word for "no error", perhaps with "step" before it
-    and a remark after it.
+    The first line that is not blank counts: a step number or `no_error`, optionally after "step" and before a remark.
 
     Returns:
         `int` or `None`:
-            The step's index, -1 where the answer is that every step is right, `None` where it is neither.
+            Index of the step, -1 for `no_error`, `None` for any other answer.
     """
     lines = [line.strip(" \t\r*`\"'") for line in text.splitlines()]
     first_line = next((line for line in lines if line), "")
-    # The end, or a remark that punctuation sets apart: "3 apples" and "1.5" are not step numbers
+    # The end, or a remark after punctuation: "3 apples" and "1.5" are not step numbers
     remark = r"(?:[*`\"':.,;)]+(?:\s.*)?|\s+[-–—(].*)?"
     if re.fullmatch(re.escape(wording.no_error.strip()) + remark, first_line, re.IGNORECASE):
         return -1

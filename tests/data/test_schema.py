@@ -1,4 +1,4 @@
-"""Every broken row must be found, and the message must say where, what, and how to mend it."""
+"""Every invalid row is found, and the message names the row, the column, the value and the fix."""
 
 import sys
 
@@ -37,7 +37,7 @@ EVERYTHING = list(ROW)
 
 
 def dataset(columns=EVERYTHING, **bad):
-    """Two good rows, then one with the given values."""
+    """Two valid rows, then one with the given values."""
     rows = [{name: ROW[name] for name in columns} for _ in range(3)]
     rows[2] |= bad
     return Dataset.from_list(rows)
@@ -50,13 +50,13 @@ def refusal(data, stage, **kwargs):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_good_rows_pass_with_the_columns_of_their_stage_alone(stage):
+def test_valid_rows_pass_with_no_more_than_the_columns_of_their_stage(stage):
     check_dataset(dataset(STAGES[stage]), stage, eos_token_ids=EOS)
     check_dataset(dataset(), stage, eos_token_ids={EOS, 9})
 
 
 @pytest.mark.parametrize(("stage", "name"), [(stage, name) for stage in STAGES for name in STAGES[stage]])
-def test_a_missing_column_names_who_makes_it(stage, name):
+def test_the_error_for_a_missing_column_names_what_writes_it(stage, name):
     message = refusal(dataset([column for column in STAGES[stage] if column != name]), stage)
     assert f"'{name}'" in message
     assert "recipes/" in message or "the task's dataset" in message
@@ -66,16 +66,16 @@ def test_a_missing_column_names_who_makes_it(stage, name):
     ("name", "recipe"),
     [("completion_ids", "recipes/sample.py"), ("error_step", "recipes/edit.py"), ("old_logps", "recipes/score.py")],
 )
-def test_the_recipe_of_a_missing_column_is_the_right_one(name, recipe):
+def test_the_error_for_a_missing_column_names_the_recipe_that_writes_it(name, recipe):
     stage = next(stage for stage in STAGES if name in STAGES[stage])
     assert recipe in refusal(dataset([column for column in STAGES[stage] if column != name]), stage)
 
 
-def test_own_token_rewards_stand_in_for_probabilities_and_verdict():
+def test_own_token_rewards_replace_probabilities_and_verdict():
     check_dataset(dataset(["prompt", "completion_ids", "token_rewards", "rewrite_ids"]), "policy")
 
 
-def test_topk_columns_are_of_use_only_together():
+def test_topk_columns_are_accepted_only_together():
     columns = STAGES["policy"]
     assert "'rewrite_topk_logps' is missing" in refusal(dataset([*columns, "rewrite_topk_ids"]), "policy")
     assert "'rewrite_topk_ids' is missing" in refusal(dataset([*columns, "rewrite_topk_logps"]), "policy")
@@ -84,7 +84,7 @@ def test_topk_columns_are_of_use_only_together():
 
 
 @pytest.mark.parametrize(
-    ("stage", "name", "value", "found", "mend"),
+    ("stage", "name", "value", "found", "fix"),
     [
         ("task", "prompt", "", "''", "text"),
         ("task", "prompt", None, "None", "text"),
@@ -97,8 +97,8 @@ def test_topk_columns_are_of_use_only_together():
         ("samples", "correct", None, "None", "True or False"),
         ("edits", "rewrite", None, "None", "None where there is no verified rewrite"),
         ("edits", "rewrite", "", "empty", "None where there is no verified rewrite"),
-        ("edits", "error_step", None, "None", "-1 where none is wrong"),
-        ("edits", "error_step", -2, "-2", "-1 where none is wrong"),
+        ("edits", "error_step", None, "None", "-1 where there is none"),
+        ("edits", "error_step", -2, "-2", "-1 where there is none"),
         ("scores", "rewrite", "", "empty", "None where there is no verified rewrite"),
         ("scores", "rewrite_ids", [], "[]", "None where there is no verified rewrite"),
         ("scores", "token_probs", [0.1, 0.2], "2 values for 3 completion_ids", "one for each token"),
@@ -135,11 +135,11 @@ def test_topk_columns_are_of_use_only_together():
         ),
     ],
 )
-def test_a_broken_value_is_told_with_row_column_finding_and_mend(stage, name, value, found, mend):
+def test_a_broken_value_is_reported_with_row_column_value_and_fix(stage, name, value, found, fix):
     message = refusal(dataset(**{name: value}), stage)
     assert message.startswith(f"Row 2, column '{name}': found ")
     assert found in message
-    assert mend in message
+    assert fix in message
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_broken_value_is_told_with_row_column_finding_and_mend(stage, name, va
         ("policy", "rewrite_topk_ids", [[5, 6, 7, 2]] * 2),
     ],
 )
-def test_a_column_of_the_wrong_type_is_told_at_its_first_row(stage, name, values):
+def test_a_column_of_the_wrong_type_is_reported_at_its_first_row(stage, name, values):
     columns = {column: [ROW[column]] * 2 for column in EVERYTHING} | {name: values}
     assert refusal(Dataset.from_dict(columns), stage).startswith(f"Row 0, column '{name}': found ")
 
@@ -172,7 +172,7 @@ def test_rows_may_differ_in_their_number_of_candidates():
     check_dataset(dataset(**narrow), "policy", eos_token_ids=EOS)
 
 
-def test_a_rewrite_that_is_only_a_text_needs_the_completion():
+def test_a_rewrite_without_ids_needs_the_completion():
     text_only = ["prompt", "completion_ids", "correct", "token_probs", "rewrite"]
     check_dataset(dataset([*text_only, "completion"]), "policy")
     check_dataset(dataset([*text_only, "rewrite_ids"]), "policy")
@@ -180,12 +180,12 @@ def test_a_rewrite_that_is_only_a_text_needs_the_completion():
     assert message.startswith("Row 0, column 'rewrite': found the text '1 + 2 is 3' without `rewrite_ids`")
     assert "no column `completion`" in message
     assert "recipes/sample.py" in message and "recipes/score.py" in message
-    # In a row among others, and where there is nothing to imitate at all
+    # In one row among others, and where there is nothing to imitate
     message = refusal(dataset([*text_only, "rewrite_ids"], rewrite_ids=None), "policy")
     assert message.startswith("Row 2, column 'rewrite': found the text")
     check_dataset(dataset([*text_only, "rewrite_ids"], rewrite_ids=None, rewrite=None), "policy")
     check_dataset(Dataset.from_list([{name: ROW[name] for name in text_only} | {"rewrite": None}] * 2), "policy")
-    # The stage that only hands the rows on does not read them that way
+    # The score stage does not read the completion for this
     check_dataset(dataset([*text_only, "completion", "old_logps"]), "scores")
 
 
@@ -213,18 +213,18 @@ def test_a_rewrite_without_eos_is_found_among_rows_without_rewrite():
 
 
 @pytest.mark.parametrize("stage", ["scores", "policy"])
-def test_a_row_without_a_verified_rewrite_is_welcome_once_scored(stage):
+def test_a_scored_row_may_have_no_verified_rewrite(stage):
     nothing = {name: None for name in ("rewrite", "rewrite_ids", "rewrite_topk_ids", "rewrite_topk_logps")}
     check_dataset(dataset(**nothing), stage, eos_token_ids=EOS)
     check_dataset(Dataset.from_list([ROW | nothing] * 2), stage, eos_token_ids=EOS)
 
 
-def test_a_correct_sample_without_a_wrong_step_must_be_its_own_rewrite():
+def test_a_correct_sample_without_an_incorrect_step_must_be_its_own_rewrite():
     message = refusal(dataset(correct=True, error_step=-1), "edits")
     assert message.startswith("Row 2, column 'rewrite': found '1 + 2 is 3'")
-    assert "its own check" in message
+    assert "word for word" in message
     check_dataset(dataset(correct=True, error_step=-1, rewrite=ROW["completion"]), "edits")
-    # A right answer may hide wrong steps
+    # A correct answer may hide incorrect steps
     check_dataset(dataset(correct=True, error_step=0), "edits")
 
 
@@ -233,7 +233,7 @@ def chat(role, text):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_messages_are_read_as_well_as_strings(stage):
+def test_messages_are_read_as_strings_are(stage):
     row = ROW | {
         "prompt": chat("system", "Be brief.") + chat("user", ROW["prompt"]),
         "completion": chat("assistant", ROW["completion"]),
@@ -242,7 +242,7 @@ def test_messages_are_read_as_well_as_strings(stage):
     check_dataset(Dataset.from_list([row] * 2), stage, eos_token_ids=EOS)
 
 
-def test_an_empty_message_is_as_empty_as_an_empty_string():
+def test_an_empty_message_is_refused_like_an_empty_string():
     rows = [ROW | {"completion": chat("assistant", text)} for text in ("fine", "")]
     assert refusal(Dataset.from_list(rows), "samples").startswith("Row 1, column 'completion': found an empty text")
 
@@ -257,12 +257,12 @@ def test_a_column_that_the_stage_does_not_read_may_be_anything():
     check_dataset(Dataset.from_dict(columns | {"correct": ["maybe"], "completion": [""]}), "task")
 
 
-def test_the_row_is_counted_in_the_dataset_as_it_was_given():
+def test_rows_are_numbered_as_in_the_dataset_that_was_given():
     data = dataset(STAGES["task"], answer="").select([2, 0, 1]).select([1, 2, 0])
     assert refusal(data, "task").startswith("Row 2,")
 
 
-def test_rows_are_counted_over_the_batches():
+def test_rows_are_numbered_across_batches():
     data = Dataset.from_dict({name: [ROW[name]] * 12_000 for name in STAGES["samples"]})
     bad = data.select(range(1)).map(lambda row: {"completion_ids": [5, 6]})
     assert refusal(concatenate_datasets([data, bad]), "samples", eos_token_ids=EOS).startswith("Row 12000,")
@@ -284,7 +284,7 @@ def test_the_known_types_are_those_that_rows_of_python_values_get(messages):
     assert column_features(messages) == Dataset.from_list([row]).features
 
 
-def test_an_unknown_stage_is_the_callers_error():
+def test_an_unknown_stage_is_a_plain_value_error():
     with pytest.raises(ValueError, match="samples"):
         check_dataset(dataset(), "sampled")
 
@@ -303,5 +303,5 @@ def test_tokens_are_not_checked_one_by_one_in_python():
             sys.setprofile(None)
         return len(calls)
 
-    num_calls(10)  # what is only imported or compiled once
+    num_calls(10)  # imports and compilations, which happen once
     assert num_calls(200) < num_calls(10) + 1000, "and not one for each of 10,000 tokens"

@@ -1,4 +1,4 @@
-"""Ids that were sampled must stay as they were sampled; what is tokenised anew must spell the text."""
+"""Sampled ids are kept as they are; what is tokenized again decodes to the text."""
 
 import pytest
 from hypothesis import given
@@ -74,7 +74,7 @@ def decode(tokenizer, token_ids):
 
 
 def sampled_ids(tokenizer, text, cuts):
-    """Ids of a text in the pieces that the cuts make: a sampled text need not be tokenised as its tokenizer would."""
+    """Ids of a text in the pieces that the cuts make: a sampled text need not be tokenized as its tokenizer would."""
     cuts = sorted(cut % (len(text) + 1) for cut in cuts)
     pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     return [token_id for piece in pieces for token_id in encode_completion(tokenizer, piece)[:-1]] + [
@@ -165,7 +165,7 @@ def test_a_token_over_the_end_of_a_step_is_left_out():
 
 
 @pytest.mark.parametrize("trailing", range(20))
-def test_half_a_character_that_decodes_as_several_does_not_cut_the_prefix_short(trailing):
+def test_half_a_character_that_decodes_as_several_does_not_shorten_the_prefix(trailing):
     steps = ["😀😀", "a" * trailing]
     completion_ids = encode_completion(BYTES, "".join(steps))
     assert len(BYTES.decode(completion_ids[:7])) > len(steps[0])
@@ -190,7 +190,7 @@ def test_words_that_decode_with_spaces_between_them_have_step_prefixes():
     assert [len(step_prefix_ids(tokenizer, completion_ids, steps, count)) for count in range(4)] == [0, 6, 13, 18]
 
 
-def test_minus_one_for_no_error_is_not_taken_for_all_steps_but_the_last():
+def test_minus_one_for_no_error_is_refused_as_a_number_of_steps():
     with pytest.raises(ValueError, match="num_steps"):
         step_prefix_ids(BPE, encode_completion(BPE, "3\n4"), ["3\n", "4"], -1)
 
@@ -210,7 +210,7 @@ def test_a_rewrite_spells_its_text_and_keeps_the_ids_of_shared_steps(shared, old
     assert rewrite_ids[: len(kept_ids)] == kept_ids
 
 
-def test_a_copy_gets_the_sampled_ids_however_they_were_tokenised():
+def test_a_copy_gets_the_sampled_ids_however_they_were_tokenized():
     text = "3 + 4 = 7\n7"
     completion_ids = sampled_ids(BPE, text, range(len(text)))
     assert completion_ids != encode_completion(BPE, text)
@@ -219,7 +219,7 @@ def test_a_copy_gets_the_sampled_ids_however_they_were_tokenised():
     assert rewrite_ids is not completion_ids
 
 
-def test_an_edit_in_the_second_step_leaves_the_odd_ids_of_the_first_alone():
+def test_an_edit_in_the_second_step_keeps_the_unusual_ids_of_the_first():
     completion, rewrite = "3 + 4 = 7\n7 + 5 = 11", "3 + 4 = 7\n7 + 5 = 12"
     completion_ids = sampled_ids(BPE, completion, range(len(completion)))
     rewrite_ids = encode_rewrite(BPE, rewrite, completion, completion_ids, "\n")
@@ -233,7 +233,7 @@ def test_a_rewrite_that_stops_earlier_ends_with_eos():
     assert BPE.decode(rewrite_ids) == "3\n4\n</s>"
 
 
-def test_a_tokenizer_that_puts_a_space_before_every_text_puts_none_in_the_middle():
+def test_a_tokenizer_that_prepends_a_space_to_every_text_adds_none_in_the_middle():
     tokenizer = byte_level_tokenizer(add_prefix_space=True)
     completion, rewrite = " 3 + 4 = 7\n7 + 5 = 11", " 3 + 4 = 7\n7 + 5 = 12"
     completion_ids = encode_completion(tokenizer, completion)

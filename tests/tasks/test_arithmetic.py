@@ -34,7 +34,7 @@ SOLUTION = "59 - 16 is 43 ; 43 + 23 = 66 ; 66 + 20 makes 86 ; The answer is 86"
 
 @st.composite
 def solved_problems(draw):
-    """A problem, its reference and a right solution of it."""
+    """A problem, its reference and a correct solution."""
     rng = random.Random(draw(st.integers(0, 2**32)))
     numbers = draw_numbers(rng, draw(st.sampled_from([0.0, 0.5, 1.0])))
     connectives = draw(st.lists(st.sampled_from(CONNECTIVES), min_size=3, max_size=3))
@@ -43,7 +43,7 @@ def solved_problems(draw):
 
 @st.composite
 def attempts(draw):
-    """A problem, its reference and an attempt made of right, wrong, strange, missing and repeated steps."""
+    """A problem, its reference and an attempt made of correct, incorrect, strange, missing and repeated steps."""
     problem, reference, solution = draw(solved_problems())
     number = st.integers(0, 120).map(str)
     wrong_step = st.tuples(number, st.sampled_from("+-"), number, st.sampled_from(CONNECTIVES), number).map(" ".join)
@@ -75,7 +75,7 @@ class TestDataset:
         problems = [read_problem(prompt) for split in dataset.values() for prompt in split["prompt"]]
         assert len(set(problems)) == len(problems)
 
-    def test_solutions_are_right(self, dataset):
+    def test_solutions_are_correct(self, dataset):
         for row in dataset["warmup"]:
             assert check_steps(row["prompt"], row["completion"]) == [True] * 4
         for row in dataset["train"]:
@@ -106,7 +106,7 @@ class TestDataset:
         for connective in CONNECTIVES:
             assert words.count(connective) / len(words) == pytest.approx(1 / 3, abs=0.03)
 
-    def test_seed_decides_everything(self):
+    def test_the_seed_determines_everything(self):
         sizes = {"warmup": 20, "train": 20, "validation": 5, "test": 5}
         state = random.getstate()
         first, second, other = (make_arithmetic(seed=seed, **sizes) for seed in (1, 1, 2))
@@ -160,9 +160,9 @@ class TestCheckSteps:
         ("completion", "expected"),
         [
             (SOLUTION, [True, True, True, True]),
-            # Two wrong steps that cancel: the answer is right, the first two steps are not.
+            # Two incorrect steps that cancel: the answer is correct, the first two steps are not.
             ("59 - 16 is 42 ; 42 + 23 = 66 ; 66 + 20 makes 86 ; The answer is 86", [False, False, True, True]),
-            # A step that follows correctly from a wrong one is wrong.
+            # A step that follows correctly from an incorrect one is incorrect.
             ("59 - 16 is 42 ; 42 + 23 = 65 ; 65 + 20 makes 85 ; The answer is 85", [False] * 4),
             # Swapped operands and other connectives are not the policy's style.
             ("16 - 59 is 43 ; 23 + 43 = 66 ; 66 + 20 gives 86 ; The answer is 86", [False, False, False, True]),
@@ -192,7 +192,7 @@ class TestRewriteMinimally:
             ("59 - 16 is 43 ; 43 + 23 = 56 ; 56 + 20 makes 76 ; The answer is 76", 1, SOLUTION),
             ("59 - 16 is 43 ; 43 + 23 = 66 ; 66 + 20 makes 86 ; The answer is 68", 3, SOLUTION),
             ("59 - 16 is 42 ; 42 + 23 = 66 ; 66 + 20 makes 86 ; The answer is 86", 0, SOLUTION),
-            # A wrong operand or sign is mended in place.
+            # An incorrect operand or sign is corrected in place.
             ("59 - 16 is 43 ; 43 - 32 = 11 ; 11 + 20 makes 31 ; The answer is 31", 1, SOLUTION),
             # A missing step is added with "=", the others keep their connectives.
             ("59 - 16 is 43 ; 43 + 20 makes 63 ; The answer is 63", 1, SOLUTION),
@@ -209,12 +209,12 @@ class TestRewriteMinimally:
         assert rewrite_minimally(PROBLEM, REFERENCE, completion) == (error_step, rewrite)
 
     @given(solved_problems())
-    def test_right_attempt_is_returned_unchanged(self, case):
+    def test_a_correct_attempt_is_returned_unchanged(self, case):
         problem, reference, solution = case
         assert rewrite_minimally(problem, reference, solution) == (-1, solution)
 
     @given(attempts())
-    def test_rewrite_is_right_and_mends_the_first_wrong_step(self, case):
+    def test_a_rewrite_is_correct_and_changes_the_first_incorrect_step(self, case):
         problem, reference, attempt = case
         error_step, rewrite = rewrite_minimally(problem, reference, attempt)
         verdicts = check_steps(problem, attempt)
@@ -233,7 +233,7 @@ class TestRewriteMinimally:
         assert rewrite.startswith(re.sub(r" ; $", "", kept).removesuffix(" ;"))
 
     @given(solved_problems(), st.integers(0, 3), st.integers(1, 99))
-    def test_one_wrong_number_is_found_and_mended(self, case, index, offset):
+    def test_one_incorrect_number_is_found_and_corrected(self, case, index, offset):
         problem, reference, solution = case
         steps = solution.split(" ; ")
         words = steps[index].split(" ")
@@ -242,7 +242,7 @@ class TestRewriteMinimally:
         assert rewrite_minimally(problem, reference, " ; ".join(steps)) == (index, solution)
 
     @given(solved_problems(), st.integers(0, 2), st.integers(-30, 30).filter(bool))
-    def test_an_error_carried_through_is_mended_with_the_same_connectives(self, case, index, error):
+    def test_an_error_carried_through_is_corrected_with_the_same_connectives(self, case, index, error):
         problem, reference, solution = case
         steps = [step.split(" ") for step in solution.split(" ; ")]
         for i, step in enumerate(steps):
@@ -278,7 +278,7 @@ class TestTokenizer:
         assert all(tokenizer.unk_token_id not in row for row in ids)
         assert tokenizer.batch_decode(ids) == texts
 
-    def test_no_token_is_idle(self, dataset, tokenizer):
+    def test_every_token_is_used(self, dataset, tokenizer):
         texts = []
         for row in dataset["train"].select(range(500)):
             for prompt in (locate_prompt, rewrite_prompt):
@@ -313,7 +313,7 @@ class TestPolicy:
             assert (config.eos_token_id, config.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
             assert config.bos_token_id is None
 
-    def test_seed_decides_the_weights(self, tokenizer):
+    def test_the_seed_determines_the_weights(self, tokenizer):
         import torch
 
         state = torch.get_rng_state()

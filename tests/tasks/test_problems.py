@@ -4,7 +4,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from rlmec_trl.data.schema import DatasetError, check_dataset
-from rlmec_trl.tasks.answers import clean_solution
+from rlmec_trl.tasks.answers import check_math, clean_solution
 from rlmec_trl.tasks.arithmetic import TASK as ARITHMETIC
 from rlmec_trl.tasks.math import TASK
 from rlmec_trl.tasks.problems import read_columns, to_task_rows
@@ -26,7 +26,7 @@ def raw(**columns):
     return Dataset.from_dict({"problem": ["What is 1 + 1?"], "solution": ["1 + 1 = 2\nThe answer is 2"]} | columns)
 
 
-def test_rows_that_are_ready_are_left_as_they_are(tokenizer):
+def test_a_dataset_with_all_three_columns_is_returned_as_it_is(tokenizer):
     ready = Dataset.from_dict({"prompt": ["a"], "reference": ["b"], "answer": ["c"], "other": [1]})
     assert to_task_rows(ready, TASK, tokenizer) is ready
 
@@ -53,13 +53,13 @@ def test_numbers_become_texts(tokenizer):
     check_dataset(rows, "task")
 
 
-def test_an_answer_that_is_missing_in_a_row_is_not_made_up(tokenizer):
+def test_an_answer_that_is_missing_in_a_row_is_reported(tokenizer):
     dataset = Dataset.from_dict({"problem": ["a", "b"], "solution": ["a", "b"], "answer": ["1", None]})
     with pytest.raises(DatasetError, match="Row 1, column 'answer': found None"):
         check_dataset(to_task_rows(dataset, TASK, tokenizer), "task")
 
 
-def test_columns_have_the_names_they_are_given(tokenizer):
+def test_columns_can_be_named(tokenizer):
     named = raw(answer=["2"]).rename_columns({"problem": "q", "solution": "s", "answer": "a"})
     rows = to_task_rows(named, TASK, tokenizer, read_columns("q", "s", "a"))
     names = ["prompt", "reference", "answer"]
@@ -68,14 +68,14 @@ def test_columns_have_the_names_they_are_given(tokenizer):
 
 
 @pytest.mark.parametrize("name", ["problem", "solution"])
-def test_a_missing_column_is_named_with_those_there_are(tokenizer, name):
+def test_the_error_for_a_missing_column_lists_those_that_exist(tokenizer, name):
     dataset = raw(answer=["2"]).rename_column(name, "other")
     with pytest.raises(DatasetError, match=rf"needs the column '{name}'; the dataset has .*other") as error:
         to_task_rows(dataset, TASK, tokenizer)
     assert all(f"`--{kind}_column`" in str(error.value) for kind in ("problem", "reference", "answer"))
 
 
-def test_an_answer_is_read_off_the_solution(tokenizer):
+def test_an_answer_is_extracted_from_the_solution(tokenizer):
     dataset = Dataset.from_dict(
         {
             "problem": ["a", "b", "c"],
@@ -86,7 +86,7 @@ def test_an_answer_is_read_off_the_solution(tokenizer):
     assert rows["answer"][:] == ["2", r"\frac{1}{2}", "72"]
 
 
-def test_a_solution_without_an_answer_is_told_with_its_row(tokenizer):
+def test_a_solution_without_an_answer_is_reported_with_its_row(tokenizer):
     dataset = Dataset.from_dict({"problem": ["a", "b"], "solution": ["The answer is 1", "Who knows?"]})
     with pytest.raises(DatasetError, match="Row 1, column 'solution': found a solution that states no final"):
         to_task_rows(dataset, TASK, tokenizer)
@@ -104,6 +104,13 @@ def test_a_problem_or_solution_that_is_missing_in_a_row_is_reported(name, tokeni
     dataset = Dataset.from_dict(columns | {name: [columns[name][0], None]})
     with pytest.raises(DatasetError, match=rf"^Row 1, column '{name}': found None. Give every problem"):
         to_task_rows(dataset, TASK, tokenizer)
+
+
+@pytest.mark.parametrize("returned", [{"problem": "a", "answer": "1"}, {"problem": "a", "reference": None}])
+def test_a_reader_that_returns_no_reference_is_reported(returned, tokenizer):
+    task = Task("mine", check_math, read_row=lambda row: returned)
+    with pytest.raises(DatasetError, match="^Row 0: `read_row` of task 'mine' returned None as `reference`"):
+        to_task_rows(Dataset.from_dict({"a": ["b"]}), task, tokenizer)
 
 
 def test_columns_that_no_stage_knows_keep_their_types(tokenizer):
@@ -170,7 +177,7 @@ def test_an_answer_that_is_none_of_the_labels_is_reported(answers, found, tokeni
 # --- Cleaning --------------------------------------------------------------------------------------------------------
 
 
-def test_calculator_marks_go_and_the_last_line_is_worded():
+def test_calculator_marks_are_removed_and_the_last_line_is_reworded():
     assert clean_solution(GSM8K_SOLUTION) == (
         "Natalia sold 48/2 = 24 clips in May.\n"
         "Natalia sold 48+24 = 72 clips altogether in April and May.\n"
@@ -188,5 +195,5 @@ def test_calculator_marks_go_and_the_last_line_is_worded():
         (r"So \boxed{3}.", r"So \boxed{3}."),
     ],
 )
-def test_other_solutions_stay(solution, expected):
+def test_other_solutions_are_kept(solution, expected):
     assert clean_solution(solution) == expected

@@ -1,5 +1,6 @@
 """A task is loaded by name from anywhere, and what is wrong with one's own is said plainly."""
 
+import importlib
 import pickle
 import sys
 
@@ -118,6 +119,17 @@ def test_a_task_in_a_module_of_the_working_directory_is_loaded(module_dir):
 
 def test_any_object_can_be_loaded():
     assert load_object("rlmec_trl.tasks.answers:check_choice") is check_choice
+
+
+def test_rows_follow_a_module_that_was_edited_whatever_is_cached(module_dir, tokenizer):
+    Dataset.from_dict(SUMS).save_to_disk(module_dir / "rows")
+    dataset = Dataset.load_from_disk(module_dir / "rows")
+    for word in ("The answer is", "Hence the answer is"):
+        (module_dir / "edited_task.py").write_text(FILE.replace("The answer is", word), encoding="utf-8")
+        importlib.invalidate_caches()
+        sys.modules.pop("edited_task", None)
+        rows = to_task_rows(dataset, load_task("edited_task:TASK"), tokenizer)
+        assert rows[0]["reference"] == f"{word} 2"
 
 
 # --- Errors ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The wording must say what it was given, and step indices must mean the same to everyone."""
+"""Prompts contain what they are given, and step indices mean the same everywhere."""
 
 import dataclasses
 import hashlib
@@ -61,28 +61,28 @@ def test_blank_steps_do_not_shift_the_indices(text, separator, steps):
     assert split_steps(text, separator) == steps
 
 
-def test_numbered_steps_stand_one_a_line_without_their_separators():
+def test_numbered_steps_are_listed_one_a_line_without_separators():
     wording = Wording(locate="{attempt}", rewrite="", policy="", step_separator=" ; ", numbered=True)
     assert locate_prompt(wording, "", "", "a = 1 ; b\n= 2 ;  ; c") == "0: a = 1\n1: b = 2\n2: c"
 
 
 @given(TEXTS | st.text(max_size=30), st.sampled_from(SEPARATORS))
-def test_every_step_has_a_line_with_its_index_whatever_is_in_it(text, separator):
+def test_every_step_has_one_line_with_its_index_whatever_its_text(text, separator):
     wording = Wording(locate="", rewrite="", policy="", step_separator=separator)
     steps = split_steps(text, separator)
     lines = number_steps(wording, text).splitlines()
     assert [line.partition(": ")[0] for line in lines] == [str(index) for index in range(len(steps))]
-    # Nothing but white space and separators is left out
+    # Only white space and separators are left out
     for line, step in zip(lines, steps, strict=True):
         assert "".join(line.partition(": ")[2].split()) == "".join(step.replace(separator, " ").split())
 
 
-def test_steps_are_numbered_also_where_the_locate_prompt_does_not_show_it():
+def test_steps_are_numbered_even_where_the_locate_prompt_is_not():
     assert number_steps(PLAIN, "a\nb") == "0: a\n1: b"
     assert number_steps(PLAIN, "") == ""
 
 
-def test_an_unnumbered_attempt_is_shown_as_it_is():
+def test_an_attempt_without_numbers_is_shown_as_it_is():
     assert locate_prompt(PLAIN, "p", "r", "x\n\n y") == "p|r|x\n\n y"
 
 
@@ -91,13 +91,13 @@ def test_the_rewrite_prompt_shows_the_attempt_as_it_is_even_where_locate_numbers
     assert "0: one\n1: two" in locate_prompt(WORDING, "p", "r", "one\ntwo\n")
 
 
-def test_texts_with_braces_are_not_taken_for_slots():
+def test_braces_in_texts_are_not_slots():
     problem = r"Simplify {attempt} and \frac{1}{x}, {} \1 \g<0>"
     assert locate_prompt(PLAIN, problem, "r", "a") == problem + "|r|a"
     assert policy_prompt(PLAIN, problem) == "Q: " + problem
 
 
-def test_a_template_may_hold_latex():
+def test_a_template_may_contain_latex():
     assert policy_prompt(Wording(locate="", rewrite="", policy=r"{problem} Use \boxed{} {x}."), "p") == (
         r"p Use \boxed{} {x}."
     )
@@ -112,7 +112,7 @@ def test_the_default_wording_shows_problem_reference_and_attempt(ask):
 
 
 @pytest.mark.parametrize("error_step", [-1, 0, 7, 12])
-def test_what_locate_answers_is_read_back(error_step):
+def test_an_answer_to_locate_is_parsed_back(error_step):
     for wording in (WORDING, Wording("", "", "", no_error="all fine.")):
         assert parse_locate(wording, locate_answer(wording, error_step)) == error_step
 
@@ -136,12 +136,12 @@ def test_what_locate_answers_is_read_back(error_step):
         ("I think that 4 + 5 = 9", None),
     ],
 )
-def test_only_an_answer_is_taken_for_one(text, error_step):
+def test_only_an_answer_is_parsed_as_one(text, error_step):
     assert parse_locate(WORDING, text) == error_step
 
 
 @given(st.text())
-def test_no_text_makes_the_reader_of_answers_fail(text):
+def test_no_text_makes_the_parser_fail(text):
     found = parse_locate(WORDING, text)
     assert found is None or found >= -1
 
@@ -159,7 +159,7 @@ def test_messages_and_strings_read_the_same():
 
 
 @pytest.mark.parametrize("value", ["text", "", [], None, [1, 2], ["role"], {"role": "user", "content": "x"}])
-def test_what_is_no_list_of_messages_is_not_conversational(value):
+def test_other_values_are_not_conversational(value):
     assert not is_conversational(value)
 
 

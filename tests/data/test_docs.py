@@ -1,0 +1,128 @@
+"""The error tables of docs/data.md quote messages that the code gives."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from rlmec_trl.data.schema import DatasetError, check_dataset
+from rlmec_trl.tasks.problems import to_task_rows
+from rlmec_trl.tasks.task import Task, load_task
+
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+
+EOS = 2
+ROW = {
+    "prompt": "What is 1 + 2?",
+    "reference": "1 + 2 = 3",
+    "answer": "3",
+    "completion": "1 + 2 is 4",
+    "completion_ids": [5, EOS],
+    "correct": False,
+    "rewrite": "1 + 2 is 3",
+    "error_step": 0,
+    "rewrite_ids": [6, EOS],
+    "token_probs": [0.0, 1.0],
+    "old_logps": [-0.5, 0.0],
+    "token_rewards": [0.0, -0.1],
+    "rewrite_topk_ids": [[6, 5], [EOS, 5]],
+    "rewrite_topk_logps": [[-0.1, -3.0], [-0.1, -4.0]],
+}
+# What is checked, and a row's values that fail the check
+INVALID = [
+    ("task", {"prompt": None}),
+    ("task", {"prompt": ""}),
+    ("task", {"reference": ""}),
+    ("task", {"answer": None}),
+    ("samples", {"completion": " "}),
+    ("samples", {"completion_ids": []}),
+    ("samples", {"completion_ids": [5, 6]}),
+    ("scores", {"rewrite_ids": [5, 6]}),
+    ("samples", {"correct": None}),
+    ("edits", {"error_step": -2}),
+    ("edits", {"error_step": None}),
+    ("edits", {"rewrite": None}),
+    ("edits", {"rewrite": ""}),
+    ("edits", {"correct": True, "error_step": -1}),
+    ("scores", {"rewrite_ids": []}),
+    *(("policy" if name == "token_rewards" else "scores", {name: None}) for name in ("token_probs", "token_rewards")),
+    ("scores", {"old_logps": None}),
+    ("scores", {"token_probs": [0.5]}),
+    ("policy", {"token_rewards": [0.5]}),
+    ("scores", {"old_logps": [-0.5] * 3}),
+    ("scores", {"token_probs": [0.5, 1.5]}),
+    ("policy", {"token_rewards": [0.5, float("nan")]}),
+    ("scores", {"old_logps": [-0.5, float("-inf")]}),
+    ("policy", {"rewrite_topk_ids": [[6, 5]]}),
+    ("policy", {"rewrite_topk_ids": [[6, 5], [EOS]]}),
+    ("policy", {"rewrite_topk_ids": [[6, 5], []]}),
+    ("policy", {"rewrite_topk_logps": [[-0.1, -3.0], [-0.1, float("nan")]]}),
+]
+PROBLEM = {"problem": "Which?\nOptions:\nsand\nwater", "solution": "The answer is water", "answer": "water"}
+LISTED = {"question": "Which?", "choices": {"text": ["sand", "water"], "label": ["A", "B"]}, "answerKey": ""}
+# A task, and a raw row that it cannot read
+UNREADABLE = [
+    (load_task("math"), PROBLEM | {"problem": None}),
+    (load_task("math"), PROBLEM | {"solution": None}),
+    (load_task("math"), {"problem": "Which?", "solution": "Who knows"}),
+    (load_task("choice"), PROBLEM | {"answer": "wine"}),
+    (Task("mood", labels=("good", "bad")), PROBLEM | {"answer": "so-so"}),
+    (load_task("arc_easy"), LISTED),
+    (load_task("ecqa"), {"q_text": "?", **{f"q_op{number}": str(number) for number in range(1, 6)}, "q_ans": "6"}),
+    (load_task("mmlu_math"), {"question": "?", "choices": ["1", "2"], "answer": 2}),
+]
+
+
+def table(section):
+    text = PAGE[PAGE.index(f"\n## {section}\n") :]
+    lines = re.search(r"^\|.*\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.MULTILINE)[1].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def row_errors(tokenizer):
+    for stage, values in INVALID:
+        with pytest.raises(DatasetError) as error:
+            check_dataset(Dataset.from_list([ROW, ROW | values]), stage, eos_token_ids=EOS)
+        yield str(error.value)
+    columns = ["prompt", "completion_ids", "token_rewards", "rewrite"]
+    with pytest.raises(DatasetError) as error:
+        check_dataset(Dataset.from_list([{name: ROW[name] for name in columns}]), "policy")
+    yield str(error.value)
+    for task, row in UNREADABLE:
+        with pytest.raises(DatasetError) as error:
+            to_task_rows(Dataset.from_list([row]), task, tokenizer)
+        yield str(error.value)
+
+
+def test_the_table_of_row_errors_has_every_message_and_no_other(tokenizer):
+    documented = [(re.findall(r"`(\w+)`", columns), fix) for columns, _, fix in table("Errors in rows")]
+    used = set()
+    for message in row_errors(tokenizer):
+        column = re.match(r"Row \d+, column '(\w+)': found ", message)[1]
+        rows = [index for index, (names, fix) in enumerate(documented) if column in names and message.endswith(fix)]
+        assert rows, message
+        # A shorter end may fit as well: "Drop the row, or sample it again." and one that goes on
+        used.add(max(rows, key=lambda index: len(documented[index][1])))
+    assert used == set(range(len(documented))), [documented[index] for index in set(range(len(documented))) - used]
+
+
+def messages_in_the_code():
+    """All texts in the code, with "..." for what is filled in."""
+    for path in [*(ROOT / "rlmec_trl").rglob("*.py"), *(ROOT / "recipes").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "..." for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_every_other_error_quotes_a_message_that_is_in_the_code():
+    messages = list(messages_in_the_code())
+    for _, quoted, _ in table("Other errors about data"):
+        for text in re.findall(r"`(.+?)`(?:,|$)", quoted):
+            expression = ".*".join(re.escape(part.strip()) for part in text.split("..."))
+            assert any(re.search(expression, message) for message in messages), f"no message says {text!r}"
