@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
+from .notation import EXPRESSION_KINDS, RELATION_WORDS, Token, read_tokens
 
-# Longer numbers, and values that take more bits, are not read: the effort stays bounded whatever the text
-_MAX_DIGITS = 40
+
+# Values that take more bits are given up, so that the effort stays bounded whatever the text
 _MAX_BITS = 1024
-_MAX_UNIT_WORDS = 4
-
-_RELATION_WORDS = ("is", "makes", "equals")
-# Next to an expression, these words say that there is more to it than its numbers and operators
-_ARITHMETIC_WORDS = frozenset(
-    "times plus minus over by than dozen dozens hundred hundreds thousand thousands million millions billion billions "
-    "trillion remainder mod modulo squared cubed power factorial choose half halves third thirds fourths fifths am pm "
-    "st nd rd th".split()
-)
-# Anywhere in the clause before an expression, these apply to its value: "half of the 12 + 4", "twice 5 + 3"
-_SCALING_WORDS = frozenset(
-    "half twice thrice double triple third thirds quarter quarters fourth fourths fifth fifths tenth average".split()
-)
-# None of these is part of a unit, and what stands before them says nothing about the expression after them
-_CLAUSE_WORDS = frozenset(
-    "and or so as because since then but if that which while leaving thus gives get gets got are was were has had have "
-    "he she it we they you".split()
-)
-# A number after one of these is a name: "on day 1 * 2"
-_COUNTED_WORDS = frozenset("step part case day week month year hour grade house room".split())
+_PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2, "of": 2, "sign": 3, "^": 4}
 # Dimensions of units that come in several sizes: "2 * 30 = 60 minutes = 1 hour" is not an error
 _DIMENSIONS = {
     unit: dimension
@@ -44,72 +25,6 @@ _DIMENSIONS = {
     for unit in units.split()
 }
 
-_TOKEN = re.compile(
-    r"(?P<number>\d+(?:,\d+)*(?:\.\d+)?|\.\d+)"
-    r"|(?P<fraction>\\[dt]?frac(?![a-zA-Z]))"
-    r"|(?P<word>[^\W\d_]+(?:['’][^\W\d_]+)*(?:[/-][^\W\d_]+)*)"
-    r"|(?P<unknown>\\[a-zA-Z]+|[<>!:+~]=|(?<=\d):(?=\d)|(?<=[\d)\]])!|[|_√@#\\])"
-    r"|(?P<relation>=+(?!>))"
-    r"|(?P<operator>[-+*/^](?!>))|(?P<open>[(\[{])|(?P<close>[)\]}])|(?P<percent>%)|(?P<unit>[$€£¢])"
-    r"|(?P<break>[=-]+>|\S)"
-)
-_THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
-_EXPRESSION_KINDS = ("number", "operator", "open", "close", "percent", "unit")
-_OPERAND_ENDS = ("number", "close", "percent", "unit")
-_PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2, "of": 2, "sign": 3, "^": 4}
-
-
-def _mixed_number(match: re.Match) -> str:
-    whole, numerator, denominator = (group for group in match.groups() if group)
-    # Something like 3\frac{5}{2} may also be a product
-    return f"({whole}+{numerator}/{denominator})" if int(numerator) < int(denominator) else "_"
-
-
-# LaTeX and Unicode as plain text, in this order
-_SPELLINGS = [
-    (re.compile(pattern, re.IGNORECASE | re.MULTILINE), plain)
-    for pattern, plain in [
-        (r"(?<=\d)(?:\{,\}|,\\!)(?=\d{3})", ","),
-        # Perhaps one number, perhaps two
-        (r"(?<=\d), (?=\d{3}\b)", "_"),
-        (r"\\([$%])", r"\1"),
-        (r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mbox) ?\{([^{}]*)\}", r" \1 "),
-        (r"\\(?:(?:left|right|bigg?[lr]?|boxed|fbox|displaystyle|quad|qquad)(?![a-z])|[,;:! ])|[~&]", " "),
-        (r"\\(?:times|cdot|ast)(?![a-z])|[×·∙⋅∗]", "*"),
-        (r"\\div(?![a-z])|[÷∕⁄]", "/"),
-        (r"[−–]", "-"),
-        (r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![a-z]))|°", " degrees "),
-        (r"\\\\|\\(?:approx|to|rightarrow|implies|therefore)(?![a-z])|\\[()\[\]]|\\(?:begin|end)\{[a-z]*\*?\}", " ; "),
-        (r"²", "^2"),
-        (r"³", "^3"),
-        # 8.333... is a rounded number
-        (r"(?<=\d)(?:\.{2,}|…)", " "),
-        (r"\b([ap])\.m\b\.?", r"\1m"),
-        # Powers as Python writes them; other runs of asterisks are bold type
-        (r"(?<=[\d)])\*\*(?=[\d(])|(?<=[\d)]) \*\* (?=[\d(])", "^"),
-        (r"\*{2,}", " "),
-        # Bullets, and labels such as "Step 2 -"
-        (r"^[ \t]*(?:[-*•] |(?:step|part|case|day|week|month|year|option|question) \d+ ?[-:.)])", " ; "),
-        # The exponent of a unit belongs to the unit
-        (r"(?<=[a-z]) ?\^ ?\{?[23]\}?", ""),
-        # 1 1/2 and 1\frac{1}{2} are one and a half, and "3 / 1/4" divides by a quarter
-        (r"(?<![\d.,/])(\d{1,9}) (\d{1,3})/(\d{1,3})(?![\d.,]*\d|/)", _mixed_number),
-        (r"(?<![\d.,])(\d{1,9}) ?\\[dt]?frac ?(?:\{(\d{1,3})\}|(\d)) ?(?:\{(\d{1,3})\}|(\d))", _mixed_number),
-        (r"(?<=/ )(\d+)/(\d+)", r"(\1/\2)"),
-        (r"\\[dt]?frac ?(\d) ?(\d)", r"(\1/\2)"),
-    ]
-]
-
-
-class _Token(NamedTuple):
-    kind: str
-    text: str
-    start: int
-    end: int
-
-
-_NOTHING = _Token("break", "", -1, -1)
-
 
 @dataclass(frozen=True)
 class Expression:
@@ -119,15 +34,21 @@ class Expression:
     Args:
         values (`tuple[Fraction, ...]`):
             Its value, with percent signs as hundredths and, where that differs, without.
-        decimals (`int`, *optional*):
-            Decimals of a number, which may be rounded. `None` where something is computed.
+        tolerances (`tuple[Fraction, ...]`):
+            For each value, how far the exact value may be from it: one unit in the last place of a number, which may
+            be rounded, and 0 for what is computed.
         units (`frozenset[str]`):
             The convertible units in it.
     """
 
     values: tuple[Fraction, ...]
-    decimals: int | None
+    tolerances: tuple[Fraction, ...]
     units: frozenset[str]
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether it is more than a number."""
+        return not any(self.tolerances)
 
     def equals(self, stated: Expression) -> bool:
         """Whether another expression states this value, perhaps rounded up or down."""
@@ -135,9 +56,11 @@ class Expression:
         if len({_DIMENSIONS[unit] for unit in units}) < len(units):
             # The text does not say how many of one unit another is
             return True
-        tolerance = 0 if stated.decimals is None else Fraction(1, 10**stated.decimals)
-        differences = [abs(value - other) for value in self.values for other in stated.values]
-        return any(difference == 0 or difference < tolerance for difference in differences)
+        return any(
+            value == other or abs(value - other) < tolerance
+            for value in self.values
+            for other, tolerance in zip(stated.values, stated.tolerances, strict=True)
+        )
 
 
 class Equation(NamedTuple):
@@ -163,7 +86,7 @@ def read_equations(text: str) -> tuple[list[Equation], bool]:
     """
     if not any(character.isdigit() for character in text):
         return [], False
-    tokens = _resolve_words(_tokenize(text))
+    tokens = read_tokens(text)
     equations, after = [], -1
     for index, token in enumerate(tokens):
         if token.kind != "relation":
@@ -173,168 +96,32 @@ def read_equations(text: str) -> tuple[list[Equation], bool]:
         right = _read(tokens, index + 1, end)
         if left is None or right is None:
             continue
-        computed = left.decimals is None or after == index
-        if computed and (token.text not in _RELATION_WORDS or (left.decimals is None and right.decimals is not None)):
+        if token.text in RELATION_WORDS:
+            is_equation = left.is_computed and not right.is_computed
+        else:
+            # "1 hour = 60 minutes" is none, but in a chain a number goes on from what was computed
+            is_equation = left.is_computed or after == index
+        if is_equation:
             equations.append(Equation(left, right))
             after = end
-    is_last = bool(equations) and not any(token.kind in ("number", "unknown", "relation") for token in tokens[after:])
-    return equations, is_last
+    # "72 clips, which is a lot" says nothing about another number
+    rest = {token.kind for token in tokens[max(after, 0) :] if token.text not in RELATION_WORDS}
+    return equations, bool(equations) and rest.isdisjoint(("number", "relation", "unknown"))
 
 
 def read_number(text: str) -> Expression | None:
     """The number that a text consists of, with a unit or a remark; `None` if there is none or more than one."""
-    tokens = _resolve_words(_tokenize(text))
+    tokens = read_tokens(text)
     end = _right_end(tokens, 0)
     if end is None or any(token.kind in ("number", "relation", "unknown") for token in tokens[end:]):
         return None
     return _read(tokens, 0, end)
 
 
-# --- From text to tokens ---------------------------------------------------------------------------------------------
-
-
-def _tokenize(text: str) -> list[_Token]:
-    for pattern, plain in _SPELLINGS:
-        text = pattern.sub(plain, text)
-    tokens, groups, expected = [], [], None
-    for match in _TOKEN.finditer(text):
-        token = _Token(match.lastgroup, match.group(), *match.span())
-        kind, content = token.kind, token.text
-        if expected and kind != "open":
-            tokens.append(token._replace(kind="unknown"))
-            expected = None
-        if kind == "fraction":
-            tokens.append(token._replace(kind="open"))
-            expected = "numerator"
-            continue
-        if kind == "open":
-            groups.append(expected)
-            expected = None
-        elif kind == "number" and not _is_number(content):
-            token = token._replace(kind="unknown")
-        elif kind == "word" and content.lower() in _RELATION_WORDS:
-            token = token._replace(kind="relation", text=content.lower())
-        tokens.append(token)
-        group = groups.pop() if kind == "close" and groups else None
-        if group == "numerator":
-            tokens.append(token._replace(kind="operator", text="/"))
-            expected = "denominator"
-        elif group == "denominator":
-            tokens.append(token)
-    return tokens
-
-
-def _is_number(text: str) -> bool:
-    if len(text) > _MAX_DIGITS or ("," in text and not _THOUSANDS.fullmatch(text)):
-        return False
-    # 0730 is a time
-    return not re.fullmatch(r"0\d{3}", text)
-
-
-def _resolve_words(tokens: list[_Token]) -> list[_Token]:
-    """Runs of words become units, operators or the ends of an expression."""
-    resolved: list[_Token] = []
-    index = 0
-    while index < len(tokens):
-        end = index
-        while end < len(tokens) and tokens[end].kind == "word":
-            end += 1
-        if end == index:
-            resolved.append(tokens[index])
-            index += 1
-        else:
-            following = tokens[end] if end < len(tokens) else _NOTHING
-            _resolve_run(resolved, tokens[index:end], following)
-            index = end
-    return resolved
-
-
-def _resolve_run(resolved: list[_Token], words: list[_Token], following: _Token) -> None:
-    """Append what a run of words means to the tokens before it."""
-    if len(resolved) > 1 and resolved[-1].text == "/" and resolved[-2].kind in _OPERAND_ENDS:
-        # "$5/hour" is "$5 per hour"
-        if not _is_arithmetic(words[0]):
-            resolved.pop()
-    before = resolved[-1] if resolved else _NOTHING
-    first, last = words[0], words[-1]
-    after_operand = before.kind in _OPERAND_ENDS
-    before_operand = following.kind in ("number", "open", "unit")
-    of_share = after_operand and first.text == "of" and _is_share(resolved)
-    if of_share and before_operand and len(words) == 1:
-        resolved.append(last._replace(kind="operator"))
-        return
-    multiplies = after_operand and before_operand and last.text in ("x", "X")
-    units = words[:-1] if multiplies else words
-    ends = multiplies or following.kind in ("operator", "relation", "close")
-    if after_operand and ends and not of_share and _are_units(units):
-        resolved += [word._replace(kind="unit") for word in units]
-        if multiplies:
-            resolved.append(last._replace(kind="operator", text="*"))
-        return
-    if after_operand:
-        is_variable = _is_arithmetic(first) or (first.text == "a" and before.end == first.start)
-        resolved.append(first._replace(kind="unknown" if is_variable or of_share else "unit"))
-    resolved.append(last._replace(kind="break"))
-    if (
-        before.kind == "operator"
-        or following.kind == "operator"
-        or (before_operand and _goes_on(words, before, following))
-    ):
-        resolved.append(last._replace(kind="unknown"))
-
-
-def _are_units(words: list[_Token]) -> bool:
-    return (
-        len(words) <= _MAX_UNIT_WORDS
-        and not any(_is_arithmetic(word) or word.text.lower() in _CLAUSE_WORDS for word in words)
-        and (not words or words[-1].text != "a")
-    )
-
-
-def _goes_on(words: list[_Token], before: _Token, following: _Token) -> bool:
-    """Whether an operand after these words is only part of a longer expression."""
-    last = words[-1].text.lower()
-    if words[-1].end == following.start:
-        # A function or an index
-        return True
-    if before.kind in _OPERAND_ENDS and (
-        words[0].text == "of" or last in ("by", "than") or [last] == [w.text for w in words] == ["and"]
-    ):
-        return True
-    if following.kind == "number" and last in _COUNTED_WORDS:
-        return True
-    if last not in ("by", "than") and _is_arithmetic(words[-1]):
-        return True
-    clause = []
-    for word in reversed(words):
-        if word.text.lower() in _CLAUSE_WORDS:
-            break
-        clause.append(word.text.lower())
-    return not _SCALING_WORDS.isdisjoint(clause)
-
-
-def _is_arithmetic(word: _Token) -> bool:
-    """Whether a word is a variable or a word for arithmetic."""
-    letters = re.split("[-/]", word.text)
-    return word.text.lower() in _ARITHMETIC_WORDS or (
-        word.text not in ("a", "I") and all(len(part) == 1 for part in letters)
-    )
-
-
-def _is_share(tokens: list[_Token]) -> bool:
-    """Whether the tokens end in something like `20%` or `1/2`."""
-    return tokens[-1].kind == "percent" or (
-        len(tokens) > 2 and tokens[-1].kind == tokens[-3].kind == "number" and tokens[-2].text == "/"
-    )
-
-
-# --- From tokens to values -------------------------------------------------------------------------------------------
-
-
-def _left_start(tokens: list[_Token], end: int) -> int | None:
+def _left_start(tokens: list[Token], end: int) -> int | None:
     """Where the expression before `end` starts; `None` if something unknown is part of it."""
     start = end
-    while start > 0 and tokens[start - 1].kind in _EXPRESSION_KINDS:
+    while start > 0 and tokens[start - 1].kind in EXPRESSION_KINDS:
         start -= 1
     # A bracket that is not closed ends the expression: "(5 + 3 = 8)", "1) 5 + 3 = 8"
     cut, opened = start, []
@@ -357,10 +144,10 @@ def _left_start(tokens: list[_Token], end: int) -> int | None:
     return cut
 
 
-def _right_end(tokens: list[_Token], start: int) -> int | None:
+def _right_end(tokens: list[Token], start: int) -> int | None:
     """Where the expression that begins at `start` ends; `None` if something unknown is part of it."""
     end, opened = start, []
-    while end < len(tokens) and tokens[end].kind in _EXPRESSION_KINDS:
+    while end < len(tokens) and tokens[end].kind in EXPRESSION_KINDS:
         if tokens[end].kind == "open":
             opened.append(end)
         elif tokens[end].kind == "close":
@@ -375,7 +162,7 @@ def _right_end(tokens: list[_Token], start: int) -> int | None:
     return None if end < len(tokens) and tokens[end].kind == "unknown" else end
 
 
-def _read(tokens: list[_Token], start: int | None, end: int | None) -> Expression | None:
+def _read(tokens: list[Token], start: int | None, end: int | None) -> Expression | None:
     if start is None or end is None:
         return None
     units = {
@@ -388,26 +175,24 @@ def _read(tokens: list[_Token], start: int | None, end: int | None) -> Expressio
         # "= 15% of $300" rather names the result than computes another one
         return None
     has_percent = any(part.kind == "percent" for part in parts)
-    readings = (Fraction(1, 100), Fraction(1)) if has_percent else (Fraction(1),)
-    values = [_evaluate(parts, percent) for percent in readings]
+    scales = (Fraction(1, 100), Fraction(1)) if has_percent else (Fraction(1),)
+    values = tuple(_evaluate(parts, percent=scale) for scale in scales)
     if None in values or (values[0] < 0 and _is_range(parts)):
         return None
-    decimals = None
-    numbers = [part for part in parts if part.kind == "number"]
-    if len(numbers) == 1 and not any(part.text in ("*", "/", "^", "of") for part in parts):
-        decimals = len(numbers[0].text.partition(".")[2])
-        decimals += 2 * has_percent
-    return Expression(tuple(dict.fromkeys(values)), decimals, frozenset(units & _DIMENSIONS.keys()))
+    numbers = [part.text for part in parts if part.kind == "number"]
+    is_computed = len(numbers) > 1 or any(part.text in ("*", "/", "^") for part in parts)
+    unit = Fraction(0) if is_computed else Fraction(1, 10 ** len(numbers[0].partition(".")[2]))
+    return Expression(values, tuple(unit * scale for scale in scales), frozenset(units & _DIMENSIONS.keys()))
 
 
-def _is_range(tokens: list[_Token]) -> bool:
+def _is_range(tokens: list[Token]) -> bool:
     """Whether the tokens are something like `3-4`, without spaces."""
     return [token.kind for token in tokens] == ["number", "operator", "number"] and (
         tokens[0].end == tokens[1].start and tokens[1].end == tokens[2].start and tokens[1].text == "-"
     )
 
 
-def _evaluate(tokens: list[_Token], percent: Fraction) -> Fraction | None:
+def _evaluate(tokens: list[Token], percent: Fraction) -> Fraction | None:
     """Value of an expression; `None` if it is malformed or too large."""
     values: list[Fraction | None] = []
     operators: list[str] = []
@@ -433,6 +218,9 @@ def _evaluate(tokens: list[_Token], percent: Fraction) -> Fraction | None:
         elif kind == "open":
             operators.append("(")
         elif kind == "operator" and after_operand:
+            if text == "^" and operators and operators[-1] == "^":
+                # Some read 2^3^2 from the left and some from the right
+                return None
             reduce(_PRECEDENCE[text])
             operators.append(text)
             after_operand = False
