@@ -28,7 +28,8 @@ from transformers import AutoTokenizer
 from rlmec_trl.data.loading import load_rows
 from rlmec_trl.reports.tables import accuracy_table, audit_table, pool_audits, summarize_accuracy
 from rlmec_trl.reports.token_views import pick_samples, show_sample
-from rlmec_trl.stages.ledger import Ledger, write_atomically
+from rlmec_trl.stages.ledger import Ledger
+from rlmec_trl.stages.output import write_atomically
 from rlmec_trl.stages.pipeline import Job, Pipeline, PipelineError, fill_run, plan_run, result_name
 from rlmec_trl.stages.pipeline_file import load_pipeline
 

@@ -18,8 +18,11 @@ ROOT = Path(__file__).parents[1]
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {
-    name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/evidence.md", "docs/recipes.md")
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
+# This page starts a server in another environment and looks at files: of its commands only the recipes' are checked
+FREE_COMMANDS = {"docs/teachers.md"}
 CONFIGS = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml"))
 
 
@@ -28,9 +31,11 @@ def blocks(text, language):
     return [block for of, block in found if of == language]
 
 
-def commands_in(text):
+def commands_in(text, only_recipes=False):
     """The shell commands of a text, each as its words, without environment variables in front and comments."""
     for line in text.replace("\\\n", " ").splitlines():
+        if only_recipes and "recipes/" not in line:
+            continue
         words = shlex.split(line, comments=True)
         while words and re.match(r"\w+=", words[0]):
             words.pop(0)
@@ -48,11 +53,18 @@ def head_command(path):
     return "\n".join(lines)
 
 
+def launched(words):
+    """The recipe that a command launches and the words for it, or `None`."""
+    place = next((index for index, word in enumerate(words) if re.fullmatch(r"recipes/\w+\.py", word)), None)
+    return None if place is None else (Path(words[place]).stem, words[place + 1 :])
+
+
 def shown_commands():
     """Every command that is shown somewhere, with the name of the place."""
     for name, text in PAGES.items():
         for block in blocks(text, "bash"):
-            yield from ((f"{name}: {' '.join(words)}", words) for words in commands_in(block))
+            for words in commands_in(block, only_recipes=name in FREE_COMMANDS):
+                yield f"{name}: {' '.join(words)}", words
     for path in CONFIGS:
         if path.parent.name != "accelerate_configs":
             yield from ((f"{path.parent.name}/{path.name}", words) for words in commands_in(head_command(path)))
@@ -63,12 +75,6 @@ def shown_commands():
 
 
 SHOWN = list(shown_commands())
-
-
-def launched(words):
-    """The recipe that a command launches and the words for it, or `None`."""
-    place = next((index for index, word in enumerate(words) if re.fullmatch(r"recipes/\w+\.py", word)), None)
-    return None if place is None else (Path(words[place]).stem, words[place + 1 :])
 
 
 def check_recipe_command(recipe, words):

@@ -16,7 +16,7 @@ from ..data.tokens import encode_completion
 from ..reports.accuracy import Accuracy
 from ..tasks.task import Task, load_task
 from ..teachers.editors import Editor
-from .output import write_text
+from .output import write_atomically
 
 
 @dataclass
@@ -98,7 +98,7 @@ def run(config: AuditConfig) -> GRMAudit:
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
     audit = audit_grm(scored.select(unseen), task, task.editor, tokenizer)
     if config.output_file is not None:
-        write_text(config.output_file, json.dumps(asdict(audit), indent=2) + "\n")
+        write_atomically(config.output_file, json.dumps(asdict(audit), indent=2) + "\n")
     return audit
 
 

@@ -16,7 +16,7 @@ from ..generation.sampling import sample_completions
 from ..reports.accuracy import Accuracy
 from ..tasks.problems import ProblemConfig, load_problems
 from ..tasks.task import Task, load_task
-from .output import write_text
+from .output import write_atomically
 
 
 @dataclass
@@ -90,7 +90,7 @@ def run(config: EvaluateConfig, problem_config: ProblemConfig, model_args: Model
     )
     if config.output_file is not None and state.is_main_process:
         result = {"correct": accuracy.correct, "total": accuracy.total, "mean": accuracy.mean, "interval": [low, high]}
-        write_text(config.output_file, json.dumps(result, indent=2) + "\n")
+        write_atomically(config.output_file, json.dumps(result, indent=2) + "\n")
     return accuracy
 
 

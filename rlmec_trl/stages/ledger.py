@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -11,11 +10,8 @@ from typing import Any
 
 import yaml
 
+from .output import list_files, write_atomically
 from .pipeline import Choice, Job, PipelineError, fill_run
-
-
-# What `datasets` writes into the folder of a dataset whenever one that was loaded from there is mapped
-_DATASETS_CACHE = re.compile(r"(.*/)?cache-[0-9a-f]{16}(_\d+_of_\d+)?\.arrow")
 
 
 class Ledger:
@@ -97,7 +93,7 @@ class Ledger:
             self._write_marker(job.name, marker)
         if not os.path.lexists(output):
             raise PipelineError(f"{output}: the recipe `{job.recipe}` ended without writing it.")
-        self._write_marker(job.name, marker | {"finished": True, "files": list_files(output)})
+        self._write_marker(job.name, marker | {"finished": True, "files": _left_by(output)})
 
     def choose(self, choice: Choice) -> dict[str, Any]:
         """
@@ -111,7 +107,7 @@ class Ledger:
         target, link = choice.candidates[best][0], self.folder / choice.name
         state = self._state(choice)
         marker = {"key": choice.key, "finished": True, "seconds": 0.0, "resumed": False, "files": [_link_to(target)]}
-        if state != "absent" and list_files(link) == marker["files"]:
+        if state != "absent" and _left_by(link) == marker["files"]:
             self._write_marker(choice.name, marker)
         else:
             self._clear(choice.name, state)
@@ -138,9 +134,7 @@ class Ledger:
             return "finished" if marker["finished"] else "unfinished"
         if not marker["finished"]:
             return "abandoned"
-        foreign = [
-            name for name in list_files(output) if name not in marker["files"] and not _DATASETS_CACHE.fullmatch(name)
-        ]
+        foreign = [name for name in _left_by(output) if name not in marker["files"]]
         if foreign:
             shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
             raise PipelineError(
@@ -182,24 +176,11 @@ class Ledger:
         write_atomically(self._path(name, ".json"), json.dumps(marker))
 
 
-def list_files(path: Path) -> list[str]:
-    """Every file in a folder, by its path inside it; `.` for a file, and a link by where it leads."""
-    if path.is_symlink():
-        return [_link_to(os.readlink(path))]
-    if not path.is_dir():
-        return ["."]
-    found = []
-    for folder, folders, files in os.walk(path):
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        found += [os.path.relpath(os.path.join(folder, name), path) for name in [*files, *links]]
-    return sorted(found)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file in one step: it has its old content or the new one, whenever the process is killed."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+def _left_by(output: Path) -> list[str]:
+    """Every file that a step left, by its path inside its folder; `.` for a file, and a link by where it leads."""
+    if output.is_symlink():
+        return [_link_to(os.readlink(output))]
+    return sorted(list_files(output)) if output.is_dir() else ["."]
 
 
 def _link_to(target: str) -> str:

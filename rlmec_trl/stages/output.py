@@ -36,7 +36,7 @@ def check_replaceable(output_dir: str | os.PathLike) -> None:
     path = Path(output_dir)
     if path.exists() and not path.is_dir():
         raise OutputError(f"{str(output_dir)!r} is a file, not a folder. Choose another `--output_dir`.")
-    found = _files(path)
+    found = list_files(path)
     mark = read_mark(path)
     if mark is None and found:
         raise OutputError(
@@ -127,7 +127,7 @@ def publish(dataset: Dataset, output_dir: str | os.PathLike, key: str, work_dir:
         shutil.rmtree(leftover, ignore_errors=True)
     # With the number given, a result without rows gets a file too, without which it could not be loaded
     dataset.save_to_disk(str(result), num_shards=None if len(dataset) > 0 else 1)
-    files = {name: (result / name).stat().st_size for name in sorted(_files(result))}
+    files = {name: (result / name).stat().st_size for name in sorted(list_files(result))}
     (result / MARK).write_text(json.dumps({"key": key, "files": files}, indent=2) + "\n", encoding="utf-8")
     check_replaceable(output_dir)
     if target.exists():
@@ -136,8 +136,11 @@ def publish(dataset: Dataset, output_dir: str | os.PathLike, key: str, work_dir:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a file whole or not at all, in a folder that is made if there is none."""
+def write_atomically(path: str | os.PathLike, text: str) -> None:
+    """
+    Write a file in one step: whenever the process is killed, the file has its old content or the new one. Its folder
+    is created where there is none.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
@@ -155,19 +158,22 @@ def read_mark(output_dir: str | os.PathLike) -> dict | None:
     return mark if valid else None
 
 
-def _target(output_dir: str | os.PathLike) -> Path:
-    # Of a link, the folder that it leads to: a rename would replace the link itself
-    return Path(output_dir).resolve()
-
-
-def _files(folder: Path) -> set[str]:
-    """Files below a folder, links and empty folders among them, as paths relative to it."""
+def list_files(folder: Path) -> set[str]:
+    """
+    Files below a folder, with links and empty folders, as paths relative to it. What `datasets` caches there does not
+    count.
+    """
     found = set()
     for path in folder.rglob("*"):
         is_folder = path.is_dir() and not path.is_symlink()
         if not _CACHE.fullmatch(path.name) and (not is_folder or not any(path.iterdir())):
             found.add(path.relative_to(folder).as_posix())
     return found
+
+
+def _target(output_dir: str | os.PathLike) -> Path:
+    # Of a link, the folder that it leads to: a rename would replace the link itself
+    return Path(output_dir).resolve()
 
 
 def _some(names: set[str]) -> str:

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from datasets import Dataset, load_from_disk
 
-from rlmec_trl.stages.ledger import Ledger, write_atomically
+from rlmec_trl.stages.ledger import Ledger
+from rlmec_trl.stages.output import write_atomically
 from rlmec_trl.stages.pipeline import Choice, Job, PipelineError
 
 

@@ -54,7 +54,12 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("elsewhere")
     (folder / "mine.py").write_text(TASK_FILE, encoding="utf-8")
     rows = [
-        {"story": f"Tom has {number} nuts.", "worked": f"{number} + {number}", "result": number, "level": "easy"}
+        {
+            "story": f"Tom has {number} nuts.",
+            "worked": f"{number} + {number}" + number % 2 * " + 1",
+            "result": number,
+            "level": "easy",
+        }
         for number in range(10, 30)
     ]
     (folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
