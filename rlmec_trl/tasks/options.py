@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 
-_HEADER = re.compile(r"^[ \t]*options:[ \t]*$", re.IGNORECASE | re.MULTILINE)
+_HEADER = re.compile(r"^[ \t]*options:[ \t\r]*$", re.IGNORECASE | re.MULTILINE)
 # "A) Paris", "(A) Paris", "A. Paris", "1: Paris"
-_LABELED_LINE = re.compile(r"(?:[(\[]([A-Za-z]|\d{1,2})[)\]]|([A-Za-z]|\d{1,2})[).:])\s+(\S.*)")
+_LABELED_LINE = re.compile(r"(?:[(\[]([A-Za-z]|\d{1,2})[)\]]|([A-Za-z]|\d{1,2})[).:])(?:\s+(\S.*))?")
 _QUOTES = "\"'`*“”‘’«»"
 
 _WORD = r"(?:option|choice|answer|letter)"
@@ -39,7 +39,7 @@ _LABELS_WITH_TEXT = _patterns(
     rf"(?P<text>.*[^\s,;:])\s*[,;:–—-]?\s+{_WORD}\s+{_LABEL}",
 )
 # What a text may have beyond its option: a label, a word before it, brackets, markup
-_LONGEST_DRESS = 60
+_MAX_EXTRA_LENGTH = 60
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def read_options(problem: str) -> Options | None:
     if all(labeled):
         labels = tuple((match[1] or match[2]).casefold() for match in labeled)
         if labels in (letters, numbers):
-            return Options(tuple(match[3] for match in labeled), labels)
+            return Options(tuple(match[3] or "" for match in labeled), labels)
     return Options(tuple(lines), letters)
 
 
@@ -120,7 +120,7 @@ def named_options(readings: Sequence[str], options: Options) -> set[int]:
             Indices of the options. More than one only where options have the same text; none where the text names no
             option, or a label and a text that do not belong together.
     """
-    longest = max(len(text) for text in options.texts) + _LONGEST_DRESS
+    longest = max(len(text) for text in options.texts) + _MAX_EXTRA_LENGTH
     readings = [reading.strip() for reading in readings if len(reading.strip()) <= longest]
     # In this order: what a text says plainly counts before what it may be short for
     finders = (_by_same_text, _by_explicit_label, _by_text, _by_bare_label, _by_label_and_text)
@@ -133,7 +133,7 @@ def _by_same_text(text: str, options: Options) -> set[int]:
 
 
 def _by_text(text: str, options: Options) -> set[int]:
-    for key in (one_line, _folded, _undressed, lambda text: _undressed(_folded(text))):
+    for key in (one_line, _folded, _bare, lambda text: _bare(_folded(text))):
         found = {index for index, option in enumerate(options.texts) if key(option) == key(text)}
         if found:
             return found
@@ -146,7 +146,7 @@ def _by_explicit_label(text: str, options: Options) -> set[int]:
 
 
 def _by_bare_label(text: str, options: Options) -> set[int]:
-    match = _BARE_LABEL.fullmatch(_undressed(text))
+    match = _BARE_LABEL.fullmatch(_bare(text))
     return set() if match is None else _by_label(match["label"], options)
 
 
@@ -172,7 +172,7 @@ def _trimmed(text: str) -> str:
     return text.strip(_QUOTES + " ").rstrip(".,;:!? " + _QUOTES)
 
 
-def _undressed(text: str) -> str:
+def _bare(text: str) -> str:
     """A text without what may stand around an answer: also a pair of brackets, and the signs of LaTeX."""
     text = one_line(text)
     inner = _trimmed(text)
