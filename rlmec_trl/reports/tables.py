@@ -15,6 +15,7 @@ AUDIT_LABELS = {
     "clean_kept": "clean tokens with p > .5",
     "auc": "AUC, first incorrect against clean tokens",
     "wrong_rewritten": "incorrect samples rewritten with every step correct",
+    "verified_flawed": "verified rewrites with an incorrect step",
     "flawed_flagged": "correct answers with an incorrect step that are flagged",
     "error_located": "rewrites that begin at the first incorrect step",
     "edits_made_over_needed": "edits made over edits needed",

@@ -32,7 +32,7 @@ class AuditConfig:
         tokenizer (`str`):
             Path or Hub name of the policy's tokenizer.
         task (`str`):
-            A task with an editor of its own that can check every step: a built-in one, `package.module:NAME` or
+            A task with an editor of its own that is never wrong: a built-in one, `package.module:NAME` or
             `path/to/file.py:NAME`.
         output_file (`str`, *optional*):
             JSON file to write the audit to.
@@ -52,29 +52,35 @@ class AuditConfig:
 @dataclass(frozen=True)
 class GRMAudit:
     """
-    Verdicts of a generative reward model on samples whose every step was judged.
+    What a generative reward model made of samples whose every step was judged.
 
     Args:
         first_wrong_flagged (`Accuracy`):
-            First wrong tokens with a probability under the threshold.
+            First incorrect tokens with a probability under the threshold.
         clean_kept (`Accuracy`):
-            Tokens before the first wrong one (all tokens of a right sample) with a probability over it.
+            Tokens before the first incorrect one (all tokens of a sample without one) with a probability over it.
         auc (`float`):
-            Probability that a first wrong token gets less than a clean one (area under the ROC curve).
+            Probability that a first incorrect token has a lower probability than a clean one (area under the ROC
+            curve).
         wrong_rewritten (`Accuracy`):
-            Samples with a wrong answer whose rewrite has every step right.
+            Samples with an incorrect answer whose rewrite has every step correct.
+        verified_flawed (`Accuracy`):
+            Rewrites that passed the checks of the score stage and have an incorrect step all the same. Lower is
+            better: the policy imitates these.
         flawed_flagged (`Accuracy`):
-            Samples with a right answer and a wrong step that have a token under the threshold.
+            Samples with a correct answer and an incorrect step that have a token under the threshold.
         error_located (`Accuracy`):
-            Samples whose rewrite first departs from them at the first wrong step, or not at all where there is none.
+            Samples whose rewrite first departs from them at the first incorrect step, or not at all where there is
+            none.
         edits_made_over_needed (`float`):
-            Edits of the rewrites with every step right, over those of the teacher on the same samples.
+            Edits of the rewrites with every step correct, over those of the teacher on the same samples.
     """
 
     first_wrong_flagged: Accuracy
     clean_kept: Accuracy
     auc: float
     wrong_rewritten: Accuracy
+    verified_flawed: Accuracy
     flawed_flagged: Accuracy
     error_located: Accuracy
     edits_made_over_needed: float
@@ -85,7 +91,7 @@ def run(config: AuditConfig) -> GRMAudit:
     Audit a generative reward model on the scored samples of problems that it was not trained on.
 
     Raises:
-        `ValueError`: If the task cannot check steps, or has no editor.
+        `ValueError`: If the task has no editor.
         [`~rlmec_trl.data.schema.DatasetError`]: If a row breaks the contract of its columns.
     """
     task = load_task(config.task)
@@ -146,30 +152,31 @@ def audit_grm(
             Scored rows: `prompt`, `reference`, `completion`, `completion_ids`, `correct`, `token_probs`, `rewrite`,
             `rewrite_ids`.
         task ([`~rlmec_trl.tasks.task.Task`]):
-            A task that can check steps.
+            The task.
         teacher (`Editor`):
-            An editor whose rewrites are right and minimal, to tell where a sample first goes wrong and how many edits
-            are needed.
+            An editor that is never wrong and whose edits are minimal. It says where a sample first goes wrong, how
+            many edits are needed, and whether a rewrite has every step correct. The task's `check_steps` is not asked:
+            rewrites have already passed it.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer.
         threshold (`float`, *optional*, defaults to `0.5`):
             Probability under which a token counts as flagged.
-
-    Raises:
-        `ValueError`: If the task cannot check steps.
     """
-    if task.check_steps is None:
-        raise ValueError("The audit needs a task that checks every step; this one checks only answers.")
     problems = [task.raw_problem(prompt) for prompt in dataset["prompt"]]
     completions = [message_text(completion) for completion in dataset["completion"]]
-    edits = teacher(problems, dataset["reference"], completions)
+    references = dataset["reference"][:]
+    edits = teacher(problems, references, completions)
+    rewrites = [None if rewrite is None else message_text(rewrite) for rewrite in dataset["rewrite"]]
+    verified = [index for index, rewrite in enumerate(rewrites) if rewrite is not None]
+    columns = ([values[index] for index in verified] for values in (problems, references, rewrites))
+    is_flawed = dict(zip(verified, (error_step >= 0 for error_step, _ in teacher(*columns)), strict=True))
 
     separator = task.wording.step_separator
     wrong_probs, clean_probs = [], []
     rewritten, flawed, located = [], [], []
     edits_made = edits_needed = 0
-    for row, problem, completion, (error_step, teacher_rewrite) in zip(
-        dataset, problems, completions, edits, strict=True
+    for index, (row, completion, rewrite, (error_step, teacher_rewrite)) in enumerate(
+        zip(dataset, completions, rewrites, edits, strict=True)
     ):
         ids, probs = row["completion_ids"], row["token_probs"]
         num_steps = len(split_steps(completion, separator))
@@ -182,8 +189,7 @@ def audit_grm(
             clean_probs += probs[:first_wrong]
         if row["correct"] and error_step >= 0:
             flawed.append(min(probs) < threshold)
-        rewrite = None if row["rewrite"] is None else message_text(row["rewrite"])
-        is_right = rewrite is not None and all(task.check_steps(problem, rewrite))
+        is_right = rewrite is not None and not is_flawed[index]
         if not row["correct"]:
             rewritten.append(is_right)
         # A step that is missing at the end has no place in the attempt: the last step stands for it
@@ -199,6 +205,7 @@ def audit_grm(
         clean_kept=Accuracy(sum(prob > threshold for prob in clean_probs), len(clean_probs)),
         auc=area_under_curve(wrong_probs, clean_probs),
         wrong_rewritten=Accuracy(sum(rewritten), len(rewritten)),
+        verified_flawed=Accuracy(sum(is_flawed.values()), len(is_flawed)),
         flawed_flagged=Accuracy(sum(flawed), len(flawed)),
         error_located=Accuracy(sum(located), len(located)),
         edits_made_over_needed=edits_made / edits_needed if edits_needed else float("nan"),

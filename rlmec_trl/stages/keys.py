@@ -11,6 +11,7 @@ import hashlib
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,11 @@ def wording_key(wording: Wording) -> str:
     return _hash(repr(sorted(asdict(wording).items())))
 
 
-def function_key(function: Callable) -> list[str]:
+def function_key(function: Callable) -> list:
     """A function's name and, where it is not of this package, a hash of the file that it is written in."""
+    if isinstance(function, partial):
+        values = [*function.args, *(value for _, value in sorted(function.keywords.items()))]
+        return [function_key(function.func), [function_key(v) if callable(v) else repr(v) for v in values]]
     # An object that is called is known by its class
     named = function if hasattr(function, "__qualname__") else type(function)
     module = sys.modules[named.__module__]

@@ -21,6 +21,7 @@ from ..generation.server import ServerConfig, TokenServer
 from ..grm.generative_reward_model import GenerativeRewardModel, TokenizerMismatchError
 from ..grm.prompts import load_wording
 from ..tasks.task import Task, load_task
+from ..teachers.editors import verify_rewrite
 from .keys import config_key, model_key, task_key, wording_key
 from .runner import map_shards
 
@@ -286,8 +287,7 @@ def score_dataset(
         grm ([`GenerativeRewardModel`]):
             The reward model.
         task ([`~rlmec_trl.tasks.task.Task`]):
-            How the rewrites' answers are checked. Steps are not checked, even where the task could: what the policy
-            learns from has passed no other test than a real task allows.
+            How rewrites are verified: their answers and, where the task can check them, their steps.
         policy ([`~transformers.PreTrainedModel`], *optional*):
             The model that sampled the completions.
         locate_by (`str`, *optional*, defaults to `"question"`):
@@ -300,7 +300,7 @@ def score_dataset(
 
     Returns:
         [`~datasets.Dataset`]: The rows with their new columns. `rewrite` and `rewrite_ids` are `None` where the
-        rewrite does not reach the right answer or was cut off.
+        rewrite was truncated, or fails the checks of the task.
     """
     columns = {name: dataset[name][:] for name in ("prompt", "reference", "completion", "completion_ids")}
     inputs = tuple(columns.values())
@@ -321,7 +321,7 @@ def score_dataset(
     texts = grm.processing_class.batch_decode(rewrite_ids, skip_special_tokens=True)
     ends = eos_token_ids(grm.model.generation_config, grm.processing_class)
     verified = [
-        bool(ids) and ids[-1] in ends and task.check_answer(text, answer, task.raw_problem(prompt))
+        bool(ids) and ids[-1] in ends and verify_rewrite(task, task.raw_problem(prompt), answer, text) is None
         for ids, text, answer, prompt in zip(rewrite_ids, texts, dataset["answer"], columns["prompt"], strict=True)
     ]
     if is_conversational(columns["completion"][0]):

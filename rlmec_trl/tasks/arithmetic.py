@@ -15,10 +15,12 @@ from __future__ import annotations
 import random
 import re
 from difflib import SequenceMatcher
+from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from ..data.steps import split_steps
+from .steps import check_stated_steps
 from .task import Task
 from .wording import Wording, locate_prompt, policy_prompt, rewrite_prompt
 
@@ -356,4 +358,12 @@ def edit(problems, references, completions, usable=None) -> list[tuple[int, str]
     return [rewrite_minimally(*row) for row in zip(problems, references, completions, strict=True)]
 
 
-TASK = Task("arithmetic", check_answer, WORDING, check_steps=check_steps, editor=edit)
+# The task knows every true value, but its rewrites are verified only by what they state, as those of any other task:
+# [`check_steps`] is for judging what a model has learned.
+TASK = Task(
+    "arithmetic",
+    check_answer,
+    WORDING,
+    check_steps=partial(check_stated_steps, step_separator=WORDING.step_separator),
+    editor=edit,
+)

@@ -4,6 +4,7 @@ from typing import Any
 
 from .answers import check_math
 from .problems import read_columns
+from .steps import check_stated_steps
 from .task import Task
 
 
@@ -14,5 +15,11 @@ def read_row(row: dict[str, Any]) -> dict[str, str]:
 
 
 TASK = Task(
-    "gsm8k", check_math, hub_id="openai/gsm8k", hub_configs=("main",), splits=("train", "test"), read_row=read_row
+    "gsm8k",
+    check_math,
+    hub_id="openai/gsm8k",
+    hub_configs=("main",),
+    splits=("train", "test"),
+    read_row=read_row,
+    check_steps=check_stated_steps,
 )

@@ -4,6 +4,7 @@ with `problem`, `solution` and, optionally, `answer`.
 """
 
 from .answers import check_math
+from .steps import check_stated_steps
 from .task import Task
 
 
@@ -17,4 +18,11 @@ SUBJECTS = (
     "precalculus",
 )
 
-TASK = Task("math", check_math, hub_id="EleutherAI/hendrycks_math", hub_configs=SUBJECTS, splits=("train", "test"))
+TASK = Task(
+    "math",
+    check_math,
+    hub_id="EleutherAI/hendrycks_math",
+    hub_configs=SUBJECTS,
+    splits=("train", "test"),
+    check_steps=check_stated_steps,
+)

@@ -4,6 +4,7 @@ from typing import Any
 
 from . import choice
 from .answers import check_choice
+from .steps import check_stated_steps
 from .task import Task
 
 
@@ -31,4 +32,5 @@ TASK = Task(
     hub_configs=SUBJECTS,
     splits=("test", "validation", "dev"),
     read_row=read_row,
+    check_steps=check_stated_steps,
 )

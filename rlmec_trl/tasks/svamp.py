@@ -5,6 +5,7 @@ from typing import Any
 
 from .answers import check_math
 from .problems import read_columns
+from .steps import check_stated_steps
 from .task import Task
 
 
@@ -35,4 +36,11 @@ def _without_zeros(numbers: str) -> str:
     return re.sub(r"(\d)\.0+\b", r"\1", numbers)
 
 
-TASK = Task("svamp", check_math, hub_id="ChilleD/SVAMP", splits=("train", "test"), read_row=read_row)
+TASK = Task(
+    "svamp",
+    check_math,
+    hub_id="ChilleD/SVAMP",
+    splits=("train", "test"),
+    read_row=read_row,
+    check_steps=check_stated_steps,
+)

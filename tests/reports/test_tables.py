@@ -45,7 +45,7 @@ def test_accuracy_over_seeds():
 
 def audit_of(correct, total, ratio):
     counts = Accuracy(correct, total)
-    return asdict(GRMAudit(counts, counts, 0.9, counts, counts, counts, ratio))
+    return asdict(GRMAudit(counts, counts, 0.9, counts, counts, counts, counts, ratio))
 
 
 def test_audits_are_pooled_by_their_counts():
@@ -92,6 +92,6 @@ def test_names_with_brackets_are_shown_as_they_are():
 def test_the_audit_table_has_every_figure():
     text = shown(audit_table(pool_audits([audit_of(9, 10, 1.25), audit_of(0, 0, 1.25)]), "Reward model"))
     assert all(label in text for label in AUDIT_LABELS.values())
-    assert text.count("9 of 10") == 5 and "1.250" in text
+    assert text.count("9 of 10") == 6 and "1.250" in text
     empty = shown(audit_table(pool_audits([audit_of(0, 0, float("nan"))]), "Reward model"))
-    assert empty.count("0 of 0") == 5 and "nan" in empty
+    assert empty.count("0 of 0") == 6 and "nan" in empty

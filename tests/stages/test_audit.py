@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rlmec_trl.data.tokens import encode_completion
 from rlmec_trl.reports.accuracy import Accuracy
-from rlmec_trl.stages.audit import area_under_curve, audit_grm, first_wrong_token
+from rlmec_trl.stages.audit import AuditConfig, area_under_curve, audit_grm, first_wrong_token, run
 from rlmec_trl.tasks.arithmetic import edit as edit_arithmetic
 from rlmec_trl.tasks.task import load_task
 
@@ -192,6 +192,16 @@ def test_messages_are_audited_like_their_texts(audit, tokenizer, make_rows):
     assert results[0].edits_made_over_needed == 1
 
 
-def test_a_task_that_cannot_check_steps_cannot_be_audited(tokenizer):
-    with pytest.raises(ValueError, match="needs a task that checks every step"):
-        audit_grm(Dataset.from_dict({"prompt": []}), load_task("math"), edit_arithmetic, tokenizer)
+def test_verified_rewrites_with_an_incorrect_step_are_counted(audit):
+    # Every equation holds and the answer is correct, but these are not the steps of the problem
+    elsewhere = "1 + 1 = 2 ; 85 + 1 = 86 ; The answer is 86"
+    assert all(TASK.check_steps(PROBLEM, elsewhere))
+    result = audit((WRONG, {}, elsewhere), (WRONG, {}, RIGHT), (WRONG, {}, None), (RIGHT, {}, RIGHT))
+    assert result.verified_flawed == Accuracy(1, 3)
+    assert result.wrong_rewritten == Accuracy(1, 3)
+
+
+def test_a_task_without_an_editor_cannot_be_audited():
+    config = AuditConfig(dataset_name="scored", seen_dataset_name="edits", tokenizer="policy", task="math")
+    with pytest.raises(ValueError, match="needs a task with an editor of its own; 'math' has none"):
+        run(config)

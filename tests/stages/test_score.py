@@ -151,32 +151,46 @@ def test_a_rewrite_with_a_wrong_answer_or_without_end_is_left_out(grm, rows, rew
     rewrites[1] = "The answer is 1"
     rewrites[2] = encode_completion(tokenizer, rewrites[2])[:-1]  # cut off before EOS, though the answer is there
     rewrites[4] = rows[4]["completion"]
-    # A wrong step before a right answer: no real task could tell
+    # An equation that does not hold before a correct answer
     head, answer = rewrites[5].rsplit(" ; ", 1)
     rewrites[5] = f"{head}0 ; {answer}"
+    # Steps that hold, but are not those of the problem: only an oracle could tell
+    head, answer = rewrites[7].rsplit(" ; ", 1)
+    result = int(rows[7]["answer"])
+    rewrites[7] = f"{head} ; {result - 1} + 1 = {result} ; {answer}"
     rewrite_with(rows, rewrites)
     scored = score_dataset(samples(rows), grm, TASK, rewrite_topk=2)
     missing = [index for index, rewrite in enumerate(scored["rewrite"]) if rewrite is None]
-    assert missing == [1, 2, 4]
-    assert scored[5]["rewrite"] == rewrites[5]
+    assert missing == [1, 2, 4, 5]
+    assert scored[7]["rewrite"] == rewrites[7]
     for name in ("rewrite_ids", "rewrite_topk_ids", "rewrite_topk_logps"):
         assert [index for index, value in enumerate(scored[name]) if value is None] == missing
     assert all(len(row["token_probs"]) == len(row["completion_ids"]) for row in scored), "judged all the same"
 
 
-def test_a_wrong_sample_that_is_found_right_has_no_rewrite(grm, rows, rewrite_with):
+def kept_as_they_are(rows):
+    """The rewrites of samples that are left alone: none for incorrect ones, nor for those with an incorrect step."""
+    return [row["completion"] if row["error_step"] == -1 else None for row in rows]
+
+
+def test_samples_that_are_found_correct_keep_only_what_passes_the_checks(grm, rows, rewrite_with):
     rewrite_with(rows, [row["rewrite"] for row in rows])
     grm.locate = lambda *args: [-1] * len(rows)
     scored = score_dataset(samples(rows), grm, TASK)
-    assert scored["rewrite"][:] == [row["completion"] if row["correct"] else None for row in rows]
+    assert scored["rewrite"][:] == kept_as_they_are(rows)
+    assert {row["correct"] for row, rewrite in zip(rows, scored["rewrite"], strict=True) if rewrite is None} == {
+        True,
+        False,
+    }
 
 
 def test_right_samples_can_be_left_as_they_are(grm, rows, rewrite_with):
     prefixes = rewrite_with(rows, [row["rewrite"] for row in rows])
     scored = score_dataset(samples(rows), grm, TASK, rewrite_correct=False)
-    for row, expected in zip(scored, rows, strict=True):
-        assert row["rewrite"] == (expected["completion"] if expected["correct"] else expected["rewrite"])
-        assert not expected["correct"] or row["rewrite_ids"] == expected["completion_ids"]
+    kept = kept_as_they_are(rows)
+    for row, expected, own in zip(scored, rows, kept, strict=True):
+        assert row["rewrite"] == (own if expected["correct"] else expected["rewrite"])
+        assert own is None or row["rewrite_ids"] == expected["completion_ids"]
     assert set(prefixes) == {index for index, row in enumerate(rows) if not row["correct"]}, (
         "nothing else is generated"
     )
@@ -329,7 +343,7 @@ def test_a_row_that_the_server_refuses_has_no_rewrite_and_costs_no_other(rows, j
 def test_a_server_that_refuses_every_row_leaves_the_right_samples(rows, judge, connect, tokenizer):
     with FakeServer(tokenizer, judge, refuse=lambda body: "seed" in body) as server:
         scored = score_dataset(samples(rows), connect(server), TASK, rewrite_topk=2)
-    assert scored["rewrite"][:] == [row["completion"] if row["correct"] else None for row in rows]
+    assert scored["rewrite"][:] == kept_as_they_are(rows)
 
 
 # --- Shared tokenizers -----------------------------------------------------------------------------------------------

@@ -344,8 +344,11 @@ def test_tasks_by_name():
     assert task.wording is WORDING
     assert task.check_answer(SOLUTION, "86")
     assert task.check_steps(PROBLEM, SOLUTION) == [True] * 4
-    for name in ("math", "choice"):
-        assert load_task(name).check_steps is None
+    # Rewrites are verified by what they state, also in a task that could do more
+    assert task.check_steps(PROBLEM, "1 + 1 = 2 ; 85 + 1 = 86 ; The answer is 86") == [True] * 3
+    assert task.check_steps(PROBLEM, SOLUTION.replace("43", "44", 1))[0] is False
+    assert load_task("math").check_steps(PROBLEM, "1 + 1 = 3\nThe answer is 3") == [False, True]
+    assert load_task("choice").check_steps is None
     assert load_task("math").check_answer("The answer is 0.5", "1/2")
     assert load_task("choice").check_answer("The answer is (b).", "B")
     with pytest.raises(ValueError, match="Choose one of arithmetic, ecqa, "):

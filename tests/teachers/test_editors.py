@@ -89,7 +89,7 @@ def test_what_passes_is_kept(completion, edit, expected):
 
 
 def test_a_task_that_cannot_check_steps_checks_answers():
-    task = load_task("math")
+    task = load_task("choice")
     rewrite = "59 - 16 = 44\n44 + 23 + 20 = 86\nThe answer is 86"
     assert verify_rewrite(task, PROBLEM, "86", rewrite) is None
     assert verify_rewrite(task, PROBLEM, "85", rewrite) == "wrong answer"
