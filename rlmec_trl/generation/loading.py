@@ -1,4 +1,4 @@
-"""Models for inference, by path or name."""
+"""Loading models for inference."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from .processes import process_state
 
 
 def model_fingerprint(name_or_path: str) -> str:
-    """What tells a model from another under the same path: its weight files' sizes and times; on the Hub, its name."""
+    """Identifies a model: by its path and the sizes and times of its weight files, or by its name on the Hub."""
     files = sorted(Path(name_or_path).glob("*.safetensors"))
     return " ".join(
         [name_or_path, *(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files)]
@@ -32,11 +32,11 @@ def load_model(
 
     Args:
         model_args ([`~trl.ModelConfig`]):
-            How to load it: `dtype`, `attn_implementation`, revision, quantisation.
+            How to load it: `dtype`, `attn_implementation`, revision, quantization.
         name_or_path (`str`, *optional*):
-            What to load instead of `model_args.model_name_or_path`.
+            Model to load instead of `model_args.model_name_or_path`.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether to run Python code that the model's repository ships.
+            Whether to run Python code from the model's repository.
     """
     name_or_path = name_or_path or model_args.model_name_or_path
     kwargs = {"revision": model_args.model_revision, "trust_remote_code": trust_remote_code}
@@ -58,20 +58,20 @@ def load_tokenizer(
     model_args: ModelConfig, trust_remote_code: bool = False
 ) -> tuple[PreTrainedTokenizerBase, set[int]]:
     """
-    The tokenizer of a model that runs elsewhere, and the ids that end its completions.
+    The tokenizer of a model that runs behind a server, and the ids that end its completions.
 
     Args:
         model_args ([`~trl.ModelConfig`]):
             The model and its revision.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether to run Python code that the model's repository ships.
+            Whether to run Python code from the model's repository.
     """
     name_or_path, revision = model_args.model_name_or_path, model_args.model_revision
     tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     try:
         generation_config = GenerationConfig.from_pretrained(name_or_path, revision=revision)
     except OSError:
-        # There is none: the model would make it of its own configuration
+        # Without one, the model would derive it from its configuration
         config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
         generation_config = GenerationConfig.from_model_config(config)
     return tokenizer, eos_token_ids(generation_config, tokenizer)
