@@ -1,5 +1,5 @@
 """
-Edit weights by rapidfuzz against the textbook dynamic programme, as a ratio in one run.
+Edit weights with rapidfuzz compared with the textbook dynamic program, as a ratio within one run.
 
 ```bash
 make bench

@@ -1,6 +1,6 @@
 """
-How busy a teacher is kept: the mean number of questions under way as a share of the limit, against a local server that
-answers each after 200 ms, with every answer on disk before it is used.
+Utilization of a teacher: the mean number of pending requests as a fraction of `concurrency`, with a local server that
+responds to each after 200 ms, and with every response written to disk before it is used.
 
 ```bash
 make bench
@@ -44,7 +44,7 @@ COMPLETION = {
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Just enough HTTP: read a request, wait, send its answer, and so on."""
+    """A minimal HTTP connection: read a request, wait, send the response, repeat."""
     try:
         while True:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
@@ -76,7 +76,7 @@ def share_of_limit(make_editor, concurrency: int, num_questions: int) -> float:
         start = time.perf_counter()
         edits = editor(["How much is 2 + 2?"] * num_questions, ["2 + 2 = 4"] * num_questions, attempts)
         seconds = time.perf_counter() - start
-    assert edits == [EDIT] * num_questions, "a question was lost"
+    assert edits == [EDIT] * num_questions, "a request was lost"
     return num_questions * SECONDS_PER_ANSWER / seconds / concurrency
 
 
@@ -99,7 +99,7 @@ def main() -> None:
 
             share_of_limit(make_editor, 1, num_questions=1)  # the SDK is imported on first use
             share = share_of_limit(make_editor, concurrency, num_questions=50 * concurrency)
-            print(f"{title}, at most {concurrency} questions under way: {share:.2f} of the limit on average")
+            print(f"{title}, concurrency {concurrency}: {share:.2f} of it in use on average")
     server.terminate()
 
 

@@ -1,7 +1,7 @@
 """
-What RLMEC's loss costs beside supervised fine-tuning: time of one training step, as ratios in one run.
+Cost of RLMEC's loss compared with supervised fine-tuning: the time of a training step, as ratios within one run.
 
-Both trainers see the same number of sequences of the same length a step, on the built-in task's policy.
+Both trainers process the same number of sequences of the same length per step, with the policy of the built-in task.
 
 ```bash
 make bench
@@ -38,7 +38,7 @@ class StepTimer(TrainerCallback):
 
 
 def make_rows(tokenizer, count: int = 512) -> Dataset:
-    """Samples with a wrong last step, so that every row has both rewards and a rewrite."""
+    """Samples with an incorrect last step, so that every row has both rewards and a rewrite."""
     rows = []
     for problem in make_arithmetic(0, warmup=count, train=1, validation=1, test=1)["warmup"]:
         right = problem["completion"]

@@ -1,1 +1,1 @@
-"""A model on many sequences: in this process or behind a server."""
+"""Generation and log-probabilities for many sequences, in this process or with a server."""

@@ -1,4 +1,4 @@
-"""Many questions to a server at once, so that it is never idle and never asked for more than it can bear."""
+"""Many concurrent requests to a server, never more than `concurrency`."""
 
 import sys
 import threading
@@ -17,28 +17,28 @@ def ask_all(
     ask: Callable[[T], None], questions: Iterable[T], concurrency: int, total: int, desc: str | None = None
 ) -> None:
     """
-    Ask questions, at most `concurrency` of them at a time, each in a thread.
+    Send requests, at most `concurrency` of them at a time, each in a thread.
 
-    Threads, not an event loop: there, the answers to a burst of questions are read side by side, the next questions go
-    out as a burst again, and the server is idle in between.
+    Threads are used instead of an event loop, because an event loop reads the responses to a burst of requests
+    together and then sends the next requests as a burst again, so that the server is idle in between.
 
-    Questions are taken one by one as there is room for them, so that an iterator can end early. When one fails, or on
-    the first Ctrl-C, no further one is taken, but the answers under way are waited for: a server bills them anyway.
+    Requests are taken from the iterable only when they can be sent, so that an iterator can end early. After a failure
+    or the first Ctrl-C, no further request is sent, but pending responses are awaited: a server bills them anyway.
 
     Args:
         ask (`Callable`):
-            Asks a question and does with the answer what has to be done. Called in several threads at once.
+            Sends one request and handles its response. Called in several threads at once.
         questions (`Iterable`):
-            What to ask. Advanced by one thread at a time.
+            What to send. Advanced by one thread at a time.
         concurrency (`int`):
-            Greatest number of questions under way at a time.
+            Maximum number of pending requests.
         total (`int`):
-            Number of questions at most, for the progress bar.
+            Maximum number of requests in total, for the progress bar.
         desc (`str`, *optional*):
-            Title of the progress bar, shown by the local main process. No bar where `None`.
+            Title of the progress bar, shown by the local main process. If `None`, there is no bar.
 
     Raises:
-        `Exception`: The first that `ask`, or the iterator, raised.
+        `Exception`: The first exception raised by `ask` or by the iterator.
     """
     questions, end = iter(questions), object()
     lock, stop, errors = threading.Lock(), threading.Event(), []
@@ -60,7 +60,7 @@ def ask_all(
                 return
 
     with tqdm(total=total, desc=desc, disable=not show) as progress:
-        # Daemons, so that a second Ctrl-C does not wait for them
+        # Daemon threads, so that a second Ctrl-C does not wait for them
         threads = [threading.Thread(target=work, daemon=True) for _ in range(min(concurrency, total))]
         try:
             for thread in threads:
@@ -68,11 +68,11 @@ def ask_all(
             _join(threads)
         except KeyboardInterrupt:
             stop.set()
-            progress.write("Stopping: answers under way are waited for (Ctrl-C drops them).", file=sys.stderr)
+            progress.write("Stopping: waiting for pending responses (Ctrl-C drops them).", file=sys.stderr)
             _join(threads)
             raise
         except BaseException:
-            # No thread is left to start, say
+            # For instance, no more threads can be started
             stop.set()
             _join(threads)
             raise

@@ -1,4 +1,4 @@
-"""A causal language model over many sequences of different lengths: generation and log-probabilities, in batches."""
+"""Batched generation and log-probabilities for sequences of different lengths."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,14 +20,14 @@ def eos_token_ids(generation_config: GenerationConfig, processing_class: PreTrai
 
 
 def padding_id(processing_class: PreTrainedTokenizerBase) -> int:
-    """The id to pad with: EOS where the tokenizer has no padding token, as it is masked anyway."""
+    """The id to pad with: EOS if the tokenizer has no padding token. Padding is masked, so either works."""
     pad_token_id = processing_class.pad_token_id
     return processing_class.eos_token_id if pad_token_id is None else pad_token_id
 
 
 @contextmanager
 def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode without gradients; the model's own mode comes back after it."""
+    """Evaluation mode without gradients. The model's mode is restored afterwards."""
     was_training = model.training
     model.eval()
     try:
@@ -59,7 +59,7 @@ def fused_lm_head(model: PreTrainedModel) -> Iterator[None]:
 
 def length_batches(lengths: Sequence[int], batch_size: int, desc: str | None = None) -> Iterator[list[int]]:
     """
-    Indices in batches of similar length, the longest first, so that what does not fit in memory fails at the start.
+    Indices in batches of similar length, the longest first, so that an out-of-memory error occurs at the start.
 
     Args:
         lengths (`Sequence[int]`):
@@ -67,7 +67,7 @@ def length_batches(lengths: Sequence[int], batch_size: int, desc: str | None = N
         batch_size (`int`):
             Number of sequences in a batch.
         desc (`str`, *optional*):
-            Title of a progress bar over the sequences, shown by the local main process. No bar where `None`.
+            Title of a progress bar over the sequences, shown by the local main process. If `None`, there is no bar.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     show = desc is not None and process_state().is_local_main_process
@@ -98,23 +98,23 @@ def generate_ids(
         prompt_ids (`Sequence[list[int]]`):
             Token ids of the prompts.
         max_new_tokens (`int`):
-            Greatest number of tokens to generate for each.
+            Maximum number of tokens to generate for each.
         batch_size (`int`, *optional*, defaults to `16`):
             Number of prompts in a batch.
         desc (`str`, *optional*):
-            Title of a progress bar; none where `None`.
+            Title of a progress bar. If `None`, there is no bar.
         generation_kwargs:
-            Further arguments of `model.generate`; greedy decoding without any.
+            Additional arguments of `model.generate`. Without any, decoding is greedy.
 
     Returns:
-        `list[list[int]]`: The new ids of each prompt, up to and with EOS. Without EOS at the end, `max_new_tokens` cut
-        them off.
+        `list[list[int]]`: The new ids for each prompt, up to and including EOS. Ids that do not end with EOS were cut
+        off by `max_new_tokens`.
     """
     ends = eos_token_ids(model.generation_config, processing_class)
     pad_token_id = padding_id(processing_class)
     if not generation_kwargs:
         generation_kwargs = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    # Many models come with a penalty for chats: it would bend the distribution, and spoil rewrites, which do repeat
+    # Many models come with a repetition penalty. It would change the distribution, and rewrites do repeat the attempt
     generation_kwargs = {"repetition_penalty": 1.0, **generation_kwargs}
     completions = [[] for _ in prompt_ids]
     with evaluation_mode(model):
@@ -146,8 +146,8 @@ def completion_logps(
     desc: str | None = None,
 ) -> list[list[float]]:
     """
-    Log-probability of each completion token, computed in float32 through the model's fused LM head, so that no
-    (batch, tokens, vocabulary) tensor is built.
+    Log-probability of each completion token, computed in float32 with the model's fused LM head, so that no
+    (batch, tokens, vocabulary) tensor is materialized.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -155,14 +155,14 @@ def completion_logps(
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
         prompt_ids, completion_ids (`Sequence[list[int]]`):
-            Token ids of the prompts and of what follows them.
+            Token ids of the prompts and of their completions.
         batch_size (`int`, *optional*, defaults to `16`):
             Number of sequences in a batch.
         desc (`str`, *optional*):
-            Title of a progress bar; none where `None`.
+            Title of a progress bar. If `None`, there is no bar.
 
     Returns:
-        `list[list[float]]`: One natural logarithm for each completion id.
+        `list[list[float]]`: One log-probability for each completion id.
     """
     sequences = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
     pad_token_id = padding_id(processing_class)

@@ -1,4 +1,4 @@
-"""The processes that share a run."""
+"""The processes of a distributed run."""
 
 import gc
 from collections import Counter
@@ -10,25 +10,24 @@ from accelerate.utils import gather_object, parse_flag_from_env
 
 def process_state() -> PartialState:
     """
-    This process among those of the run.
+    The state of this process in the run.
 
-    Unlike `PartialState()` alone, it heeds the variable by which `accelerate launch` says that a run is on CPUs.
-    Without that, each of several CPU processes would believe that it is alone, and overwrite the others' work. And it
-    lets processes wait for each other for a week rather than for minutes: a batch of questions may take a day, and be
-    handed in again. A trainer's arguments, where they come first, set their own `ddp_timeout`.
+    Unlike `PartialState()` alone, it reads the variable that `accelerate launch` sets for runs on CPU. Otherwise each
+    of several CPU processes would consider itself the only one and overwrite the others' files. It also sets the
+    timeout of collective operations to a week instead of minutes: a batch of requests may take a day and be submitted
+    again. If a trainer's arguments initialize the state first, their `ddp_timeout` applies.
     """
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=7))
 
 
 def end_processes() -> None:
     """
-    Part from the other processes of the run: the last thing that a script without a trainer does. One with a trainer
-    ends by `train_and_save`.
+    Destroy the process group, at the end of a script without a trainer. Scripts with a trainer use `train_and_save`.
 
-    Otherwise the threads of the process group may still hold tensors, and one that frees a tensor while Python shuts
-    down aborts the process, with all its work done (https://github.com/pytorch/pytorch/issues/190489).
+    Otherwise, threads of the process group may still hold tensors, and freeing one of them during the shutdown of
+    Python aborts the process after all its work is done (https://github.com/pytorch/pytorch/issues/190489).
     """
-    gc.collect()  # what is no longer in use may hold the group, too
+    gc.collect()  # unreachable objects may hold the group, too
     process_state().destroy_process_group()
 
 

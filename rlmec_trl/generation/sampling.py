@@ -1,4 +1,4 @@
-"""Sampling completions from a policy, in this process or behind a server."""
+"""Sampling completions from a policy, in this process or with a server."""
 
 from collections.abc import Sequence
 
@@ -39,27 +39,27 @@ def sample_completions(
         temperature (`float`, *optional*, defaults to `0.7`):
             Sampling temperature; `0.0` decodes greedily.
         top_p (`float`, *optional*, defaults to `0.95`):
-            Probability mass that is sampled from.
+            Probability mass to sample from.
         max_new_tokens (`int`, *optional*, defaults to `512`):
-            Greatest length of a completion, in tokens.
+            Maximum length of a completion, in tokens.
         batch_size (`int`, *optional*, defaults to `16`):
             Number of sequences in a batch.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the random numbers. Those of the caller are left as they were.
+            Seed. The global random state is not changed.
         desc (`str`, *optional*, defaults to `"Sampling"`):
-            Title of the progress bar; none where `None`.
+            Title of the progress bar. If `None`, there is no bar.
         chat_template_kwargs (`Sequence[dict | None]`, *optional*):
-            Further arguments of the chat template, one entry a prompt (see
+            Further arguments of the chat template, one entry per prompt (see
             [`~rlmec_trl.data.tokens.encode_prompt`]).
 
     Returns:
-        `list[list[list[int]]]`: For each prompt, the ids of its completions, up to and with EOS. A completion without
-        EOS at its end was cut off by `max_new_tokens`.
+        `list[list[list[int]]]`: For each prompt, the ids of its completions, up to and including EOS. A completion
+        that does not end with EOS was cut off by `max_new_tokens`.
     """
     prompt_ids = _repeated_prompt_ids(processing_class, prompts, chat_template_kwargs, num_samples)
     kwargs = {}
     if temperature > 0:
-        # The policy's own generation config may hold a `top_k`, which would not be this distribution
+        # The policy's generation config may set a `top_k`, which would change the distribution
         kwargs = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -91,8 +91,8 @@ def sample_from_server(
             As in [`sample_completions`].
 
     Returns:
-        `list[list[list[int]]]`: For each prompt, the ids of its completions, up to and with EOS. A completion without
-        EOS at its end was cut off by `max_new_tokens`; one whose ids cannot be had exactly is empty.
+        `list[list[list[int]]]`: For each prompt, the ids of its completions, up to and including EOS. A completion
+        that does not end with EOS was cut off by `max_new_tokens`. One whose exact ids are not known is empty.
     """
     prompt_ids = _repeated_prompt_ids(server.processing_class, prompts, chat_template_kwargs, num_samples)
     completions = server.generate_ids(prompt_ids, max_new_tokens, temperature, top_p, seed, desc)

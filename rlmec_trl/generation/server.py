@@ -22,17 +22,17 @@ class ServerConfig:
         base_url (`str`, *optional*):
             Address of the server, such as `http://localhost:8000/v1`.
         served_model (`str`, *optional*):
-            Name under which the server has the model. If unset, the one model that it has, or of a teacher its name.
+            Name of the model on the server. If unset, the only model that it serves, or the name of the teacher.
         concurrency (`int`, *optional*, defaults to `32`):
-            Greatest number of requests under way at a time.
+            Maximum number of concurrent requests.
         timeout (`float`, *optional*, defaults to `600.0`):
-            Seconds to wait for an answer.
+            Timeout of a request, in seconds.
         max_retries (`int`, *optional*, defaults to `5`):
-            How often a request that failed is sent again, with growing pauses.
+            Maximum number of retries of a failed request, with increasing pauses.
         api_key_env (`str`, *optional*, defaults to `"RLMEC_SERVER_API_KEY"`):
-            Name of the environment variable that holds the server's key, if it wants one.
+            Name of the environment variable with the server's API key, if it requires one.
         extra_body (`dict` or `str`, *optional*):
-            Further fields of each request, as JSON, such as `{"top_k": -1}`.
+            Additional fields of each request, as JSON, such as `{"top_k": -1}`.
     """
 
     base_url: str | None = field(
@@ -41,25 +41,22 @@ class ServerConfig:
     served_model: str | None = field(
         default=None,
         metadata={
-            "help": "Name under which the server has the model. If unset, the one model that it has, or of a teacher "
-            "its name.",
+            "help": "Name of the model on the server. If unset, the only model that it serves, or the name of the "
+            "teacher.",
         },
     )
-    concurrency: int = field(default=32, metadata={"help": "Greatest number of requests under way at a time."})
-    timeout: float = field(default=600.0, metadata={"help": "Seconds to wait for an answer."})
+    concurrency: int = field(default=32, metadata={"help": "Maximum number of concurrent requests."})
+    timeout: float = field(default=600.0, metadata={"help": "Timeout of a request, in seconds."})
     max_retries: int = field(
-        default=5,
-        metadata={"help": "How often a request that failed is sent again, with growing pauses."},
+        default=5, metadata={"help": "Maximum number of retries of a failed request, with increasing pauses."}
     )
     api_key_env: str = field(
         default="RLMEC_SERVER_API_KEY",
-        metadata={
-            "help": "Name of the environment variable that holds the server's key, if it wants one.",
-        },
+        metadata={"help": "Name of the environment variable with the server's API key, if it requires one."},
     )
     extra_body: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": 'Further fields of each request, as JSON, such as `{"top_k": -1}`.'},
+        metadata={"help": 'Additional fields of each request, as JSON, such as `{"top_k": -1}`.'},
     )
 
     # What each field is to the key of a result (see `stages/keys.py`)
@@ -80,42 +77,40 @@ class ServerConfig:
             except ValueError as error:
                 raise ValueError(f"`extra_body` is not JSON ({error}): {self.extra_body!r}") from None
         if self.extra_body is not None and not isinstance(self.extra_body, dict):
-            raise ValueError(f"`extra_body` has to be a JSON object, got {self.extra_body!r}.")
+            raise ValueError(f"`extra_body` must be a JSON object, got {self.extra_body!r}.")
         if self.concurrency < 1:
-            raise ValueError(f"`concurrency` is {self.concurrency}; at least one request has to be under way.")
+            raise ValueError(f"`concurrency` must be at least 1, got {self.concurrency}.")
         if self.max_retries < 0:
-            raise ValueError(f"`max_retries` is {self.max_retries}; it cannot be negative.")
+            raise ValueError(f"`max_retries` must not be negative, got {self.max_retries}.")
 
 
-# Statuses by which a server finds fault with this very request: too long, or with a field that it does not know
+# Statuses that concern this request only, for instance because it is too long or has an unknown field
 _BAD_REQUEST = (400, 413, 422)
-
-
 _NO_KEY = "no-key"
-# If so many completions in a call are all left out, it is not the prompts
+# If this many completions of a call are all left out, the prompts are not the cause
 _MANY = 20
 
 
 class ServerError(RuntimeError):
-    """The server cannot be used as it was asked to be."""
+    """The server cannot be used."""
 
 
 def open_client(config: ServerConfig):
     """
-    A client of the server, to be closed after use.
+    Open a client of the server. Close it after use.
 
     Raises:
-        [`ServerError`]: If there is no address, or the package `openai` is missing.
+        [`ServerError`]: If there is no address, or the package `openai` is not installed.
     """
     if config.base_url is None:
-        raise ServerError("Name the server with `--base_url`, such as http://localhost:8000/v1.")
+        raise ServerError("Pass the address of the server as `--base_url`, such as http://localhost:8000/v1.")
     try:
         import openai
     except ImportError:
-        raise ServerError("A server needs the package `openai`: pip install 'rlmec-trl[server]'") from None
+        raise ServerError("Using a server requires the package `openai`: pip install 'rlmec-trl[server]'") from None
     return openai.OpenAI(
         base_url=config.base_url,
-        # Never the variable that the SDK would read: that key is for another server. It refuses an empty one.
+        # Not the variable that the SDK reads by default: that key is for another server. The SDK refuses an empty key
         api_key=os.environ.get(config.api_key_env) or _NO_KEY,
         timeout=config.timeout,
         max_retries=config.max_retries,
@@ -124,10 +119,10 @@ def open_client(config: ServerConfig):
 
 def find_served_model(client, config: ServerConfig) -> str:
     """
-    The name under which the server has the model.
+    The name of the model on the server.
 
     Raises:
-        [`ServerError`]: If none was named and the server does not list exactly one.
+        [`ServerError`]: If no name is configured and the server does not list exactly one model.
     """
     import openai
 
@@ -136,19 +131,19 @@ def find_served_model(client, config: ServerConfig) -> str:
     try:
         names = [model.id for model in client.models.list()]
     except (openai.APIError, AttributeError, ValueError) as error:
-        # A web page, which the SDK trips over, or no JSON
+        # A web page, which the SDK fails to parse, or no JSON
         raise ServerError(
             f"The server at {config.base_url} does not list its models ({describe_error(error)}). If the address is "
-            "right, name the model with `--served_model`."
+            "correct, pass the name of the model as `--served_model`."
         ) from None
     if len(names) != 1:
-        has = f"has {', '.join(names)}" if names else "lists no model"
-        raise ServerError(f"The server at {config.base_url} {has}: name one with `--served_model`.")
+        has = f"serves {', '.join(names)}" if names else "lists no model"
+        raise ServerError(f"The server at {config.base_url} {has}: pass the name of one as `--served_model`.")
     return names[0]
 
 
 def describe_error(error: Exception) -> str:
-    """What went wrong with a request, on one line. The key is not in it, even if the server sent it back."""
+    """An error of a request on one line, without the API key, even if the server sent it back."""
     text = " ".join(str(error).split())
     status = getattr(error, "status_code", None)
     if status is None:
@@ -163,14 +158,15 @@ class TokenServer:
     """
     Continues token ids with a model behind a server.
 
-    A prompt is sent as ids, and the ids of its completion come back, where the server knows both (vLLM, SGLang).
-    Otherwise the prompt is sent as text, if that has the very same ids, and the ids are recovered from the text that
-    comes back, if they are as many as the server has counted and have that text, and it is known which id ended them.
-    What fails these checks is left out and counted: a token that was not sampled must not be rewarded. Two ways to
-    split a text into as many tokens cannot be told apart by them; only ids from the server are certain.
+    If the server supports token ids (vLLM, SGLang), prompts are sent and completions are returned as ids. Otherwise,
+    a prompt is sent as text, provided that the text has exactly the same ids. The ids of the completion are then
+    recovered from its text, provided that their number is the one reported by the server, that they decode to this
+    text, and that the id that ended them is known. Completions that fail these checks are left out and counted: a
+    token that was not sampled must not be rewarded. The checks cannot distinguish two tokenizations of the same
+    length; only ids from the server are certain.
 
-    Each completion is a request of its own with a seed of its own. Not every server knows `n`, and one that keeps
-    prompts in its cache reads them only once.
+    Each completion is a separate request with its own seed. Not every server supports `n`, and with prefix caching a
+    server processes each prompt only once.
 
     Args:
         config ([`ServerConfig`]):
@@ -204,22 +200,23 @@ class TokenServer:
             prompt_ids (`Sequence[list[int]]`):
                 Token ids of the prompts.
             max_new_tokens (`int`):
-                Greatest number of tokens to generate for each.
+                Maximum number of tokens to generate for each.
             temperature (`float`, *optional*, defaults to `0.0`):
                 Sampling temperature; `0.0` decodes greedily.
             top_p (`float`, *optional*, defaults to `1.0`):
                 Probability mass to sample from.
             seed (`int`, *optional*, defaults to `0`):
-                Seed. Whether the same seed gives the same text is up to the server.
+                Seed. Whether results are reproducible depends on the server.
             desc (`str`, *optional*):
-                Title of a progress bar; none where `None`.
+                Title of a progress bar. If `None`, there is no bar.
 
         Returns:
-            `list[list[int]]`: The new ids of each prompt, up to and with EOS. Without EOS at the end, `max_new_tokens`
-            cut them off. Empty where they could not be had; `left_out` counts these by reason.
+            `list[list[int]]`: The new ids for each prompt, up to and including EOS. Ids that do not end with EOS were
+            cut off by `max_new_tokens`. An empty list stands for a completion that is left out; `left_out` counts
+            these by reason.
 
         Raises:
-            [`ServerError`]: If the server cannot be reached, or does not answer as it should.
+            [`ServerError`]: If the server cannot be reached, or its responses are not completions.
         """
         if not prompt_ids:
             return []
@@ -243,12 +240,12 @@ class TokenServer:
                 )
 
             ask_all(generate, sendable, self.config.concurrency, len(sendable), desc)
-        # In this thread alone: tokenizers are not made for several
+        # In this thread only: tokenizers are not thread-safe
         completions = [self._read(prompt, responses.get(index)) for index, prompt in enumerate(prompts)]
         if len(completions) >= _MANY and not any(completions):
             raise ServerError(
-                f"Of {len(completions)} completions from {self.config.base_url} none can be used: "
-                f"{dict(self.left_out)} in this run. The last that the server refused was because of: {self._refusal}."
+                f"None of {len(completions)} completions from {self.config.base_url} can be used: "
+                f"{dict(self.left_out)} in this run. The last request was refused because of: {self._refusal}."
             )
         return completions
 
@@ -265,32 +262,32 @@ class TokenServer:
         return []
 
     def _knows_token_ids(self, client, model: str, prompt_ids: Sequence[list[int]]) -> bool:
-        """Whether the server takes token ids, and the wish to get some back. One token is generated to find out."""
+        """Whether the server accepts and returns token ids. One token is generated to find out."""
         settings = {"max_tokens": 1, "temperature": 0.0}
         shortest_first = sorted(prompt_ids, key=len)
         if self._complete(client, model, shortest_first[0], True, **settings) is not None:
             return True
-        # Some servers fail on an empty text
+        # Some servers fail on an empty prompt
         text = next(filter(None, map(self._as_text, shortest_first)), None)
         if text is None or self._complete(client, model, text, False, **settings) is not None:
             return False
         raise ServerError(
-            f"The server at {self.config.base_url} takes prompts neither as token ids nor as text on /completions "
-            f"(it said: {self._refusal})."
+            f"The server at {self.config.base_url} accepts prompts neither as token ids nor as text on /completions "
+            f"({self._refusal})."
         )
 
     def _complete(self, client, model: str, prompt: list[int] | str, with_ids: bool, **settings):
-        """A response, or `None` where the server takes the request for a bad one."""
+        """The response, or `None` if the server rejects this request."""
         import openai
 
         extra = {"return_token_ids": True} if with_ids else {}
-        # After a body that is no completion the SDK does not ask again
+        # The SDK does not retry if the body of a response is not a completion
         for _ in range(self.config.max_retries + 1):
             try:
                 response = client.completions.create(
                     model=model, prompt=prompt, extra_body={**extra, **(self.config.extra_body or {})}, **settings
                 )
-                # The SDK hands on a web page as a text
+                # The SDK returns a web page as a string
                 if not isinstance(response, str) and response.choices:
                     return response
                 broken = "no completion in it"
@@ -299,20 +296,18 @@ class TokenServer:
                     self._refusal = describe_error(error)
                     return None
                 raise ServerError(
-                    f"The server at {self.config.base_url} does not answer ({describe_error(error)}). Finished shards "
-                    "are saved: the same command goes on from there."
+                    f"The request to the server at {self.config.base_url} failed ({describe_error(error)}). Finished "
+                    "shards are saved: re-run the command to resume."
                 ) from None
             except ValueError as error:
                 broken = error
-        raise ServerError(
-            f"The server at {self.config.base_url} answers with something else than a completion ({broken})."
-        )
+        raise ServerError(f"The response of the server at {self.config.base_url} is not a completion ({broken}).")
 
     def _as_text(self, prompt_ids: list[int]) -> str | None:
-        """A text that the server's tokenizer, the same as ours, turns into these ids."""
+        """A text that the server's tokenizer, which is the same as ours, encodes as these ids."""
         text = self.processing_class.decode(prompt_ids)
         bos = self.processing_class.bos_token
-        # A tokenizer that adds BOS by itself would do so twice
+        # A tokenizer that adds BOS would add it twice
         for candidate in (text, text.removeprefix(bos) if bos else text):
             if list(self.processing_class(candidate)["input_ids"]) == list(prompt_ids):
                 return candidate
@@ -333,9 +328,9 @@ class TokenServer:
         return ids if exact else None
 
     def _end(self, choice) -> int | None:
-        """The id that ended a completion, `None` where it cannot be told, or was none of the model's ends."""
+        """The id that ended a completion, `None` if it is not known or does not end a completion of the model."""
         extra = choice.model_extra or {}
-        # SGLang's name, and vLLM's, which is null where it was the tokenizer's own EOS
+        # The field of SGLang, and that of vLLM, which is null for the tokenizer's own EOS
         end = extra.get("matched_stop", extra.get("stop_reason"))
         stops_at_text = "stop" in (self.config.extra_body or {})
         if end is None and not stops_at_text and (len(self.ends) == 1 or "stop_reason" in extra):
@@ -347,5 +342,5 @@ class TokenServer:
 
 
 def _seed_of(seed: int, index: int) -> int:
-    # Neighbouring seeds of a run must not give neighbouring completions of another
+    # Runs with neighboring seeds must not share the seeds of completions
     return int.from_bytes(hashlib.sha256(f"{seed} {index}".encode()).digest()[:4], "big") >> 1

@@ -1,4 +1,4 @@
-"""A trained generative reward model at work: where an attempt goes wrong, how to mend it, what a token is worth."""
+"""Inference with a generative reward model: locate the first incorrect step, rewrite an attempt, score its tokens."""
 
 import math
 from bisect import bisect_left
@@ -21,37 +21,37 @@ from .prompts import encode_locate_prompt, encode_rewrite_prompt, load_wording
 
 
 class TokenizerMismatchError(ValueError):
-    """The completion ids were not made by the reward model's tokenizer."""
+    """The completion ids do not come from the reward model's tokenizer."""
 
 
 class GenerativeRewardModel:
     """
     Judge and rewrite attempts with a generative reward model (https://huggingface.co/papers/2401.06081).
 
-    All methods take lists with one entry an attempt, return a list in the same order, work in batches of similar
-    length, in evaluation mode and without gradients. Prompts are texts or messages, as in the data sets.
-    `chat_template_kwargs` are further arguments of the model's chat template, one entry an attempt: the column of this
-    name, which has to be the same as in training (see [`~rlmec_trl.data.tokens.encode_prompt`]).
+    All methods take lists with one entry per attempt and return a list in the same order. They run in batches of
+    similar length, in evaluation mode and without gradients. Prompts are texts or messages, as in the datasets.
+    `chat_template_kwargs` are further arguments of the model's chat template, one entry per attempt: the column of this
+    name, which must be the same as in training (see [`~rlmec_trl.data.tokens.encode_prompt`]).
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
             Model trained by [`GRMTrainer`].
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer, which has to be the policy's too: token probabilities refer to the policy's own ids.
+            Its tokenizer. It must be the policy's as well: token probabilities refer to the ids of the policy.
         wording ([`~rlmec_trl.tasks.wording.Wording`], *optional*):
-            Wording that the model was trained on.
+            Wording of the prompts that the model was trained on.
         batch_size (`int`, *optional*, defaults to `16`):
             Number of attempts in a batch.
         max_new_tokens (`int`, *optional*, defaults to `512`):
-            Greatest number of tokens that a rewrite may add to the steps it keeps.
+            Maximum number of tokens that a rewrite may add to the steps it keeps.
         generation_kwargs (`dict`, *optional*):
-            Further arguments of `model.generate` for rewriting. Decoding is greedy unless they say otherwise.
+            Additional arguments of `model.generate` for rewriting. By default, decoding is greedy.
         show_progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar (on the main process).
         server ([`~rlmec_trl.generation.server.TokenServer`], *optional*):
-            A server that has the same model. It locates errors and rewrites, greedily and without
-            `generation_kwargs`; an attempt that it does not answer for counts as right, or has an empty rest of a
-            rewrite. Probabilities are always computed by `model`.
+            A server that serves the same model. It locates errors and rewrites, with greedy decoding and without
+            `generation_kwargs`. If it refuses a request, the attempt counts as correct, or its rewrite ends after the
+            steps it keeps. Probabilities are always computed by `model`.
     """
 
     def __init__(
@@ -77,13 +77,13 @@ class GenerativeRewardModel:
     @classmethod
     def from_pretrained(cls, model_name_or_path: str, **kwargs) -> "GenerativeRewardModel":
         """
-        Load a model, its tokenizer and the wording it was trained on.
+        Load a model, its tokenizer and the wording it was trained with.
 
         Args:
             model_name_or_path (`str`):
-                A path, or a name on the Hub.
+                Path, or name on the Hub.
             kwargs:
-                Arguments of the constructor; `model_init_kwargs` go to
+                Arguments of the constructor. `model_init_kwargs` is passed to
                 [`~transformers.AutoModelForCausalLM.from_pretrained`].
         """
         model = AutoModelForCausalLM.from_pretrained(model_name_or_path, **kwargs.pop("model_init_kwargs", {}))
@@ -98,7 +98,7 @@ class GenerativeRewardModel:
         chat_template_kwargs: Sequence[dict | None] | None = None,
     ) -> list[int]:
         """
-        Name the first wrong step of each attempt.
+        Find the first incorrect step of each attempt.
 
         Args:
             prompts, references, completions (`Sequence`):
@@ -107,8 +107,8 @@ class GenerativeRewardModel:
                 Arguments of the chat template.
 
         Returns:
-            `list[int]`: Index of the first wrong step, -1 where there is none. The number after the last step names
-            one that is missing. Any other answer counts as -1.
+            `list[int]`: Index of the first incorrect step, -1 if there is none. The index after the last step means
+            that a step is missing. Any other answer of the model counts as -1.
         """
         prompt_ids = self._encode(encode_locate_prompt, prompts, references, completions, chat_template_kwargs)
         answers = self._generate(prompt_ids, 8, "Locating errors")
@@ -127,8 +127,8 @@ class GenerativeRewardModel:
         threshold: float = 0.5,
     ) -> list[int]:
         """
-        Name the step of each attempt that holds its first flagged token: another way to locate the first error, which
-        costs nothing once the attempts are scored.
+        Find the step of each attempt that contains its first flagged token: another way to locate the first error,
+        free once the attempts are scored.
 
         Args:
             completions (`Sequence`):
@@ -136,12 +136,12 @@ class GenerativeRewardModel:
             completion_ids (`Sequence[list[int]]`):
                 Their token ids, as sampled.
             token_probs (`Sequence[list[float]]`):
-                What [`score`] gave.
+                Result of [`score`].
             threshold (`float`, *optional*, defaults to `0.5`):
-                Probability under which a token is flagged.
+                Probability below which a token is flagged.
 
         Returns:
-            `list[int]`: Index of the step, -1 where no token is flagged.
+            `list[int]`: Index of the step, -1 if no token is flagged.
         """
         located = []
         for completion, ids, probs in zip(completions, completion_ids, token_probs, strict=True):
@@ -165,7 +165,7 @@ class GenerativeRewardModel:
         chat_template_kwargs: Sequence[dict | None] | None = None,
     ) -> list[str]:
         """
-        Rewrite each attempt. The text of [`rewrite_ids`], which see.
+        Rewrite each attempt, like [`rewrite_ids`], and decode the rewrites.
 
         Returns:
             `list[str]`: The rewrites.
@@ -185,8 +185,8 @@ class GenerativeRewardModel:
         chat_template_kwargs: Sequence[dict | None] | None = None,
     ) -> list[list[int]]:
         """
-        Rewrite each attempt from its first wrong step on. The tokens of the steps before it are kept as they are, and
-        an attempt without a wrong step is its own rewrite.
+        Rewrite each attempt from its first incorrect step on. The tokens of the steps before it are kept unchanged,
+        and an attempt without an incorrect step is its own rewrite.
 
         Args:
             prompts, references, completions (`Sequence`):
@@ -194,12 +194,12 @@ class GenerativeRewardModel:
             completion_ids (`Sequence[list[int]]`):
                 Token ids of the attempts, as sampled.
             error_steps (`Sequence[int]`, *optional*):
-                Index of the first wrong step of each attempt, -1 for none. By default, what [`locate`] finds.
+                Index of the first incorrect step of each attempt, -1 for none. By default, the result of [`locate`].
             chat_template_kwargs (`Sequence[dict | None]`, *optional*):
                 Arguments of the chat template.
 
         Returns:
-            `list[list[int]]`: Token ids of the rewrites, ending with EOS unless `max_new_tokens` cut them off.
+            `list[list[int]]`: Token ids of the rewrites, ending with EOS unless cut off by `max_new_tokens`.
         """
         self._check_tokenizer(completions, completion_ids)
         if error_steps is None:
@@ -236,7 +236,7 @@ class GenerativeRewardModel:
         chat_template_kwargs: Sequence[dict | None] | None = None,
     ) -> list[list[float]]:
         """
-        Probability that each token of an attempt belongs there: `p_t = P_GRM(y_t | problem, reference, y, y_<t)`.
+        Probability of each token of an attempt in a rewrite: `p_t = P_GRM(y_t | problem, reference, y, y_<t)`.
 
         Args:
             prompts, references, completions (`Sequence`):
@@ -269,7 +269,7 @@ class GenerativeRewardModel:
         chat_template_kwargs: Sequence[dict | None] | None = None,
     ) -> tuple[list[list[list[int]]], list[list[list[float]]]]:
         """
-        The model's distribution on each token of a rewrite, at temperature 1: its k most likely ids and their
+        The model's distribution at each token of a rewrite, at temperature 1: the k most likely ids and their
         log-probabilities.
 
         Args:
@@ -292,7 +292,7 @@ class GenerativeRewardModel:
         with evaluation_mode(self.model):
             for batch in length_batches([len(ids) for ids in sequences], self.batch_size, self._desc("Soft targets")):
                 rows = [torch.tensor(sequences[index]) for index in batch]
-                # Left padding puts the rewrites side by side at the end, so that only their logits are computed
+                # With left padding, all rewrites end at the last position, so that only their logits are computed
                 inputs = {
                     "input_ids": pad(rows, pad_token_id, padding_side="left"),
                     "attention_mask": pad([torch.ones_like(row) for row in rows], padding_side="left"),
@@ -331,8 +331,8 @@ class GenerativeRewardModel:
             if text.strip() != message_text(completion).strip():
                 raise TokenizerMismatchError(
                     f"Row {index}: `completion_ids` decode to {text[:60]!r} with the reward model's tokenizer, but "
-                    f"`completion` is {message_text(completion)[:60]!r}. The reward model has to share the policy's "
-                    "tokenizer: train it from the policy's model family."
+                    f"`completion` is {message_text(completion)[:60]!r}. The reward model must have the policy's "
+                    "tokenizer: train it from a model of the policy's family."
                 )
 
     def _desc(self, title: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Configuration of the trainer of generative reward models."""
+"""Configuration of `GRMTrainer`."""
 
 from dataclasses import dataclass, field
 
@@ -18,14 +18,15 @@ class GRMConfig(SFTConfig):
         > Parameters that control the mixture of tasks
 
         locate_fraction (`float`, *optional*, defaults to `1.0`):
-            Share of the attempts that are also used to train locating the first wrong step. With `0.0`, the model only
+            Fraction of the attempts that also train the model to locate the first incorrect step. With `0.0`, it only
             learns to rewrite.
         max_correct_ratio (`float`, *optional*):
-            At most this many right attempts, to be repeated as they are, for each wrong one. If `None`, all are kept.
+            Maximum number of correct attempts, which the model learns to copy, per incorrect one. If `None`, all are
+            kept.
 
     > [!NOTE]
     > These parameters have default values different from [`~trl.SFTConfig`]:
-    > - `max_length`: Defaults to `2048` instead of `1024`, since a prompt holds problem, reference and attempt.
+    > - `max_length`: Defaults to `2048` instead of `1024`, because a prompt contains problem, reference and attempt.
     """
 
     max_length: int | None = field(
@@ -38,15 +39,15 @@ class GRMConfig(SFTConfig):
     locate_fraction: float = field(
         default=1.0,
         metadata={
-            "help": "Share of the attempts that are also used to train locating the first wrong step. With `0.0`, the "
-            "model only learns to rewrite."
+            "help": "Fraction of the attempts that also train the model to locate the first incorrect step. With "
+            "`0.0`, it only learns to rewrite."
         },
     )
     max_correct_ratio: float | None = field(
         default=None,
         metadata={
-            "help": "At most this many right attempts, to be repeated as they are, for each wrong one. If `None`, all "
-            "are kept."
+            "help": "Maximum number of correct attempts, which the model learns to copy, per incorrect one. If "
+            "`None`, all are kept."
         },
     )
 

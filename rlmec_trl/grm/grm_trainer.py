@@ -1,4 +1,4 @@
-"""Supervised training of a generative reward model: locate the first wrong step, and rewrite with minimum edits."""
+"""Supervised training of a generative reward model: locate the first incorrect step, rewrite with minimum edits."""
 
 import random
 from inspect import Signature, signature
@@ -33,16 +33,16 @@ def build_examples(
     Args:
         rows (`dict[str, list]`):
             Columns `prompt`, `reference`, `completion`, `rewrite`, `error_step` and `use_locate`. With
-            `completion_ids`, what a rewrite leaves alone keeps the ids that were sampled. `chat_template_kwargs` are
-            further arguments of the chat template.
+            `completion_ids`, the unchanged steps of a rewrite keep the ids that were sampled. `chat_template_kwargs`
+            are further arguments of the chat template.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the generative reward model.
         wording ([`~rlmec_trl.tasks.wording.Wording`]):
-            Wording of the two questions.
+            Wording of the prompts.
 
     Returns:
-        `dict[str, list]`: `input_ids` and `labels` (-100 on the prompt), one rewriting example a row and one locating
-        example where `use_locate`.
+        `dict[str, list]`: `input_ids` and `labels` (-100 on the prompt): one rewriting example per row, and one
+        locating example if `use_locate`.
     """
     examples = {"input_ids": [], "labels": []}
 
@@ -75,23 +75,23 @@ class GRMTrainer(SFTTrainer):
     """
     Trainer for generative reward models (https://huggingface.co/papers/2401.06081).
 
-    It turns edited rows into a mixture of two tasks, naming the first wrong step of an attempt and rewriting the
-    attempt with minimum edits, and trains on the answers only. Right attempts are kept as copies, so that the model
-    learns to leave alone what is right. Everything else is inherited from [`~trl.SFTTrainer`].
+    It turns edited rows into a mixture of two tasks, locating the first incorrect step of an attempt and rewriting
+    the attempt with minimum edits, and computes the loss on the answers only. Correct attempts are kept as copies, so
+    that the model learns to leave correct steps unchanged. Everything else is inherited from [`~trl.SFTTrainer`].
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The model to train, as in [`~trl.SFTTrainer`]. Its tokenizer has to be the policy's.
+            The model to train, as in [`~trl.SFTTrainer`]. Its tokenizer must be the policy's.
         args ([`GRMConfig`], *optional*):
-            Configuration. If `None`, the defaults are used, and the output directory is the model's name with `-GRM`.
+            Configuration. If `None`, the defaults are used, and the output directory is the model name with `-GRM`.
         train_dataset ([`~datasets.Dataset`]):
             Rows with `prompt`, `reference`, `completion`, `correct`, `rewrite` and `error_step`, and `completion_ids`
-            where the completions were sampled as ids. `chat_template_kwargs` are passed to the chat template. Rows
-            whose `rewrite` is `None` are left out. A tokenized dataset (`input_ids`) is used as it is.
+            if the completions were sampled as ids. `chat_template_kwargs` are passed to the chat template. Rows whose
+            `rewrite` is `None` are left out. A tokenized dataset (`input_ids`) is used as is.
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
-            Like `train_dataset`.
+            As `train_dataset`.
         wording ([`~rlmec_trl.tasks.wording.Wording`], *optional*):
-            Wording of the two questions. It is saved with the model, where [`GenerativeRewardModel`] finds it.
+            Wording of the prompts. It is saved with the model, from where [`GenerativeRewardModel`] loads it.
         other arguments:
             As in [`~trl.SFTTrainer`].
     """
@@ -121,7 +121,7 @@ class GRMTrainer(SFTTrainer):
         if "input_ids" not in get_dataset_column_names(dataset):
             if isinstance(dataset, IterableDataset):
                 raise TypeError(
-                    "`GRMTrainer` has to count right and wrong attempts, so it takes no `IterableDataset`."
+                    "`GRMTrainer` counts the attempts, so it does not support `IterableDataset`. Pass a `Dataset`."
                 )
             dataset = self._build_mixture(dataset, processing_class, args, dataset_name)
         return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
@@ -142,8 +142,8 @@ class GRMTrainer(SFTTrainer):
             kept = [index for index in kept if index not in dropped]
         if not kept:
             raise ValueError(
-                f"The {dataset_name} data set has no row to train a generative reward model on: every `rewrite` is "
-                "missing, or `max_correct_ratio` leaves out the right attempts and there are no wrong ones."
+                f"The {dataset_name} dataset has no row to train a generative reward model on: every `rewrite` is "
+                "missing, or `max_correct_ratio` leaves out the correct attempts and there are no incorrect ones."
             )
         use_locate = set(rng.sample(kept, round(args.locate_fraction * len(kept))))
         with global_then_local_main_first():

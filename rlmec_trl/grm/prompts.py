@@ -1,4 +1,4 @@
-"""What a generative reward model reads and writes, as token ids. Training, scoring and rewriting share it."""
+"""Prompts of a generative reward model as token ids, shared by training, scoring and rewriting."""
 
 import json
 from dataclasses import asdict
@@ -23,7 +23,7 @@ def encode_locate_prompt(
     completion: str | list[dict],
     chat_template_kwargs: dict | None = None,
 ) -> list[int]:
-    """Ids of the question for the first wrong step, through the chat template where the tokenizer has one."""
+    """Ids of the prompt to locate the first incorrect step, in the chat template if the tokenizer has one."""
     question = locate_prompt(wording, raw_problem(wording, problem_text(prompt)), reference, message_text(completion))
     return encode_prompt(processing_class, as_prompt(processing_class, question), chat_template_kwargs)
 
@@ -36,18 +36,18 @@ def encode_rewrite_prompt(
     completion: str | list[dict],
     chat_template_kwargs: dict | None = None,
 ) -> list[int]:
-    """Ids of the question for the corrected attempt, through the chat template where the tokenizer has one."""
+    """Ids of the prompt to rewrite an attempt, in the chat template if the tokenizer has one."""
     question = rewrite_prompt(wording, raw_problem(wording, problem_text(prompt)), reference, message_text(completion))
     return encode_prompt(processing_class, as_prompt(processing_class, question), chat_template_kwargs)
 
 
 def save_wording(wording: Wording, directory: str) -> None:
-    """Keep the wording with the model that was trained on it."""
+    """Save the wording with the model that was trained with it."""
     Path(directory, WORDING_FILE).write_text(json.dumps(asdict(wording), indent=2) + "\n", encoding="utf-8")
 
 
 def load_wording(model_name_or_path: str, revision: str = "main") -> Wording:
-    """The wording that a model, by path or Hub name, was trained on, or the default one where none was kept."""
+    """The wording that a model, by path or Hub name, was trained with, or the default if none was saved."""
     path = cached_file(
         model_name_or_path,
         WORDING_FILE,

@@ -177,19 +177,12 @@ def _read(tokens: list[Token], start: int | None, end: int | None) -> Expression
     has_percent = any(part.kind == "percent" for part in parts)
     scales = (Fraction(1, 100), Fraction(1)) if has_percent else (Fraction(1),)
     values = tuple(_evaluate(parts, percent=scale) for scale in scales)
-    if None in values or (values[0] < 0 and _is_range(parts)):
+    if None in values:
         return None
     numbers = [part.text for part in parts if part.kind == "number"]
     is_computed = len(numbers) > 1 or any(part.text in ("*", "/", "^") for part in parts)
     unit = Fraction(0) if is_computed else Fraction(1, 10 ** len(numbers[0].partition(".")[2]))
     return Expression(values, tuple(unit * scale for scale in scales), frozenset(units & _DIMENSIONS.keys()))
-
-
-def _is_range(tokens: list[Token]) -> bool:
-    """Whether the tokens are something like `3-4`, without spaces."""
-    return [token.kind for token in tokens] == ["number", "operator", "number"] and (
-        tokens[0].end == tokens[1].start and tokens[1].end == tokens[2].start and tokens[1].text == "-"
-    )
 
 
 def _evaluate(tokens: list[Token], percent: Fraction) -> Fraction | None:

@@ -26,8 +26,10 @@ _CLAUSE_WORDS = frozenset(
     "and or so as because since then but if that which while leaving thus gives get gets got are was were has had "
     "have he she it we they you".split()
 )
-# A number after one of these is a name: "on day 1 * 2"
-_COUNTED_WORDS = frozenset("step part case day week month year hour grade house room".split())
+# A number after one of these is a name: "on day 1 * 2", "weeks 3-4"
+_COUNTED_WORDS = frozenset(
+    "step part case day days week weeks month months year years hour hours grade grades house room page pages".split()
+)
 
 _TOKEN = re.compile(
     r"(?P<number>\d+(?:,\d+)*(?:\.\d+)?|\.\d+)"

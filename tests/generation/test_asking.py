@@ -1,4 +1,4 @@
-"""Questions under way are never too many, and never dropped: each of them is paid for."""
+"""Pending requests never exceed the limit and are never dropped: each of them is billed."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Server:
-    """Takes questions, and answers each after a pause, or fails."""
+    """Responds to each request after a pause, or fails."""
 
     def __init__(self, seconds, failing=()):
         self.seconds, self.failing = seconds, failing
@@ -50,11 +50,11 @@ class Server:
         ask_all(self.ask, self.questions(number), concurrency, number)
 
 
-# --- All of them -----------------------------------------------------------------------------------------------------
+# --- Requests --------------------------------------------------------------------------------------------------------
 
 
 @given(number=st.integers(0, 30), concurrency=st.integers(1, 8), seed=st.integers(0, 99))
-def test_all_are_asked_once_and_never_too_many_at_a_time(number, concurrency, seed):
+def test_every_request_is_sent_once_and_never_more_than_the_limit_at_a_time(number, concurrency, seed):
     rng = random.Random(seed)
     server = Server(lambda question: rng.random() / 1000)
     server.run(number, concurrency)
@@ -63,25 +63,25 @@ def test_all_are_asked_once_and_never_too_many_at_a_time(number, concurrency, se
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 50])
-def test_as_many_are_under_way_as_there_is_room_for(concurrency):
+def test_as_many_requests_are_pending_as_allowed(concurrency):
     server = Server(lambda question: 0.2)
     server.run(min(3 * concurrency, 50), concurrency)
     assert server.most_under_way == min(concurrency, 50)
 
 
-def test_a_slow_answer_does_not_hold_up_the_others():
+def test_a_slow_response_does_not_delay_the_others():
     server = Server(lambda question: 2 if question == 0 else 0.001)
     server.run(20, 2)
     assert server.answered == [*range(1, 20), 0]
 
 
-def test_questions_are_taken_when_there_is_room_for_them():
+def test_a_request_is_taken_from_the_iterator_only_when_it_can_be_sent():
     server = Server(lambda question: 0.01)
     too_early = []
 
     def questions():
         for question in server.questions(30):
-            # So that an iterator decides as late as it can
+            # So that an iterator decides as late as possible
             too_early.append(len(server.taken) - len(server.answered) > 4)
             yield question
 
@@ -89,8 +89,8 @@ def test_questions_are_taken_when_there_is_room_for_them():
     assert len(server.answered) == 30 and not any(too_early)
 
 
-def test_an_iterator_may_end_early_by_what_was_answered():
-    """As the budget does."""
+def test_an_iterator_may_end_early_depending_on_the_responses():
+    """As the budget of a teacher does."""
     server = Server(lambda question: 0.003)
 
     def questions():
@@ -103,7 +103,7 @@ def test_an_iterator_may_end_early_by_what_was_answered():
     assert 10 <= len(server.answered) == len(server.asked) <= 10 + 4
 
 
-def test_the_bar_counts_answers_and_is_shown_only_with_a_title(capsys):
+def test_the_progress_bar_counts_responses_and_is_shown_only_with_a_title(capsys):
     server = Server(lambda question: 0)
     ask_all(server.ask, server.questions(7), 2, 7)
     assert capsys.readouterr().err == ""
@@ -115,7 +115,7 @@ def test_the_bar_counts_answers_and_is_shown_only_with_a_title(capsys):
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 5])
-def test_after_an_error_no_further_one_is_asked_and_those_under_way_end(concurrency):
+def test_after_an_error_no_request_is_sent_and_the_pending_ones_end(concurrency):
     server = Server(lambda question: 0.01 if question <= 7 else 0.5, failing={7})
     with pytest.raises(RuntimeError, match="question 7"):
         server.run(100, concurrency)
@@ -130,14 +130,14 @@ def test_the_first_of_several_errors_is_raised():
     assert sorted(server.answered) == [0, 1, 2, 3, 4]
 
 
-def test_an_error_of_the_last_question_is_raised_too():
+def test_an_error_of_the_last_request_is_raised_too():
     server = Server(lambda question: 0.003, failing={9})
     with pytest.raises(RuntimeError, match="question 9"):
         server.run(10, 4)
     assert len(server.answered) == 10
 
 
-def test_no_question_is_asked_after_an_error_at_once():
+def test_no_request_is_sent_after_an_immediate_error():
     def ask(question):
         raise RuntimeError(f"question {question}")
 
@@ -145,7 +145,7 @@ def test_no_question_is_asked_after_an_error_at_once():
         ask_all(ask, iter(range(10)), 1, 10)
 
 
-def test_an_iterator_that_fails_loses_no_answer_under_way():
+def test_a_failing_iterator_loses_no_pending_response():
     server = Server(lambda question: 0.1)
 
     def questions():
@@ -157,7 +157,7 @@ def test_an_iterator_that_fails_loses_no_answer_under_way():
     assert sorted(server.answered) == [0, 1, 2]
 
 
-def test_it_runs_inside_a_running_loop_as_in_a_notebook():
+def test_it_runs_inside_a_running_event_loop_as_in_a_notebook():
     server = Server(lambda question: 0.001)
 
     async def cell():
@@ -173,17 +173,17 @@ WORKER = """
 import asyncio, os, signal
 from rlmec_trl.generation.asking import ask_all
 
-# Tests may run where Ctrl-C is ignored, such as in the background of a script
+# Tests may run where Ctrl-C is ignored, for instance in the background of a script
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def say(*words):
-    # In one piece, unlike print
+    # A single write, unlike print
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
 def ask(question):
     say("asked", question)
     if question >= 5:
-        # Until something comes from outside
+        # Until the test writes to it
         os.read(0, 1)
     say("answered", question)
 
@@ -200,7 +200,7 @@ asyncio.new_event_loop().run_until_complete(cell())
 
 
 class Worker:
-    """A process that asks, until three answers, 5 to 7, are under way."""
+    """A process that sends requests until three of them, 5 to 7, are pending."""
 
     def __init__(self, end):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
@@ -242,28 +242,28 @@ def start():
 
 
 @pytest.mark.parametrize("end", [SCRIPT, NOTEBOOK], ids=["script", "notebook"])
-def test_after_ctrl_c_no_further_one_is_asked_and_those_under_way_end(start, end):
+def test_after_ctrl_c_no_request_is_sent_and_the_pending_ones_end(start, end):
     worker = start(end)
     worker.interrupt()
-    worker.wait_for("answers under way are waited for")
-    # More lines than are waited for: a further question would be answered, too
+    worker.wait_for("waiting for pending responses")
+    # More lines than are pending: any further request would get a response, too
     assert worker.end(lines=50) != 0
     assert worker.numbers("asked") == worker.numbers("answered") == list(range(8))
     assert "KeyboardInterrupt" in worker.output
 
 
-def test_a_second_ctrl_c_drops_those_under_way(start):
+def test_a_second_ctrl_c_drops_the_pending_requests(start):
     worker = start(SCRIPT)
     worker.interrupt()
-    worker.wait_for("answers under way are waited for")
+    worker.wait_for("waiting for pending responses")
     worker.interrupt()
-    # Nothing comes, and it ends all the same
+    # There are no responses, but it ends
     assert worker.process.wait(timeout=60) != 0
     worker.end(lines=0)
     assert worker.numbers("answered") == list(range(5))
 
 
-def test_without_ctrl_c_the_worker_asks_them_all(start):
+def test_without_ctrl_c_the_worker_sends_all_requests(start):
     worker = start(SCRIPT)
     assert worker.end(lines=50) == 0
     assert worker.numbers("asked") == worker.numbers("answered") == list(range(50))

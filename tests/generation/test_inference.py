@@ -1,4 +1,4 @@
-"""Generation and log-probabilities of sequences of different lengths, against one sequence at a time."""
+"""Batched generation and log-probabilities, compared with one sequence at a time."""
 
 import random
 
@@ -54,7 +54,7 @@ def test_length_batches_hold_every_index_once_the_longest_first(batch_size):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_greedy_generation_is_that_of_each_prompt_alone_in_the_order_given(batch_size, model, tokenizer):
+def test_greedy_generation_matches_that_of_each_prompt_alone_in_the_given_order(batch_size, model, tokenizer):
     rng = random.Random(1)
     prompts = [random_ids(rng, 3, len(tokenizer)) for _ in range(8)]
     completions = generate_ids(model, tokenizer, prompts, max_new_tokens=9, batch_size=batch_size)
@@ -63,12 +63,12 @@ def test_greedy_generation_is_that_of_each_prompt_alone_in_the_order_given(batch
     assert len({tuple(completion) for completion in expected}) > 4, "different prompts, different completions"
 
 
-def test_a_completion_ends_with_its_first_eos_and_without_one_where_it_was_cut(model, tokenizer):
+def test_a_completion_ends_with_its_first_eos_unless_it_was_cut_off(model, tokenizer):
     rng = random.Random(2)
     prompts = [random_ids(rng, 3, len(tokenizer)) for _ in range(12)]
     greedy = generate_ids(model, tokenizer, prompts, max_new_tokens=6)
     assert all(len(completion) == 6 for completion in greedy), "no prompt stops by itself"
-    # Whatever the first one says third ends the turn from now on
+    # From now on, the third token of the first completion is an EOS
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, greedy[0][2]]
     ended = generate_ids(model, tokenizer, prompts, max_new_tokens=6)
     assert ended[0] == greedy[0][:3]
@@ -81,13 +81,13 @@ def test_a_completion_ends_with_its_first_eos_and_without_one_where_it_was_cut(m
 @pytest.mark.parametrize(
     ("configured", "expected"), [(None, {1}), (5, {1, 5}), ([5, 1], {1, 5}), ([5, 7], {1, 5, 7})], ids=str
 )
-def test_eos_ids_are_those_of_tokenizer_and_generation_config(configured, expected, model, tokenizer):
+def test_eos_ids_are_those_of_the_tokenizer_and_the_generation_config(configured, expected, model, tokenizer):
     assert tokenizer.eos_token_id == 1
     model.generation_config.eos_token_id = configured
     assert eos_token_ids(model.generation_config, tokenizer) == expected
 
 
-def test_without_arguments_it_is_greedy_whatever_the_generation_config_says(model, tokenizer):
+def test_without_arguments_decoding_is_greedy_whatever_the_generation_config(model, tokenizer):
     prompts = [[5, 6, 7], [8, 9]]
     expected = generate_ids(model, tokenizer, prompts, max_new_tokens=8)
     model.generation_config.update(do_sample=True, temperature=5.0, top_p=0.9, top_k=40, repetition_penalty=9.0)
@@ -116,7 +116,7 @@ def test_a_tokenizer_without_pad_token_generates_the_same(model, tokenizer, chat
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 16])
-def test_log_probabilities_are_those_of_a_full_softmax_in_the_order_given(batch_size, model, tokenizer):
+def test_log_probabilities_match_a_full_softmax_in_the_given_order(batch_size, model, tokenizer):
     rng = random.Random(3)
     prompts = [random_ids(rng, 3, len(tokenizer)) for _ in range(11)]
     completions = [[*random_ids(rng, 3, len(tokenizer), 0, 30), tokenizer.eos_token_id] for _ in range(11)]
@@ -128,8 +128,8 @@ def test_log_probabilities_are_those_of_a_full_softmax_in_the_order_given(batch_
     assert torch.cat(expected).std() > 1, "probabilities differ enough to tell a shift"
 
 
-def test_padding_ids_in_a_completion_count_like_any_other(model, tokenizer):
-    """What is padding says the attention mask, not the id."""
+def test_a_padding_id_in_a_completion_is_a_token_like_any_other(model, tokenizer):
+    """The attention mask tells what is padding, not the id."""
     prompts, completions = [[5, 6, 7], [8] * 9], [[tokenizer.pad_token_id, 9, tokenizer.eos_token_id], [9, 1]]
     expected = [naive_logps(model, *pair) for pair in zip(prompts, completions, strict=True)]
     for row, values in zip(completion_logps(model, tokenizer, prompts, completions), expected, strict=True):
@@ -137,7 +137,7 @@ def test_padding_ids_in_a_completion_count_like_any_other(model, tokenizer):
 
 
 @pytest.mark.parametrize("was_training", [True, False])
-def test_the_models_mode_comes_back_and_no_gradient_is_kept(was_training, model, tokenizer):
+def test_the_models_mode_is_restored_and_no_gradient_is_kept(was_training, model, tokenizer):
     modes, grads = [], []
 
     def watch(module, args, output):

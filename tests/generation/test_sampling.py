@@ -1,4 +1,4 @@
-"""Sampling completions from a policy, in this process or behind a server."""
+"""Sampling completions from a policy, in this process or with a server."""
 
 import os
 import random
@@ -43,7 +43,7 @@ def test_every_prompt_gets_its_number_of_completions(model, tokenizer):
     assert any(first != second for first, second, *_ in completions), "they are sampled one by one"
 
 
-def test_the_seed_decides_and_the_callers_random_numbers_are_left_alone(model, tokenizer):
+def test_samples_depend_on_the_seed_and_the_global_random_state_is_not_changed(model, tokenizer):
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
@@ -86,8 +86,8 @@ def test_temperature_zero_is_greedy(model, tokenizer):
     assert sample(model, tokenizer, num_samples=2, temperature=0.0) == [[ids, ids] for ids in greedy]
 
 
-def test_samples_follow_the_policys_own_distribution(model, tokenizer):
-    """At temperature 1, and without the `top_k` that a generation config may hold."""
+def test_samples_follow_the_distribution_of_the_policy(model, tokenizer):
+    """At temperature 1, without the `top_k` that a generation config may set."""
     model.generation_config.top_k = 2
     num_samples = 4000
     (samples,) = sample(
@@ -124,20 +124,20 @@ def test_messages_are_sampled_through_the_chat_template(model, chat_tokenizer):
     assert as_messages == sample(model, chat_tokenizer, [f"{PROMPTS[0]} attempt"], temperature=0.0)
 
 
-def test_a_model_in_training_comes_back_in_training(model, tokenizer):
+def test_a_model_in_training_mode_stays_in_training_mode(model, tokenizer):
     model.train()
     sample(model, tokenizer, ["Eva"], temperature=1.0)
     assert model.training
 
 
-# --- From a server ---------------------------------------------------------------------------------------------------
+# --- With a server ---------------------------------------------------------------------------------------------------
 
 
 def connect(server):
     return TokenServer(ServerConfig(server.url), server.tokenizer, {server.tokenizer.eos_token_id})
 
 
-def test_a_server_decodes_greedily_what_the_policy_does_here(model, tokenizer):
+def test_a_server_decodes_greedily_like_the_policy_in_this_process(model, tokenizer):
     with FakeServer(tokenizer, speak_as(model, tokenizer)) as server:
         found = sample_from_server(
             connect(server), PROMPTS, num_samples=2, temperature=0.0, max_new_tokens=6, desc=None
@@ -145,7 +145,7 @@ def test_a_server_decodes_greedily_what_the_policy_does_here(model, tokenizer):
     assert found == sample(model, tokenizer, num_samples=2, temperature=0.0)
 
 
-def test_a_server_samples_each_prompt_as_often_as_it_should_and_the_seed_decides(model, tokenizer):
+def test_a_server_gives_the_number_of_samples_and_they_depend_on_the_seed(model, tokenizer):
     settings = {"num_samples": 4, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 6, "desc": None}
     with FakeServer(tokenizer, speak_as(model, tokenizer)) as server:
         first, again, other = [
@@ -173,7 +173,7 @@ NUM_PROBLEMS, NUM_SAMPLES, SHARD_SIZE = 11, 3, 3
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer):
-    """Problems, and all of the policy but its weights, which are behind the server."""
+    """Problems, and all files of the policy except the weights, which are on the server."""
     folder = tmp_path_factory.mktemp("sampling")
     arithmetic.make_policy(tokenizer, hidden_size=16, num_hidden_layers=1).save_pretrained(folder / "policy")
     (folder / "policy" / "model.safetensors").unlink()
@@ -185,7 +185,7 @@ def folder(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="module")
 def answer(folder, tokenizer):
-    """`complete` of a policy that is often wrong, sometimes does not end, and sometimes says what no text tells."""
+    """`complete` of a policy that is often incorrect, sometimes does not end, and sometimes cannot be recovered."""
 
     def complete(prompt_ids, body):
         rng = random.Random(body.get("seed"))
@@ -204,7 +204,7 @@ def answer(folder, tokenizer):
 
 @pytest.fixture(scope="module")
 def refused(folder):
-    """Two prompts that the server will not take: one of the first shard, one of the second."""
+    """Two prompts that the server refuses: one of the first shard, one of the second."""
     prompts = load_from_disk(folder / "problems")["prompt"]
     return [prompts[1], prompts[SHARD_SIZE]]
 
@@ -257,13 +257,13 @@ def prompts_of(exchanges):
 
 @pytest.fixture(scope="module")
 def on_two_processes(folder, serve, run_on_two):
-    """What two processes sampled, the line they ended with, and what was said to them."""
+    """The samples of two processes, their last line of output, and the requests to the server."""
     with serve() as server:
         output = run_on_two(*recipe(folder, server, "two"), cwd=folder)
         return load_from_disk(folder / "two"), output.strip().splitlines()[-1], server
 
 
-def test_samples_from_a_server_are_those_that_it_can_tell_the_ids_of(on_two_processes, folder, refused, tokenizer):
+def test_samples_from_a_server_are_those_whose_ids_are_certain(on_two_processes, folder, refused, tokenizer):
     samples, last_line, server = on_two_processes
     check_dataset(samples, "samples", tokenizer.eos_token_id)
     problems = load_from_disk(folder / "problems")
@@ -300,13 +300,13 @@ def test_the_last_line_counts_what_was_left_out_on_all_processes(on_two_processe
     assert counts == {"refused by the server": str(2 * NUM_SAMPLES), "ids cannot be recovered exactly": str(odd)}
 
 
-def test_two_processes_ask_for_every_completion_once(on_two_processes, folder, tokenizer):
+def test_two_processes_request_every_completion_once(on_two_processes, folder, tokenizer):
     _, _, server = on_two_processes
     prompts = [tuple(encode_prompt(tokenizer, prompt)) for prompt in load_from_disk(folder / "problems")["prompt"]]
     assert prompts_of(server.asked()) == dict.fromkeys(prompts, NUM_SAMPLES)
 
 
-def test_a_run_that_was_killed_asks_for_no_finished_shard_again(folder, serve, answer, on_two_processes, tokenizer):
+def test_a_killed_run_requests_no_finished_shard_again(folder, serve, answer, on_two_processes, tokenizer):
     prompts = [tuple(encode_prompt(tokenizer, prompt)) for prompt in load_from_disk(folder / "problems")["prompt"]]
     processes = []
 
@@ -327,5 +327,5 @@ def test_a_run_that_was_killed_asks_for_no_finished_shard_again(folder, serve, a
         output, errors = process.communicate(timeout=300)
         assert process.returncode == 0, output[-1000:] + errors[-3000:]
         assert prompts_of(server.asked()) == dict.fromkeys(prompts[2 * SHARD_SIZE :], NUM_SAMPLES)
-    # The same samples as of two processes that nobody killed
+    # The same samples as those of two processes that were not killed
     assert load_from_disk(folder / "killed").to_list() == on_two_processes[0].to_list()

@@ -1,4 +1,4 @@
-"""A model behind a server, over real HTTP: the ids that it sampled, or none, and what is said when it fails."""
+"""A model on a server, over real HTTP: exactly the sampled ids or none, and the errors of a server that fails."""
 
 import asyncio
 import copy
@@ -20,13 +20,13 @@ from tests.fake_openai import KINDS, FakeServer, speak_as
 
 
 KEY = "sk-test-0123456789abcdef"
-# These take prompts as ids; the others send no ids back
+# These accept prompts as ids. The others do not return ids
 TAKES_IDS = ("vllm", "no eos", "old")
 WITHOUT_IDS = ("old", "text only")
 
 
 def make_letters(*merges, with_bos=False):
-    """A tokenizer of single characters and merged pairs, which not every sequence of ids comes back from."""
+    """A tokenizer of characters and merged pairs, for which not every sequence of ids survives a round trip."""
     characters = [chr(code) for code in range(32, 127)] + ["\n"]
     tokens = ["<eos>", "<pad>", "<bos>", "<end>", *characters, *map("".join, merges)]
     backend = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges=list(merges)))
@@ -55,13 +55,13 @@ def connect(server, tokenizer=None, ends=None, **config):
 
 
 def by_prompt(table):
-    """`complete` of a server that says to each prompt what stands in the table."""
+    """`complete` of a server that looks up its response to each prompt in a table."""
     table = {tuple(prompt_ids): ids for prompt_ids, ids in table}
     return lambda prompt_ids, body: table[tuple(prompt_ids)]
 
 
 def solve(tokenizer):
-    """`complete` of a model that solves arithmetic, in words that the seed chooses."""
+    """`complete` of a model that solves arithmetic, with words that depend on the seed."""
 
     def complete(prompt_ids, body):
         rng = random.Random(body.get("seed"))
@@ -81,7 +81,7 @@ def problems(tokenizer, number):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_completions_are_the_ids_that_the_model_said_in_the_order_of_the_prompts(kind, tokenizer):
+def test_completions_are_the_ids_that_the_model_sampled_in_the_order_of_the_prompts(kind, tokenizer):
     prompts = problems(tokenizer, 9)
     with FakeServer(tokenizer, solve(tokenizer), kind=kind) as server:
         token_server = connect(server)
@@ -96,14 +96,14 @@ def test_completions_are_the_ids_that_the_model_said_in_the_order_of_the_prompts
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_model_here_says_greedily_a_server_says_too(kind, make_policy, tokenizer):
+def test_greedy_completions_match_those_of_the_model_in_this_process(kind, make_policy, tokenizer):
     from rlmec_trl.generation.inference import generate_ids
 
     policy = make_policy(sharpness=20.0, mixing=20.0, num_hidden_layers=2)
     prompts = problems(tokenizer, 6)
     expected = generate_ids(policy, tokenizer, prompts, 12)
     assert len({tuple(ids) for ids in expected}) > 1
-    # Whatever the first one says fifth is the end from now on: some come to it, some are cut off
+    # From now on, the fifth token of the first completion is an EOS: some end there, some are cut off
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(expected[0][4])
     policy.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -112,7 +112,7 @@ def test_what_a_model_here_says_greedily_a_server_says_too(kind, make_policy, to
         completions = connect(server).generate_ids(prompts, 12)
     if kind in ("vllm", "no eos"):
         assert completions == expected
-    # A text of words in an order in which no one says them does not always tell the ids, but never wrong ones
+    # The ids of random words cannot always be recovered, but are never incorrect
     end = [tokenizer.eos_token_id]
     finished = [(ids, truth) for ids, truth in zip(completions, expected, strict=True) if truth[-1:] == end]
     assert finished and all(ids in (truth, []) for ids, truth in finished)
@@ -120,7 +120,7 @@ def test_what_a_model_here_says_greedily_a_server_says_too(kind, make_policy, to
 
 
 def odd_completions(tokenizer, number, size=8):
-    """Sequences that the tokenizer would not make: pairs that it merges apart, special tokens in the middle."""
+    """Sequences that the tokenizer does not produce: unmerged pairs, special tokens in the middle."""
     rng = random.Random(0)
     vocabulary = tokenizer.convert_tokens_to_ids(["1", "2", "12", "a", " ", "\n", "<pad>", "<bos>"])
     weights = [3, 3, 3, 3, 1, 1, 0.5, 0.5]
@@ -132,14 +132,14 @@ def odd_completions(tokenizer, number, size=8):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ids_that_the_text_does_not_tell_are_left_out_and_counted(kind, letters):
+def test_ids_that_cannot_be_recovered_from_the_text_are_left_out_and_counted(kind, letters):
     completions = odd_completions(letters, 200)
     prompts = [letters(f"problem {index}")["input_ids"] for index in range(200)]
     with FakeServer(letters, by_prompt(zip(prompts, completions, strict=True)), kind=kind) as server:
         token_server = connect(server)
         found = token_server.generate_ids(prompts, 8)
     if kind in ("vllm", "no eos"):
-        # A completion that is nothing but EOS, which such a server does not show, says nothing
+        # A completion that consists of EOS, which such a server does not return, is empty
         assert [ids for ids in found if len(ids) > 1] == [ids for ids in completions if len(ids) > 1]
         assert not token_server.left_out
         return
@@ -149,7 +149,7 @@ def test_ids_that_the_text_does_not_tell_are_left_out_and_counted(kind, letters)
     assert token_server.left_out == {"ids cannot be recovered exactly": found.count([])}
     assert found.count([]) > 20
     assert sum(ids[-1:] == end for ids in found) > 20
-    # Whatever the tokenizer would have made itself is not left out
+    # Sequences that the tokenizer produces are not left out
     for ids, truth in zip(found, completions, strict=True):
         text = letters.decode(truth, skip_special_tokens=True)
         if encode_completion(letters, text) == truth:
@@ -158,7 +158,7 @@ def test_ids_that_the_text_does_not_tell_are_left_out_and_counted(kind, letters)
 
 @pytest.mark.xfail(strict=True, reason="a text and a number of tokens do not tell these two from each other")
 @pytest.mark.parametrize("kind", WITHOUT_IDS)
-def test_other_ids_with_the_same_text_and_number_are_not_taken_for_those_sampled(kind):
+def test_other_ids_with_the_same_text_and_length_are_not_mistaken_for_the_sampled_ones(kind):
     letters = make_letters(("1", "2"), ("2", "3"))
     sampled = [*letters.convert_tokens_to_ids(["1", "23"]), letters.eos_token_id]
     assert letters("123")["input_ids"] == letters.convert_tokens_to_ids(["12", "3"])
@@ -167,8 +167,8 @@ def test_other_ids_with_the_same_text_and_number_are_not_taken_for_those_sampled
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_another_end_than_the_tokenizers_own_is_not_taken_for_it(kind, letters):
-    """Chat models end a turn with one token and a text with another. What was sampled is one of them."""
+def test_another_eos_is_not_mistaken_for_that_of_the_tokenizer(kind, letters):
+    """Chat models end a turn with one token and a text with another. Either may have been sampled."""
     end = letters.convert_tokens_to_ids("<end>")
     said = [[*letters("yes")["input_ids"], end], [*letters("no")["input_ids"], letters.eos_token_id]]
     prompts = [letters(text)["input_ids"] for text in ("one", "two")]
@@ -177,12 +177,12 @@ def test_another_end_than_the_tokenizers_own_is_not_taken_for_it(kind, letters):
     for ids, truth in zip(found, said, strict=True):
         assert ids in (truth, [])
     if kind != "text only":
-        # These say what stopped them
+        # These report the stop token
         assert found == said
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_completion_that_was_cut_off_has_no_end(kind, letters):
+def test_a_completion_that_was_cut_off_has_no_eos(kind, letters):
     said = letters("a completion that goes on")["input_ids"]
     with FakeServer(letters, lambda prompt_ids, body: said, kind=kind) as server:
         token_server = connect(server)
@@ -191,8 +191,8 @@ def test_a_completion_that_was_cut_off_has_no_end(kind, letters):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_text_that_spells_the_end_does_not_end(kind, letters):
-    """Five characters, not the one token that they are when the text is read again."""
+def test_a_text_that_spells_eos_does_not_end_the_completion(kind, letters):
+    """It is five characters, although the tokenizer encodes them as one token."""
     said = letters.convert_tokens_to_ids([*"so <eos>"])
     with FakeServer(letters, lambda prompt_ids, body: said, kind=kind) as server:
         (ids,) = connect(server).generate_ids([letters("go")["input_ids"]], 8)
@@ -200,8 +200,8 @@ def test_a_text_that_spells_the_end_does_not_end(kind, letters):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_text_to_stop_at_is_no_end(kind, letters):
-    """The model was going to say more, and the EOS that would be put there was never sampled."""
+def test_a_stop_string_is_no_eos(kind, letters):
+    """The model did not sample an EOS there."""
     said = encode_completion(letters, "one\n3 two")
     with FakeServer(letters, lambda prompt_ids, body: said, kind=kind) as server:
         (ids,) = connect(server, extra_body={"stop": "\n"}).generate_ids([letters("go")["input_ids"]], 12)
@@ -209,7 +209,7 @@ def test_a_text_to_stop_at_is_no_end(kind, letters):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_completion_that_ends_at_the_last_token_allowed_has_its_end(kind, letters):
+def test_a_completion_that_ends_at_the_maximum_length_has_its_eos(kind, letters):
     said = encode_completion(letters, "abc")
     with FakeServer(letters, lambda prompt_ids, body: said, kind=kind) as server:
         assert connect(server).generate_ids([letters("go")["input_ids"]], 4) == [said]
@@ -219,14 +219,14 @@ def test_a_completion_that_ends_at_the_last_token_allowed_has_its_end(kind, lett
 
 
 @pytest.mark.parametrize("kind", TAKES_IDS)
-def test_a_prompt_of_odd_ids_is_sent_as_it_is(kind, letters):
+def test_a_prompt_that_the_tokenizer_does_not_produce_is_sent_as_ids(kind, letters):
     prompt_ids = letters.convert_tokens_to_ids(["1", "2", "<pad>", "<end>", "12"])
     with FakeServer(letters, lambda prompt_ids, body: [7, letters.eos_token_id], kind=kind) as server:
         assert connect(server).generate_ids([prompt_ids], 4) == [[7, letters.eos_token_id]]
         assert [exchange.body["prompt"] for exchange in server.asked()] == [prompt_ids]
 
 
-def test_a_prompt_as_text_has_the_very_same_ids_or_is_not_asked(letters):
+def test_a_prompt_is_sent_as_text_only_if_it_has_the_same_ids(letters):
     told = [letters(text)["input_ids"] for text in ("a 12", " b\n", "3 <end>4", "<bos>5")]
     untold = [letters.convert_tokens_to_ids(tokens) for tokens in (["1", "2"], ["a", "1", "2"])]
     with FakeServer(letters, lambda prompt_ids, body: [7, letters.eos_token_id], kind="text only") as server:
@@ -237,10 +237,10 @@ def test_a_prompt_as_text_has_the_very_same_ids_or_is_not_asked(letters):
     assert token_server.left_out == {"prompt has no text with the same ids": 2}
 
 
-def test_a_beginning_of_sequence_that_the_tokenizer_adds_is_not_there_twice():
+def test_a_bos_that_the_tokenizer_adds_is_not_sent_twice():
     letters = make_letters(("1", "2"), with_bos=True)
     prompts = [encode_prompt(letters, text) for text in ("a", "12", "b <end>")]
-    # One that has none, and one that has two
+    # One without BOS, and one with two
     prompts += [letters("c", add_special_tokens=False)["input_ids"], encode_prompt(letters, "<bos>d")]
     assert [prompt_ids[:2].count(letters.bos_token_id) for prompt_ids in prompts] == [1, 1, 1, 0, 2]
     with FakeServer(letters, lambda prompt_ids, body: [7, letters.eos_token_id], kind="text only") as server:
@@ -252,7 +252,7 @@ def test_a_beginning_of_sequence_that_the_tokenizer_adds_is_not_there_twice():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_chats_reach_the_server_with_the_marks_of_their_template(kind):
+def test_conversations_reach_the_server_with_the_special_tokens_of_their_template(kind):
     letters = make_letters(with_bos=True)
     letters.chat_template = (
         "<bos>{% for message in messages %}{{ message['role'] }}:{{ message['content'] }}<end>{% endfor %}"
@@ -265,15 +265,15 @@ def test_chats_reach_the_server_with_the_marks_of_their_template(kind):
         assert sorted(exchange.prompt_ids for exchange in server.asked()) == sorted(prompts)
 
 
-def test_a_shortest_prompt_that_no_text_gives_does_not_keep_the_others_from_being_asked(letters):
-    """Whether a server takes texts is tried out with it, and an empty text is refused by some."""
+def test_a_shortest_prompt_without_a_text_does_not_block_the_others(letters):
+    """It is used to find out whether a server accepts text, and some servers refuse an empty text."""
     prompts = [letters.convert_tokens_to_ids(["1", "2"]), letters("abc")["input_ids"]]
     settings = {"kind": "text only", "refuse": lambda body: not body["prompt"]}
     with FakeServer(letters, lambda prompt_ids, body: [7, letters.eos_token_id], **settings) as server:
         assert connect(server).generate_ids(prompts, 4) == [[], [7, letters.eos_token_id]]
 
 
-def test_no_prompts_ask_nothing(letters):
+def test_no_prompts_send_no_requests(letters):
     assert TokenServer(ServerConfig(base_url="http://127.0.0.1:9/v1"), letters, {0}).generate_ids([], 4) == []
 
 
@@ -297,7 +297,7 @@ def test_every_setting_is_sent(kind, tokenizer):
         assert body.keys() - expected.keys() - {"return_token_ids"} == {"prompt", "seed"}
 
 
-def test_every_completion_has_a_seed_of_its_own_and_every_run_the_same_ones(tokenizer):
+def test_every_completion_has_its_own_seed_and_every_run_has_the_same_seeds(tokenizer):
     prompt = problems(tokenizer, 1)[0]
     seeds = []
     with FakeServer(tokenizer, solve(tokenizer)) as server:
@@ -309,12 +309,12 @@ def test_every_completion_has_a_seed_of_its_own_and_every_run_the_same_ones(toke
     assert len(set(seeds[0])) == 30
     assert set(seeds[1]) == set(seeds[0])
     assert set(seeds[2]).isdisjoint(seeds[0])
-    # The least that servers take
+    # The range that all servers accept
     assert all(0 <= seed < 2**31 for seed in seeds[0] + seeds[2])
 
 
 @pytest.mark.parametrize("concurrency", [1, 5])
-def test_as_many_requests_as_allowed_are_under_way_and_never_more(concurrency, tokenizer):
+def test_as_many_requests_are_pending_as_allowed_and_never_more(concurrency, tokenizer):
     prompts = problems(tokenizer, 23)
     with FakeServer(tokenizer, solve(tokenizer), together=concurrency) as server:
         completions = connect(server, concurrency=concurrency).generate_ids(prompts, 64)
@@ -322,13 +322,13 @@ def test_as_many_requests_as_allowed_are_under_way_and_never_more(concurrency, t
     assert server.most_at_once == concurrency
 
 
-def test_the_one_model_that_a_server_has_needs_no_name(tokenizer):
+def test_the_only_model_of_a_server_needs_no_name(tokenizer):
     with FakeServer(tokenizer, solve(tokenizer), models=("some/model",)) as server:
         assert all(connect(server).generate_ids(problems(tokenizer, 2), 64))
         assert {exchange.body["model"] for exchange in server.exchanges} == {"some/model"}
 
 
-def test_it_works_where_a_loop_is_running_already(tokenizer):
+def test_it_works_inside_a_running_event_loop(tokenizer):
     """As in a notebook."""
 
     async def cell(server):
@@ -358,32 +358,32 @@ def test_a_request_that_fails_is_sent_again(fault, tokenizer):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("429", "does not answer .status 429: .*Slow down"),
-        ("500", "does not answer .status 500: .*Something broke"),
-        ("reset", "does not answer .APIConnectionError"),
-        ("broken JSON", "answers with"),
-        ("HTML", "answers with"),
-        ("no choices", "answers with"),
+        ("429", "failed .status 429: .*Slow down"),
+        ("500", "failed .status 500: .*Something broke"),
+        ("reset", "failed .APIConnectionError"),
+        ("broken JSON", "is not a completion"),
+        ("HTML", "is not a completion"),
+        ("no choices", "is not a completion"),
     ],
 )
-def test_a_server_that_goes_on_failing_is_named_with_what_it_said(fault, message, tokenizer):
+def test_a_server_that_keeps_failing_is_named_with_its_error(fault, message, tokenizer):
     with FakeServer(tokenizer, solve(tokenizer)) as server:
         server.faults.extend([fault] * 50)
-        with pytest.raises(ServerError, match=rf"The server at {server.url} .*{message}"):
+        with pytest.raises(ServerError, match=rf"server at {server.url} .*{message}"):
             connect(server, max_retries=1, concurrency=1).generate_ids(problems(tokenizer, 3), 64)
-        assert len(server.asked()) == 2, "tried again once, then nothing else is asked"
+        assert len(server.asked()) == 2, "one retry, and no further request"
 
 
-def test_a_server_that_refuses_everything_does_not_pass_for_one_with_nothing_to_say(tokenizer):
-    """The empty result would be saved, and loaded instead of asked for when the server is mended."""
+def test_a_server_that_refuses_everything_is_an_error_not_an_empty_result(tokenizer):
+    """An empty result would be saved, and loaded by a later run after the server is fixed."""
     with FakeServer(tokenizer, solve(tokenizer)) as server:
         server.refuse = lambda body: body["max_tokens"] > 1
-        with pytest.raises(ServerError, match="Of 20 completions .* none can be used.*maximum context length"):
+        with pytest.raises(ServerError, match="None of 20 completions .* can be used.*maximum context length"):
             connect(server).generate_ids(problems(tokenizer, 20), 64)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_refused_row_costs_that_row_alone(kind, tokenizer):
+def test_a_refused_row_affects_only_that_row(kind, tokenizer):
     prompts = problems(tokenizer, 5)
     text = tokenizer.decode(prompts[3])
     with FakeServer(tokenizer, solve(tokenizer), kind=kind) as server:
@@ -395,20 +395,20 @@ def test_a_refused_row_costs_that_row_alone(kind, tokenizer):
     assert token_server.left_out == {"refused by the server": 1}
 
 
-def test_a_server_that_takes_nothing_says_why(tokenizer):
+def test_a_server_that_refuses_ids_and_text_is_an_error_with_its_reason(tokenizer):
     with FakeServer(tokenizer, solve(tokenizer), refuse=lambda body: True) as server:
         with pytest.raises(ServerError, match=r"neither as token ids nor as text.*maximum context length is 8"):
             connect(server).generate_ids(problems(tokenizer, 3), 64)
         assert server.asked() == []
 
 
-def test_nobody_at_the_address(tokenizer):
+def test_no_server_at_the_address(tokenizer):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     for served_model in (None, "policy"):
         token_server = TokenServer(ServerConfig(url, served_model, max_retries=0), tokenizer, {1})
-        with pytest.raises(ServerError, match=f"The server at {url} does not .*Connection error"):
+        with pytest.raises(ServerError, match=f"server at {url} .*Connection error"):
             token_server.generate_ids([[5]], 4)
 
 
@@ -417,28 +417,28 @@ def test_no_address(tokenizer):
         TokenServer(ServerConfig(), tokenizer, {1}).generate_ids([[5]], 4)
 
 
-def test_an_address_that_is_not_the_apis(tokenizer):
+def test_an_address_without_the_api(tokenizer):
     with FakeServer(tokenizer, solve(tokenizer)) as server:
         url = server.url.removesuffix("/v1")
         for served_model in (None, "policy"):
-            with pytest.raises(ServerError, match=rf"The server at {url} .*status 404"):
+            with pytest.raises(ServerError, match=rf"server at {url} .*status 404"):
                 connect(server, base_url=url, served_model=served_model).generate_ids([[5]], 4)
 
 
-def test_an_address_that_shows_a_web_page(tokenizer):
+def test_an_address_of_a_web_page(tokenizer):
     with FakeServer(tokenizer, solve(tokenizer), models=None) as server:
         with pytest.raises(ServerError, match=rf"The server at {server.url} does not list its models"):
             connect(server).generate_ids([[5]], 4)
 
 
-@pytest.mark.parametrize(("names", "message"), [((), "lists no model"), (("a", "b"), "has a, b")])
-def test_without_exactly_one_model_it_has_to_be_named(names, message, tokenizer):
+@pytest.mark.parametrize(("names", "message"), [((), "lists no model"), (("a", "b"), "serves a, b")])
+def test_without_exactly_one_model_its_name_is_required(names, message, tokenizer):
     with FakeServer(tokenizer, solve(tokenizer), models=names) as server:
-        with pytest.raises(ServerError, match=f"{message}: name one with `--served_model`"):
+        with pytest.raises(ServerError, match=f"{message}: pass the name of one as `--served_model`"):
             connect(server).generate_ids([[5]], 4)
 
 
-def test_a_model_that_is_not_there(tokenizer):
+def test_a_model_that_does_not_exist(tokenizer):
     with FakeServer(tokenizer, solve(tokenizer)) as server:
         with pytest.raises(ServerError, match=r"status 404.*'other' does not exist"):
             connect(server, served_model="other").generate_ids([[5]], 4)
@@ -450,13 +450,13 @@ def test_a_model_that_is_not_there(tokenizer):
 
 @pytest.fixture
 def elsewhere(monkeypatch):
-    """What the SDK would find by itself is for another server."""
+    """The settings that the SDK finds in the environment are for another server."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-not-for-you")
     monkeypatch.setenv("OPENAI_ADMIN_KEY", "sk-not-for-you-either")
     monkeypatch.delenv("RLMEC_SERVER_API_KEY", raising=False)
 
 
-def test_the_key_is_read_from_the_variable_that_is_named(tokenizer, elsewhere, monkeypatch):
+def test_the_key_is_read_from_the_configured_variable(tokenizer, elsewhere, monkeypatch):
     prompts = problems(tokenizer, 2)
     with FakeServer(tokenizer, solve(tokenizer), key=KEY) as server:
         monkeypatch.setenv("RLMEC_SERVER_API_KEY", KEY)
@@ -476,7 +476,7 @@ def test_a_key_for_another_server_is_not_sent(tokenizer, elsewhere):
 
 
 @pytest.mark.parametrize("served_model", [None, "policy"])
-def test_a_key_that_the_server_repeats_is_in_no_message(served_model, tokenizer, elsewhere, monkeypatch):
+def test_a_key_that_the_server_sends_back_is_not_in_the_message(served_model, tokenizer, elsewhere, monkeypatch):
     monkeypatch.setenv("RLMEC_SERVER_API_KEY", KEY)
     with FakeServer(tokenizer, solve(tokenizer), key="another") as server:
         with pytest.raises(ServerError, match=r"status 401.*Incorrect API key provided: \*\*\*") as caught:
@@ -487,7 +487,7 @@ def test_a_key_that_the_server_repeats_is_in_no_message(served_model, tokenizer,
 # --- Configuration --------------------------------------------------------------------------------------------------
 
 
-def test_further_fields_may_be_given_as_json():
+def test_additional_fields_can_be_given_as_json():
     assert ServerConfig(extra_body='{"top_k": -1, "nested": {"a": null}}').extra_body == {
         "top_k": -1,
         "nested": {"a": None},
@@ -500,12 +500,12 @@ def test_further_fields_may_be_given_as_json():
     ("settings", "message"),
     [
         ({"extra_body": "{top_k: -1}"}, "`extra_body` is not JSON .*top_k: -1"),
-        ({"extra_body": "[1]"}, r"`extra_body` has to be a JSON object, got \[1\]"),
+        ({"extra_body": "[1]"}, r"`extra_body` must be a JSON object, got \[1\]"),
         ({"extra_body": "null "}, None),
-        ({"concurrency": 0}, "`concurrency` is 0; at least one request"),
+        ({"concurrency": 0}, "`concurrency` must be at least 1, got 0"),
     ],
 )
-def test_a_setting_that_cannot_be_meant_is_refused(settings, message):
+def test_an_invalid_setting_is_refused(settings, message):
     if message is None:
         assert ServerConfig(**settings).extra_body is None
         return
@@ -518,7 +518,7 @@ class Nothing:
     something: int = field(default=0)
 
 
-def test_further_fields_are_read_from_the_command_line_and_from_a_file(tmp_path):
+def test_additional_fields_are_read_from_the_command_line_and_from_a_file(tmp_path):
     parser = TrlParser((Nothing, ServerConfig))
     _, config = parser.parse_args_and_config(["--extra_body", '{"top_k": -1}', "--base_url", "http://x/v1"])
     assert (config.extra_body, config.base_url) == ({"top_k": -1}, "http://x/v1")

@@ -1,4 +1,4 @@
-"""The reward model at work: its probabilities against a naive full softmax, and what a rewrite may change."""
+"""Inference with the reward model: its probabilities against a naive full softmax, and what a rewrite may change."""
 
 import copy
 
@@ -41,7 +41,7 @@ def context_of(row):
 
 
 def naive_distribution(model, tokenizer, row, ids):
-    """Log-probabilities over the vocabulary at every token of `ids`, in the context of the rewriting question."""
+    """Log-probabilities over the vocabulary at every token of `ids`, in the context of the rewriting prompt."""
     context = tokenizer(context_of(row))["input_ids"]
     with torch.no_grad():
         logits = model(torch.tensor([context + ids])).logits[0]
@@ -78,14 +78,14 @@ def test_a_score_depends_on_problem_reference_and_the_whole_attempt(make_reward_
     (score,) = reward_model.score(*columns([row]))
     for name in ("prompt", "reference"):
         assert reward_model.score(*columns([row | {name: other[name]}]))[0] != score
-    # The attempt stands in the question, so that even its first token is judged with the last one known
+    # The prompt contains the attempt, so that even its first token is scored given the last one
     changed = [*row["completion_ids"][:-2], row["completion_ids"][0], row["completion_ids"][-1]]
     text = reward_model.processing_class.decode(changed, skip_special_tokens=True)
     assert reward_model.score(*columns([row | {"completion": text, "completion_ids": changed}]))[0][0] != score[0]
 
 
-def test_a_model_without_doubt_still_gives_probabilities(make_policy, make_rows, tokenizer):
-    """Rounding must not lift one over 1, which the data set's contract refuses."""
+def test_a_certain_model_does_not_give_probabilities_above_one(make_policy, make_rows, tokenizer):
+    """Because of rounding. The schema of the dataset refuses them."""
     model = make_policy(sharpness=2000.0)
     rows = make_rows(8)
     scores = GenerativeRewardModel(model, tokenizer, WORDING, show_progress=False).score(*columns(rows))
@@ -166,7 +166,9 @@ def test_no_rows_give_no_results(make_reward_model):
 def test_ids_of_another_tokenizer_are_refused(method, make_reward_model, make_rows):
     rows = make_rows(3)
     rows[1]["completion_ids"] = [token_id + 1 for token_id in rows[1]["completion_ids"]]
-    with pytest.raises(TokenizerMismatchError, match=r"Row 1: `completion_ids` decode to .* share the policy's tok"):
+    with pytest.raises(
+        TokenizerMismatchError, match=r"Row 1: `completion_ids` decode to .* have the policy's tokenizer"
+    ):
         getattr(make_reward_model(), method)(*columns(rows))
 
 
@@ -175,7 +177,7 @@ def test_ids_of_another_tokenizer_are_refused(method, make_reward_model, make_ro
 
 @pytest.fixture
 def answer_with(monkeypatch):
-    """Let the model answer with given texts; returns what it was asked."""
+    """Let the model answer with given texts, and return its prompts."""
     asked = []
 
     def install(texts, tokenizer):
@@ -191,9 +193,7 @@ def answer_with(monkeypatch):
     return install
 
 
-def test_locate_reads_step_numbers_and_takes_nonsense_for_no_error(
-    make_reward_model, make_rows, tokenizer, answer_with
-):
+def test_locate_reads_step_numbers_and_anything_else_as_no_error(make_reward_model, make_rows, tokenizer, answer_with):
     answers = ["0", "2", "none", "3", "4", "5", "Tom finds", "", "1 2", "-"]
     row = make_rows(1)[0]
     assert row["completion"].count(" ; ") == 3, "steps 0 to 3"
@@ -229,7 +229,7 @@ def test_a_rewrite_keeps_the_located_prefix_and_continues_it(make_reward_model, 
         assert tokenizer.decode(prefix) == kept_text.removesuffix(" ")
         assert rewrite[: len(prefix)] == row["completion_ids"][: len(prefix)]
         ids = tokenizer(context_of(row))["input_ids"] + prefix
-        for token in rewrite[len(prefix) :]:  # greedy, in the context of the rewriting question
+        for token in rewrite[len(prefix) :]:  # greedy, in the context of the rewriting prompt
             with torch.no_grad():
                 assert model(torch.tensor([ids])).logits[0, -1].argmax() == token
             ids.append(token)
@@ -261,7 +261,7 @@ def test_generation_arguments_reach_the_rewriting(make_reward_model, make_rows):
     assert len({tuple(ids) for ids in reward_model.rewrite_ids(*columns(rows), error_steps=[0] * 5)}) > 1
 
 
-def test_the_kept_prefix_has_the_ids_that_were_sampled_not_those_of_its_text():
+def test_the_kept_prefix_has_the_sampled_ids_not_those_of_its_text():
     characters = [chr(code) for code in range(32, 127)] + ["\n"]
     vocabulary = {token: index for index, token in enumerate(["<eos>", "<pad>", *characters, "12"])}
     backend = Tokenizer(models.BPE(vocabulary, merges=[("1", "2")]))
@@ -320,12 +320,12 @@ def test_topk_with_the_whole_vocabulary_sums_to_one_and_holds_the_score(make_rew
             assert probs[position, place].item() == pytest.approx(scores[index][position], rel=1e-4, abs=1e-7)
 
 
-# --- With a server that has the same model ---------------------------------------------------------------------------
+# --- With a server of the same model ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def trained(tokenizer, make_rows):
-    """A reward model that has learned a few rows by heart, and a copy for the server."""
+    """A reward model that is overfitted to a few rows, and a copy for the server."""
     from rlmec_trl.tasks.arithmetic import make_policy
 
     questions = []
@@ -362,7 +362,7 @@ def test_a_server_locates_and_rewrites_like_the_model_here(kind, here_and_there,
         assert located == here.locate(*texts)
         rewrites = there.rewrite_ids(*columns(rows))
         assert rewrites == here.rewrite_ids(*columns(rows))
-        # Another place to begin at than the one that was learned
+        # A rewrite from another step than the learned one
         steps = [2, 0, -1, 1, 3, 2, 1, 0, -1]
         assert there.rewrite(*columns(rows), error_steps=steps) == here.rewrite(*columns(rows), error_steps=steps)
         assert all(exchange.body["temperature"] == 0 for exchange in server.exchanges)
@@ -371,7 +371,7 @@ def test_a_server_locates_and_rewrites_like_the_model_here(kind, here_and_there,
     assert sum(rewrite != row["completion_ids"] for rewrite, row in zip(rewrites, rows, strict=True)) > 2
 
 
-def test_probabilities_are_computed_here_all_the_same(here_and_there, trained, make_rows, tokenizer):
+def test_probabilities_are_computed_by_the_model_in_this_process(here_and_there, trained, make_rows, tokenizer):
     rows = make_rows(3)
     with FakeServer(tokenizer, speak_as(trained[1], tokenizer)) as server:
         here, there = here_and_there(server)
@@ -381,7 +381,7 @@ def test_probabilities_are_computed_here_all_the_same(here_and_there, trained, m
         assert not server.exchanges
 
 
-def test_what_the_server_refuses_counts_as_right_or_has_no_rest(here_and_there, trained, make_rows, tokenizer):
+def test_a_refused_request_counts_as_correct_or_ends_the_rewrite(here_and_there, trained, make_rows, tokenizer):
     rows = make_rows(9)
     index = next(index for index, row in enumerate(rows) if row["error_step"] >= 0)
     parts = [rows[index][name] for name in ("prompt", "reference", "completion")]
@@ -400,10 +400,10 @@ def test_what_the_server_refuses_counts_as_right_or_has_no_rest(here_and_there, 
     assert there.server.left_out == {"refused by the server": 2}
 
 
-# --- The model is left as it was -------------------------------------------------------------------------------------
+# --- The model is not changed ----------------------------------------------------------------------------------------
 
 
-def test_the_models_mode_comes_back_and_no_gradient_is_kept(make_reward_model, model, make_rows):
+def test_the_models_mode_is_restored_and_no_gradient_is_kept(make_reward_model, model, make_rows):
     rows = make_rows(2)
     modes, grads = [], []
 

@@ -1,4 +1,4 @@
-"""Training of generative reward models: what its examples are, and that training and saving work."""
+"""Training of generative reward models: its examples, training and saving."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def make_trainer(tmp_path, make_policy, make_rows, tokenizer):
 
 @pytest.fixture(scope="module")
 def letters():
-    """One token a character, and one for "12": a text can be sampled as other ids than its tokenizer would make."""
+    """One token a character, and one for "12": a text can be sampled as other ids than the tokenizer encodes it as."""
     characters = [chr(code) for code in range(32, 127)] + ["\n"]
     vocabulary = {token: index for index, token in enumerate(["<eos>", "<pad>", *characters, "12"])}
     tokenizer = Tokenizer(models.BPE(vocabulary, merges=[("1", "2")]))
@@ -67,12 +67,12 @@ def examples_of(rows, tokenizer, use_locate=True, wording=WORDING):
 
 
 def kinds_of(dataset, tokenizer):
-    """(rewriting examples, locating examples) of a prepared data set."""
+    """(rewriting examples, locating examples) of a prepared dataset."""
     texts = [tokenizer.decode(row["input_ids"]) for row in dataset]
     return sum(" rewrite :" in text for text in texts), sum(" locate :" in text for text in texts)
 
 
-def test_examples_ask_the_two_questions_and_label_only_the_answers(make_rows, tokenizer):
+def test_examples_have_the_prompts_of_both_tasks_and_labels_on_the_answers_only(make_rows, tokenizer):
     rows = make_rows(6)
     examples = examples_of(rows, tokenizer)
     assert len(examples) == 12
@@ -90,7 +90,7 @@ def test_examples_ask_the_two_questions_and_label_only_the_answers(make_rows, to
             assert tokenizer.decode(labels[num_prompt:]) == f"{answer}<eos>"
 
 
-def test_the_question_of_a_row_without_locate_is_only_the_rewrite(make_rows, tokenizer):
+def test_a_row_without_locate_gives_only_the_rewriting_example(make_rows, tokenizer):
     assert len(examples_of(make_rows(6), tokenizer, use_locate=False)) == 6
 
 
@@ -116,14 +116,14 @@ def test_a_copy_keeps_the_ids_that_were_sampled(letters):
     assert [label for label in labels if label != -100][:first_step] == sampled_ids[:first_step]
 
 
-def test_completions_that_come_as_text_alone_are_tokenised(make_rows, make_trainer, tokenizer):
+def test_completions_given_only_as_text_are_tokenized(make_rows, make_trainer, tokenizer):
     rows = make_rows(3)
     texts = [{name: value for name, value in row.items() if name != "completion_ids"} for row in rows]
     assert examples_of(texts, tokenizer) == examples_of(rows, tokenizer)
     assert len(make_trainer(texts).train_dataset) == 6
 
 
-def test_messages_make_the_examples_of_their_texts(make_rows, tokenizer):
+def test_messages_give_the_examples_of_their_texts(make_rows, tokenizer):
     rows = make_rows(3)
     conversational = [
         row
@@ -137,7 +137,7 @@ def test_messages_make_the_examples_of_their_texts(make_rows, tokenizer):
     assert examples_of(conversational, tokenizer) == examples_of(rows, tokenizer)
 
 
-def test_a_chat_template_puts_the_question_into_a_message(make_rows, chat_tokenizer):
+def test_a_chat_template_is_applied_to_the_prompt(make_rows, chat_tokenizer):
     row = make_rows(1)[0]
     ((input_ids, _),) = examples_of([row], chat_tokenizer, use_locate=False)
     # The template of this tokenizer ends a prompt in " attempt"
@@ -194,7 +194,7 @@ def test_max_correct_ratio_limits_the_copies(ratio, num_rows, make_trainer, make
     rows = make_rows(9, kinds=["right", "wrong", "right"])
     trainer = make_trainer(rows, max_correct_ratio=ratio)
     assert kinds_of(trainer.train_dataset, tokenizer) == (num_rows, num_rows)
-    # Every wrong attempt stays
+    # Every incorrect attempt is kept
     prepared = [tokenizer.decode(row["input_ids"]) for row in trainer.train_dataset]
     for row in rows:
         if row["error_step"] != -1:
@@ -202,7 +202,7 @@ def test_max_correct_ratio_limits_the_copies(ratio, num_rows, make_trainer, make
             assert any(text.startswith(question) for text in prepared)
 
 
-def test_the_choice_of_rows_depends_on_the_seed_alone(make_trainer, make_rows):
+def test_the_selected_rows_depend_only_on_the_seed(make_trainer, make_rows):
     rows = make_rows(9)
     first, again, other = (
         list(make_trainer(rows, locate_fraction=0.4, seed=seed).train_dataset) for seed in (1, 1, 3)
@@ -236,8 +236,8 @@ def test_broken_rows_are_refused(make_trainer, make_rows):
             make_trainer(incomplete)
 
 
-def test_a_stream_is_refused(make_trainer, make_rows, make_policy, tokenizer, tmp_path):
-    with pytest.raises(TypeError, match="takes no `IterableDataset`"):
+def test_an_iterable_dataset_is_refused(make_trainer, make_rows, make_policy, tokenizer, tmp_path):
+    with pytest.raises(TypeError, match="does not support `IterableDataset`"):
         GRMTrainer(
             model=make_policy(),
             args=make_config(tmp_path),
@@ -247,7 +247,7 @@ def test_a_stream_is_refused(make_trainer, make_rows, make_policy, tokenizer, tm
 
 
 @pytest.mark.parametrize("setting", [{"locate_fraction": 1.5}, {"max_correct_ratio": -1.0}], ids=str)
-def test_a_config_that_makes_no_sense_is_refused(setting, tmp_path):
+def test_an_invalid_config_is_refused(setting, tmp_path):
     with pytest.raises(ValueError, match=f"`{next(iter(setting))}` must"):
         make_config(tmp_path, **setting)
 
@@ -266,7 +266,7 @@ def test_another_config_class_is_refused(make_policy, make_rows, tokenizer, tmp_
 
 def test_without_args_the_defaults_are_used(make_policy, make_rows, tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    # The default is bf16, which the config only accepts with a GPU, or with `use_cpu`, which cannot be set here
+    # The default is bf16, which the config accepts only with a GPU or with `use_cpu`, which cannot be set here
     monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
     policy = make_policy()
     policy.config._name_or_path = "someone/tiny-policy"
