@@ -30,8 +30,8 @@ class GenerativeRewardModel:
 
     All methods take lists with one entry per attempt and return a list in the same order. They run in batches of
     similar length, in evaluation mode and without gradients. Prompts are texts or messages, as in the datasets.
-    `chat_template_kwargs` are further arguments of the model's chat template, one entry per attempt: the column of that
-    name, which must be the same as in training (see [`~rlmec_trl.data.tokens.encode_prompt`]).
+    `chat_template_kwargs` are further arguments of the model's chat template, one entry per attempt. They must be the
+    same as in training (see [`~rlmec_trl.data.tokens.encode_prompt`]).
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
