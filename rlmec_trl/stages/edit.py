@@ -224,8 +224,11 @@ def _edit_here(samples: Dataset, task: Task, config: EditConfig, model_args: Mod
         editor = load_editor(config.teacher)
         teacher = function_key(editor)
     else:
-        if model_args.model_revision != "main":
-            raise ValueError("`--model_revision` is the policy's. Name the teacher's with `--teacher_revision`.")
+        if model_args.model_name_or_path is not None or model_args.model_revision != "main":
+            raise ValueError(
+                "`--model_name_or_path` and `--model_revision` are the policy's, which this stage does not load. Name "
+                "the teacher with `--teacher` and `--teacher_revision`."
+            )
         model_args = ModelConfig(
             model_name_or_path=config.teacher,
             model_revision=config.teacher_revision,
