@@ -388,7 +388,7 @@ def test_foreign_files_are_refused_by_name_before_any_work(finished, copy_of):
     assert pipeline.files() == before
 
 
-def test_a_second_pipeline_in_the_same_folder_is_told_so(finished):
+def test_a_second_pipeline_in_the_same_folder_fails(finished):
     pipeline, _ = finished
     with FileLock(pipeline.folder / "runs" / ".pipeline.lock"):
         before = pipeline.files()

@@ -76,7 +76,7 @@ def pick_samples(dataset: Dataset, count: int = 2) -> list[dict[str, Any]]:
         dataset ([`~datasets.Dataset`]):
             Scored rows.
         count (`int`, *optional*, defaults to `2`):
-            Greatest number of rows to return.
+            Maximum number of rows to return.
     """
     incorrect, flawed = [], []
     for row in dataset:

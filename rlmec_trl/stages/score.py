@@ -291,10 +291,10 @@ def score_dataset(
         policy ([`~transformers.PreTrainedModel`], *optional*):
             The model that sampled the completions.
         locate_by (`str`, *optional*, defaults to `"question"`):
-            Where rewriting begins: `"question"` asks the reward model for the first wrong step, as in the paper;
+            Where rewriting begins: `"question"` asks the reward model for the first incorrect step, as in the paper;
             `"probability"` takes the step of the first token that it gives less than one half.
         rewrite_correct (`bool`, *optional*, defaults to `True`):
-            Whether samples with a right answer are rewritten too. Otherwise each is its own rewrite.
+            Whether samples with a correct answer are rewritten too. Otherwise each is its own rewrite.
         rewrite_topk (`int`, *optional*, defaults to `0`):
             Number of ids of the reward model's distribution on each token of the rewrite to keep, for soft imitation.
 

@@ -75,7 +75,7 @@ def check_math(completion: str, answer: str, problem: str = "") -> bool:
         completion (`str`):
             Solution to judge. One that states no answer is right only where it is nothing but the answer.
         answer (`str`):
-            The right answer, or a solution that states it in one of the forms of [`extract_answer`].
+            The correct answer, or a solution that states it in one of the forms of [`extract_answer`].
 
     Returns:
         `bool`:

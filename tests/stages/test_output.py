@@ -178,7 +178,7 @@ def test_a_kill_while_a_result_is_replaced_keeps_the_earlier_one(tmp_path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_second_run_is_told_that_another_one_is_writing(tmp_path):
+def test_a_second_run_fails_while_another_one_is_writing(tmp_path):
     code = (
         "import sys; from rlmec_trl.stages.output import claim\n"
         "with claim(sys.argv[1]):\n    print('held', flush=True)\n    sys.stdin.read()"

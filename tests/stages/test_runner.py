@@ -1,4 +1,4 @@
-"""Work that was cut off goes on, other work starts anew, and processes that share it do not change it."""
+"""Interrupted work resumes, other work starts from the beginning, and the number of processes changes nothing."""
 
 import os
 import shutil
@@ -98,7 +98,7 @@ def test_there_may_be_nothing_to_give_back_at_all(tmp_path):
     assert result.column_names == DATASET.column_names
 
 
-def test_no_rows_to_work_on_are_told(tmp_path):
+def test_an_empty_dataset_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="There are no rows to work on for '.*out'"):
         map_shards(DATASET.select([]), doubling([]), tmp_path / "out", {})
 
@@ -123,7 +123,7 @@ def interrupted(tmp_path, stop_at=2, dataset=DATASET, settings=None):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_that_was_cut_off_goes_on_where_it_was(tmp_path):
+def test_an_interrupted_run_resumes(tmp_path):
     interrupted(tmp_path)
     calls = []
     # Made anew, with another fingerprint: only the rows count
@@ -145,7 +145,7 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(tmp_path):
     ],
     ids=["setting", "further setting", "shard size", "rows", "columns"],
 )
-def test_other_work_starts_anew(tmp_path, dataset, settings, shard_size):
+def test_other_rows_or_settings_start_from_the_first_shard(tmp_path, dataset, settings, shard_size):
     interrupted(tmp_path)
     calls = []
     result = map_shards(dataset, doubling(calls), tmp_path / "out", settings, shard_size=shard_size)
@@ -170,7 +170,7 @@ def test_a_half_written_shard_is_ignored(tmp_path):
 
 
 @pytest.mark.parametrize("num_saved", [1, 4], ids=["second shard", "result"])
-def test_a_run_that_was_cut_off_while_saving_goes_on(tmp_path, monkeypatch, num_saved):
+def test_a_run_that_was_interrupted_while_saving_resumes(tmp_path, monkeypatch, num_saved):
     save_to_disk, saved = Dataset.save_to_disk, []
 
     def save_half(dataset, path, **kwargs):

@@ -229,7 +229,7 @@ def test_no_text_makes_the_check_fail(text, options):
         (["Paris (France)", "Paris (Texas)"], "Paris (France)", ["Paris (France)", "A"], ["Paris (Texas)", "Paris"]),
     ],
 )
-def test_options_that_look_alike_are_told_apart(options, answer, accepted, refused):
+def test_options_that_look_alike_are_distinguished(options, answer, accepted, refused):
     for text in (problem(*options), write_options("Which?", options)):
         assert check_choice(f"The answer is {answer}", answer, text), "a reference states the answer as it is"
         verdicts = {stated: check_choice(f"The answer is {stated}", answer, text) for stated in accepted + refused}

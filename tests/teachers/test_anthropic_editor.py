@@ -508,7 +508,7 @@ def test_a_batch_that_never_arrived_is_submitted_again(server, make_samples, tmp
     )
 
 
-def test_two_batches_of_which_one_was_lost_are_told_apart(server, make_samples, tmp_path):
+def test_two_batches_of_which_one_was_lost_are_distinguished(server, make_samples, tmp_path):
     samples = make_samples(20)
     server.faults = {("create", 1): "reset but created", ("list", 2): "500"}
     with pytest.raises(TeacherError):
