@@ -27,12 +27,12 @@ def folder(tmp_path, make_policy, tokenizer):
 
 @pytest.fixture
 def run(folder):
-    def run(**kwargs):
+    def run(problems="problems", **kwargs):
         config = SampleConfig(
             output_dir=str(folder / "samples"), task="arithmetic", temperature=1.0, top_p=1.0, max_new_tokens=64
         )
         config = dataclasses.replace(config, **kwargs)
-        return sample.run(config, ProblemConfig(str(folder / "problems")), ModelConfig(str(folder / "policy")))
+        return sample.run(config, ProblemConfig(str(folder / problems)), ModelConfig(str(folder / "policy")))
 
     return run
 
@@ -57,6 +57,24 @@ def test_a_shard_in_which_no_completion_ends_is_joined_with_the_others(run, fold
     samples = run(shard_size=2)
     assert len(shards) == 3
     assert set(samples["prompt"]).isdisjoint(load_from_disk(folder / "problems")["prompt"][:2])
+
+
+def test_arguments_of_the_chat_template_reach_the_policy_and_stay_in_the_rows(run, folder, monkeypatch):
+    kwargs = [{"enable_thinking": index % 2 == 0} for index in range(6)]
+    problems = load_from_disk(folder / "problems").add_column("chat_template_kwargs", kwargs)
+    problems.save_to_disk(folder / "thinking")
+    given = []
+    sample_completions = sample.sample_completions
+
+    def record(*args, **settings):
+        given.extend(settings["chat_template_kwargs"])
+        return sample_completions(*args, **settings)
+
+    monkeypatch.setattr(sample, "sample_completions", record)
+    samples = run("thinking", shard_size=2)
+    assert given == kwargs
+    expected = dict(zip(problems["prompt"], kwargs, strict=True))
+    assert samples["chat_template_kwargs"][:] == [expected[prompt] for prompt in samples["prompt"]]
 
 
 def test_a_finished_result_needs_no_model_and_depends_on_no_batch_size(run, monkeypatch):

@@ -126,6 +126,23 @@ def test_scoring_again_replaces_the_columns(grm, rows, rewrite_with):
     assert score_dataset(once, grm, TASK).to_list() == once.to_list()
 
 
+def test_arguments_of_the_chat_template_reach_policy_and_reward_model(grm, rows, policy, thinking_tokenizer):
+    """As messages, whose template writes them into the prompt: other arguments give other probabilities."""
+    grm.processing_class = thinking_tokenizer
+    as_messages = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
+
+    def score_with(value, **kwargs):
+        dataset = samples(as_messages).add_column("chat_template_kwargs", [{"enable_thinking": value}] * len(rows))
+        return score_dataset(dataset, grm, TASK, policy, rewrite_topk=2, **kwargs)
+
+    thinking, silent = score_with(True), score_with(False)
+    for name in ("token_probs", "old_logps"):
+        assert all(first != second for first, second in zip(thinking[name], silent[name], strict=True)), name
+    with_rewrite = [index for index, ids in enumerate(thinking["rewrite_ids"]) if ids == silent[index]["rewrite_ids"]]
+    assert any(thinking[index]["rewrite_topk_logps"] != silent[index]["rewrite_topk_logps"] for index in with_rewrite)
+    assert thinking["chat_template_kwargs"][:] == [{"enable_thinking": True}] * len(rows)
+
+
 def test_messages_stay_messages(grm, rows, rewrite_with):
     rewrite_with(rows, [*[row["rewrite"] for row in rows[:-1]], "The answer is 1"])
     as_messages = [
