@@ -40,8 +40,9 @@ class Editor(Protocol):
     A teacher: corrects attempts with minimum edits. Any callable of this signature will do, for instance a function or
     an object with `__call__`; `--teacher package.module:NAME` or `--teacher path/to/file.py:NAME` loads it.
 
-    An editor does not have to be reliable. Each edit is verified (the answer, and the steps where the task can check
-    them), and an attempt whose edit fails is left without a rewrite.
+    It is called once per shard with all attempts in it, on each process with other shards, so an editor that runs a
+    model does its own batching. It does not have to be reliable: each edit is verified (the answer, and the steps if
+    the task can check them), and an attempt whose edit fails is left without a rewrite.
 
     Args:
         problems (`Sequence[str]`):
@@ -204,7 +205,7 @@ def _call_editor(
     return edits
 
 
-# What an outcome of a verified rewrite is called
+# The outcomes of rows that have a rewrite, which no reason may be mistaken for
 _KEPT = ("rewritten", "unchanged")
 
 
