@@ -40,8 +40,9 @@ class Editor(Protocol):
     A teacher: corrects attempts with minimum edits. Any callable of this signature will do, for instance a function or
     an object with `__call__`; `--teacher package.module:NAME` or `--teacher path/to/file.py:NAME` loads it.
 
-    An editor does not have to be reliable. Each edit is verified (the answer, and the steps where the task can check
-    them), and an attempt whose edit fails is left without a rewrite.
+    It is called once per shard with all attempts in it, on each process with other shards, so an editor that runs a
+    model does its own batching. It does not have to be reliable: each edit is verified (the answer, and the steps if
+    the task can check them), and an attempt whose edit fails is left without a rewrite.
 
     Args:
         problems (`Sequence[str]`):
@@ -109,9 +110,11 @@ def verify_rewrite(task: Task, problem: str, answer: str, rewrite: str) -> str |
         return "empty"
     if not task.check_answer(rewrite, answer, problem):
         return "wrong answer"
-    if task.check_steps is not None and not all(task.check_steps(problem, rewrite)):
-        return "wrong step"
-    return None
+    return None if _steps_pass(task, problem, rewrite) else "wrong step"
+
+
+def _steps_pass(task: Task, problem: str, solution: str) -> bool:
+    return task.check_steps is None or all(task.check_steps(problem, solution))
 
 
 def editor_inputs(dataset: Dataset, task: Task) -> tuple[list[str], list[str], list[str]]:
@@ -135,7 +138,7 @@ def edit_dataset(
             How answers and steps are checked.
         check_correct_samples (`bool`, *optional*, defaults to `True`):
             Whether attempts with a correct answer are edited too, since their steps may be incorrect. Otherwise they
-            stay as they are.
+            stay as they are, or are left without a rewrite if the task's check finds an incorrect step.
         first_row (`int`, *optional*, defaults to `0`):
             Number of the first row in error messages, where `dataset` is a shard of a larger one.
 
@@ -204,7 +207,7 @@ def _call_editor(
     return edits
 
 
-# What an outcome of a verified rewrite is called
+# The outcomes of rows that have a rewrite, which no reason may be mistaken for
 _KEPT = ("rewritten", "unchanged")
 
 
@@ -244,8 +247,9 @@ def judge_edit(
     if not -1 <= error_step <= len(split_steps(completion, task.wording.step_separator)):
         return "malformed", -1, None
     if rewrite == completion or (correct and error_step == -1):
-        # Left as it is, which only a correct attempt may be
-        return ("unchanged", -1, completion) if correct else ("left wrong", -1, None)
+        # Left as it is, which only an attempt may be whose answer and steps are correct
+        kept = correct and _steps_pass(task, problem, completion)
+        return ("unchanged", -1, completion) if kept else ("left wrong", -1, None)
     reason = verify_rewrite(task, problem, answer, rewrite)
     if reason is not None:
         return reason, -1, None

@@ -1,6 +1,7 @@
 """Whatever an editor returns, only what passes verification is kept, and the rest is counted by its reason."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value, load_from_disk
@@ -54,6 +55,10 @@ def judge(completion, edit, task=TASK):
         # Without an edit, the steps of an attempt with a correct answer are not assumed to be correct either
         (RIGHT, NoEdit("truncated"), "truncated"),
         (FLAWED, (1, WRONG), "wrong answer"),
+        # A correct answer does not excuse an incorrect step
+        (FLAWED, (-1, FLAWED), "left wrong"),
+        (FLAWED, (1, FLAWED), "left wrong"),
+        (FLAWED, (-1, RIGHT), "left wrong"),
         (FLAWED, (1, ""), "empty"),
         # The attempt has steps 0 to 3; 4 stands for one that is missing
         (WRONG, (5, RIGHT), "malformed"),
@@ -89,7 +94,9 @@ def test_what_passes_is_kept(completion, edit, expected):
 
 
 def test_a_task_that_cannot_check_steps_checks_answers():
-    task = load_task("choice")
+    task = replace(TASK, check_steps=None)
+    assert judge(FLAWED, (-1, FLAWED), task) == ("unchanged", -1, FLAWED)
+    task = replace(load_task("math"), check_steps=None)
     rewrite = "59 - 16 = 44\n44 + 23 + 20 = 86\nThe answer is 86"
     assert verify_rewrite(task, PROBLEM, "86", rewrite) is None
     assert verify_rewrite(task, PROBLEM, "85", rewrite) == "wrong answer"
@@ -165,10 +172,11 @@ def test_samples_with_a_correct_answer_can_be_left_out():
     dataset = sampled(FLAWED, WRONG, RIGHT)
     edited, outcomes = edit_dataset(dataset, scripted_editor(edits, calls), TASK, check_correct_samples=False)
     assert calls == [([PROBLEM], [REFERENCE], [WRONG])]
-    assert edited["rewrite"][:] == [FLAWED, RIGHT, RIGHT]
+    # The task's own check of steps needs no editor
+    assert edited["rewrite"][:] == [None, RIGHT, RIGHT]
     assert edited["error_step"][:] == [-1, 1, -1]
-    assert edited["edit_outcome"][:] == ["unchanged", "rewritten", "unchanged"]
-    assert outcomes == {"unchanged": 2, "rewritten": 1}
+    assert edited["edit_outcome"][:] == ["left wrong", "rewritten", "unchanged"]
+    assert outcomes == {"left wrong": 1, "rewritten": 1, "unchanged": 1}
 
 
 def test_messages_stay_messages_and_the_editor_gets_text():

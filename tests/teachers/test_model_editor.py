@@ -132,8 +132,8 @@ def test_attempts_that_a_model_leaves_incorrect_are_not_trained_on(ask):
         return ask(attempts, attempts, ["none", "none", "none"])[0]
 
     edited, outcomes = edit_dataset(dataset, editor, TASK)
-    assert outcomes == {"left wrong": 1, "unchanged": 2}
-    assert edited["rewrite"][:] == [None, FLAWED, RIGHT]
+    assert outcomes == {"left wrong": 2, "unchanged": 1}
+    assert edited["rewrite"][:] == [None, None, RIGHT]
 
 
 def test_no_rewrite_of_an_untrained_model_passes(policy, tokenizer, make_rows):
