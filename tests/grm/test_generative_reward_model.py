@@ -133,7 +133,7 @@ def test_no_rows_give_no_results(make_reward_model):
 def test_ids_of_another_tokenizer_are_refused(method, make_reward_model, make_rows):
     rows = make_rows(3)
     rows[1]["completion_ids"] = [token_id + 1 for token_id in rows[1]["completion_ids"]]
-    with pytest.raises(TokenizerMismatchError, match=r"Row 1: `completion_ids` decode to .* have the policy's tokenizer"):
+    with pytest.raises(TokenizerMismatchError, match=r"Row 1: `completion_ids` decode to .* the policy's tokenizer"):
         getattr(make_reward_model(), method)(*columns(rows))
 
 
