@@ -52,10 +52,10 @@ def say(text: str, style: str | None = None) -> None:
 class Run:
     """The stages of one seed."""
 
-    def __init__(self, pipeline: Pipeline, seed: int):
+    def __init__(self, pipeline: Pipeline, seed: int, not_in_key: dict[str, set[str]]):
         self.pipeline, self.seed = pipeline, seed
         self.folder = Path(pipeline.output_dir, f"seed-{seed}")
-        self.steps = plan_run(pipeline, seed)
+        self.steps = plan_run(pipeline, seed, not_in_key)
         self.ledger = Ledger(self.folder, say)
         self.chosen: dict[str, Any] = {}
 
@@ -86,6 +86,17 @@ class Run:
     @property
     def seconds(self) -> dict[str, float]:
         return {step.name: self.ledger.seconds(step.name) for step in self.steps if isinstance(step, Job)}
+
+
+def settings_without_effect(pipeline: Pipeline) -> dict[str, set[str]]:
+    """For each recipe, the settings that say of themselves that they do not change its result (`key_parts`)."""
+    found = {}
+    for recipe in {stage.recipe for stage in pipeline.stages} | {"evaluate"}:
+        if (RECIPES / f"{recipe}.py").exists():
+            configs = load_recipe(recipe).make_parser().dataclass_types
+            parts = [part for config in configs for part in getattr(config, "key_parts", {}).items()]
+            found[recipe] = {name for name, kind in parts if kind == "none"}
+    return found
 
 
 def check_settings(runs: list[Run]) -> None:
@@ -176,7 +187,8 @@ def main() -> None:
     options = parser.parse_args()
     try:
         pipeline = load_pipeline(options.config, options.output_dir, options.seeds)
-        runs = [Run(pipeline, seed) for seed in pipeline.seeds]
+        not_in_key = settings_without_effect(pipeline)
+        runs = [Run(pipeline, seed, not_in_key) for seed in pipeline.seeds]
         check_settings(runs)
         Path(pipeline.output_dir).mkdir(parents=True, exist_ok=True)
         with FileLock(Path(pipeline.output_dir, ".pipeline.lock"), timeout=0):

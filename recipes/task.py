@@ -6,11 +6,13 @@ python recipes/task.py --output_dir runs/arithmetic/seed-0/task --seed 0
 ```
 """
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trl import TrlParser
 
+from rlmec_trl.stages.output import claim, is_finished, publish
 from rlmec_trl.tasks.arithmetic import make_arithmetic, make_policy, make_tokenizer
 
 
@@ -33,13 +35,20 @@ def make_parser() -> TrlParser:
 
 
 def main(args: TaskArguments) -> None:
-    splits = make_arithmetic(args.seed, args.warmup_size, args.train_size, args.validation_size, args.test_size)
-    for name, dataset in splits.items():
-        dataset.save_to_disk(str(Path(args.output_dir, name)))
-    tokenizer = make_tokenizer()
-    policy = make_policy(tokenizer, args.seed, args.hidden_size, args.num_hidden_layers)
-    for part in (policy, tokenizer):
-        part.save_pretrained(str(Path(args.output_dir, "policy")))
+    def save(folder: Path) -> None:
+        splits = make_arithmetic(args.seed, args.warmup_size, args.train_size, args.validation_size, args.test_size)
+        for name, dataset in splits.items():
+            dataset.save_to_disk(str(folder / name))
+        tokenizer = make_tokenizer()
+        policy = make_policy(tokenizer, args.seed, args.hidden_size, args.num_hidden_layers)
+        for part in (policy, tokenizer):
+            part.save_pretrained(str(folder / "policy"))
+
+    settings = {name: value for name, value in vars(args).items() if name != "output_dir"}
+    key = json.dumps(settings, sort_keys=True)
+    with claim(args.output_dir, key) as work_dir:
+        if not is_finished(args.output_dir, key):
+            publish(save, args.output_dir, key, work_dir)
 
 
 if __name__ == "__main__":

@@ -388,6 +388,17 @@ def test_foreign_files_are_refused_by_name_before_any_work(finished, copy_of):
     assert pipeline.files() == before
 
 
+def test_batch_sizes_of_stages_are_in_no_key_of_a_pipeline_and_those_of_training_are():
+    from recipes.pipeline import settings_without_effect
+    from rlmec_trl.stages.pipeline_file import load_pipeline
+
+    without = settings_without_effect(load_pipeline(ROOT / "recipes" / "arithmetic" / "compare.yaml"))
+    assert {"batch_size", "shard_size", "concurrency", "output_dir"} <= without["sample"]
+    assert {"score_batch_size", "shard_size"} <= without["score"]
+    assert "batch_size" in without["evaluate"] and "temperature" not in without["sample"]
+    assert not without["rlmec"] & {"per_device_train_batch_size", "learning_rate", "output_dir"}
+
+
 def test_a_second_pipeline_in_the_same_folder_fails(finished):
     pipeline, _ = finished
     with FileLock(pipeline.folder / "runs" / ".pipeline.lock"):

@@ -1,5 +1,6 @@
 """Models for inference, by path or name."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,28 +12,45 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
 from trl import ModelConfig, get_quantization_config
 
 from .inference import eos_token_ids
 from .processes import process_state
 
 
+# What decides, beside the weights, what a model answers
+_SETTINGS = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json")
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
+
+
 def model_fingerprint(name_or_path: str, revision: str = "main") -> str:
     """
-    What tells a model from another under the same name: of a folder, the sizes and times of its weight files (of an
-    adapter too, with the fingerprint of its base model); of a name on the Hub, the revision.
+    Fingerprint that changes with a model: of a folder, wherever it is, the sizes and times of its weight files and the
+    content of its settings (with the fingerprint of its base model, if it is an adapter); of a name on the Hub, the
+    commit.
     """
     folder = Path(name_or_path)
     if not folder.is_dir():
-        return f"{name_or_path}@{revision}"
-    parts = [
-        f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in sorted(folder.glob("*.safetensors"))
-    ]
+        config = cached_file(
+            name_or_path,
+            "config.json",
+            revision=revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+        return f"{name_or_path}@{extract_commit_hash(config, None) or revision}"
+    weights = sorted(file for file in folder.iterdir() if file.suffix in _WEIGHTS)
+    parts = [f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in weights]
+    settings = [folder / name for name in _SETTINGS if (folder / name).exists()]
+    parts += [f"{file.name}:{hashlib.sha256(file.read_bytes()).hexdigest()}" for file in settings]
     adapter = folder / "adapter_config.json"
     if adapter.exists():
         base = json.loads(adapter.read_text(encoding="utf-8"))
         parts.append(model_fingerprint(base["base_model_name_or_path"], base.get("revision") or "main"))
-    return " ".join([name_or_path, *parts])
+    return " ".join(parts)
 
 
 def load_model(

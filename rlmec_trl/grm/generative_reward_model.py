@@ -75,20 +75,29 @@ class GenerativeRewardModel:
         self.server = server
 
     @classmethod
-    def from_pretrained(cls, model_name_or_path: str, **kwargs) -> "GenerativeRewardModel":
+    def from_pretrained(
+        cls, model_name_or_path: str, revision: str = "main", trust_remote_code: bool = False, **kwargs
+    ) -> "GenerativeRewardModel":
         """
         Load a model, its tokenizer and the wording it was trained with.
 
         Args:
             model_name_or_path (`str`):
                 Path, or name on the Hub.
+            revision (`str`, *optional*, defaults to `"main"`):
+                Revision on the Hub, of the model, its tokenizer and its wording.
+            trust_remote_code (`bool`, *optional*, defaults to `False`):
+                Whether to run Python code that the model's repository ships.
             kwargs:
                 Arguments of the constructor. `model_init_kwargs` is passed to
                 [`~transformers.AutoModelForCausalLM.from_pretrained`].
         """
-        model = AutoModelForCausalLM.from_pretrained(model_name_or_path, **kwargs.pop("model_init_kwargs", {}))
-        kwargs.setdefault("wording", load_wording(model_name_or_path))
-        return cls(model.to(process_state().device), AutoTokenizer.from_pretrained(model_name_or_path), **kwargs)
+        source = {"revision": revision, "trust_remote_code": trust_remote_code}
+        model_init_kwargs = kwargs.pop("model_init_kwargs", {})
+        model = AutoModelForCausalLM.from_pretrained(model_name_or_path, **source, **model_init_kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, **source)
+        kwargs.setdefault("wording", load_wording(model_name_or_path, revision))
+        return cls(model.to(process_state().device), tokenizer, **kwargs)
 
     def locate(
         self,

@@ -16,7 +16,7 @@ from ..data.tokens import encode_completion
 from ..reports.accuracy import Accuracy
 from ..tasks.task import Task, load_task
 from ..teachers.editors import Editor
-from .output import write_atomically
+from .output import check_result_file, write_atomically
 
 
 @dataclass
@@ -94,6 +94,7 @@ def run(config: AuditConfig) -> GRMAudit:
         `ValueError`: If the task has no editor.
         [`~rlmec_trl.data.schema.DatasetError`]: If a row breaks the contract of its columns.
     """
+    check_result_file(config.output_file, ("first_wrong_flagged", "clean_kept", "auc"))
     task = load_task(config.task)
     if task.editor is None:
         raise ValueError(f"The audit needs a task with an editor of its own; '{task.name}' has none.")

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,7 +16,7 @@ from ..data.schema import check_dataset
 from ..generation.loading import load_model, load_tokenizer
 from ..generation.processes import gather_counts, process_state
 from ..generation.server import ServerConfig
-from ..tasks.task import Task, load_task
+from ..tasks.task import Task, load_task, source_hash
 from ..teachers.anthropic_editor import AnthropicEditor
 from ..teachers.api.budget import describe_estimate
 from ..teachers.api.config import TeacherConfig
@@ -26,7 +26,7 @@ from ..teachers.editors import Editor, edit_dataset, editor_inputs, load_editor,
 from ..teachers.model_editor import ModelEditor
 from ..teachers.server_editor import ServerEditor
 from .keys import config_key, function_key, model_key, task_key
-from .output import claim, publish
+from .output import claim, publish, save_rows
 from .runner import map_shards
 
 
@@ -222,7 +222,8 @@ def _edit_here(samples: Dataset, task: Task, config: EditConfig, model_args: Mod
         editor, teacher = task.editor, function_key(task.editor)
     elif ":" in config.teacher:
         editor = load_editor(config.teacher)
-        teacher = function_key(editor)
+        # An object is known by its content, and by the file that makes it
+        teacher = [function_key(editor), source_hash(config.teacher)]
     else:
         if model_args.model_name_or_path is not None or model_args.model_revision != "main":
             raise ValueError(
@@ -294,7 +295,7 @@ def _edit_by_api(
             spent = sum(journal.costs())
         if state.is_main_process:
             # Made from the journal at each run: no key is needed to know it again
-            publish(edited, config.output_dir, "journal", work_dir)
+            publish(partial(save_rows, edited), config.output_dir, "journal", work_dir)
         state.wait_for_everyone()
     if teacher_config.max_cost is not None and outcomes["not asked"] > 0:
         state.print("`max_cost` was reached. With a higher one, the same command requests the others.")

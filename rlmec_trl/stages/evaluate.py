@@ -16,7 +16,7 @@ from ..generation.sampling import sample_completions
 from ..reports.accuracy import Accuracy
 from ..tasks.problems import ProblemConfig, load_problems
 from ..tasks.task import Task, load_task
-from .output import write_atomically
+from .output import check_result_file, write_atomically
 
 
 @dataclass
@@ -76,11 +76,14 @@ def run(config: EvaluateConfig, problem_config: ProblemConfig, model_args: Model
             The policy.
 
     Raises:
+        [`~rlmec_trl.stages.output.OutputError`]: If `output_file` is a file of something else.
         [`~rlmec_trl.data.schema.DatasetError`]: If a problem breaks the contract of its columns.
     """
+    check_result_file(config.output_file, ("correct", "total", "mean", "interval"))
     task = load_task(config.task)
-    problems = load_problems(problem_config, task, load_tokenizer(model_args, config.trust_remote_code))
-    model, tokenizer = load_model(model_args, config.trust_remote_code)
+    tokenizer = load_tokenizer(model_args, config.trust_remote_code)
+    problems = load_problems(problem_config, task, tokenizer, split="test")
+    model, _ = load_model(model_args, config.trust_remote_code)
     accuracy = solve(model, tokenizer, problems, task, config.max_new_tokens, config.batch_size)
     low, high = accuracy.interval
     state = process_state()

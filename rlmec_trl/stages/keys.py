@@ -13,8 +13,10 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
+from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
@@ -78,16 +80,21 @@ def wording_key(wording: Wording) -> str:
 
 
 def function_key(function: Callable) -> list:
-    """A function's name and, where it is not of this package, a hash of the file that it is written in."""
+    """
+    A function's name and, unless it is of this package, a hash of the file that it is written in. What has no file (an
+    object that is called, a function in a notebook) is known by what it is made of.
+    """
     if isinstance(function, partial):
         values = [*function.args, *(value for _, value in sorted(function.keywords.items()))]
-        return [function_key(function.func), [function_key(v) if callable(v) else repr(v) for v in values]]
-    # An object that is called is known by its class
-    named = function if hasattr(function, "__qualname__") else type(function)
-    module = sys.modules[named.__module__]
-    is_ours = named.__module__.partition(".")[0] == __package__.partition(".")[0]
-    file = None if is_ours else getattr(module, "__file__", None)
-    return [named.__qualname__, "" if file is None else _hash(Path(file).read_text(encoding="utf-8"))]
+        return [function_key(function.func), [function_key(v) if callable(v) else Hasher.hash(v) for v in values]]
+    if not isinstance(function, FunctionType):
+        return [type(function).__qualname__, Hasher.hash(function)]
+    module = sys.modules.get(function.__module__)
+    if function.__module__.partition(".")[0] == __package__.partition(".")[0]:
+        return [function.__module__, function.__qualname__]
+    file = getattr(module, "__file__", None)
+    source = Hasher.hash(function) if file is None else _hash(Path(file).read_text(encoding="utf-8"))
+    return [function.__qualname__, source]
 
 
 def _hash(text: str) -> str:

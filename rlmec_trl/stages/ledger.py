@@ -77,7 +77,7 @@ class Ledger:
         state, output = self._state(job), self.folder / job.name
         marker = self._read_marker(job.name)
         if marker is None or marker["key"] != job.key or marker["finished"]:
-            marker = {"key": job.key, "finished": False, "seconds": 0.0, "resumed": False, "files": []}
+            marker = {"key": job.key, "finished": False, "seconds": 0.0, "resumed": False, "files": {}}
         marker["resumed"] |= state == "unfinished"
         self._clear(job.name, state)
         self._write_marker(job.name, marker)
@@ -106,8 +106,9 @@ class Ledger:
         best = max(accuracies, key=accuracies.get)
         target, link = choice.candidates[best][0], self.folder / choice.name
         state = self._state(choice)
-        marker = {"key": choice.key, "finished": True, "seconds": 0.0, "resumed": False, "files": [_link_to(target)]}
-        if state != "absent" and _left_by(link) == marker["files"]:
+        files = {_link_to(target): 0}
+        marker = {"key": choice.key, "finished": True, "seconds": 0.0, "resumed": False, "files": files}
+        if state != "absent" and _left_by(link) == files:
             self._write_marker(choice.name, marker)
         else:
             self._clear(choice.name, state)
@@ -134,7 +135,7 @@ class Ledger:
             return "finished" if marker["finished"] else "unfinished"
         if not marker["finished"]:
             return "abandoned"
-        foreign = [name for name in _left_by(output) if name not in marker["files"]]
+        foreign = [name for name, size in _left_by(output).items() if marker["files"].get(name) != size]
         if foreign:
             shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
             raise PipelineError(
@@ -170,17 +171,17 @@ class Ledger:
         except (FileNotFoundError, json.JSONDecodeError):
             return None
         # Markers of earlier releases do not list files, so they do not say what is ours
-        return marker if "files" in marker else None
+        return marker if isinstance(marker.get("files"), dict) else None
 
     def _write_marker(self, name: str, marker: dict[str, Any]) -> None:
         write_atomically(self._path(name, ".json"), json.dumps(marker))
 
 
-def _left_by(output: Path) -> list[str]:
-    """Every file that a step left, by its path inside its folder; `.` for a file, and a link by where it leads."""
+def _left_by(output: Path) -> dict[str, int]:
+    """Sizes of the files that a step left, by their paths in its folder: `.` for a file, a link by where it leads."""
     if output.is_symlink():
-        return [_link_to(os.readlink(output))]
-    return sorted(list_files(output)) if output.is_dir() else ["."]
+        return {_link_to(os.readlink(output)): 0}
+    return list_files(output) if output.is_dir() else {".": output.stat().st_size}
 
 
 def _link_to(target: str) -> str:

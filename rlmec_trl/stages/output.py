@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,11 +43,13 @@ def check_replaceable(output_dir: str | os.PathLike) -> None:
             f"{str(output_dir)!r} holds files that this stage did not write ({_some(found)}). Nothing was changed. "
             "Choose another `--output_dir`, or move these files elsewhere."
         )
-    foreign = found - {MARK, *mark["files"]} if mark else set()
+    known = {MARK: None, **mark["files"]} if mark else {}
+    # One of another size was written over ours
+    foreign = {name for name, size in found.items() if known.get(name, -1) not in (size, None)}
     if foreign:
         raise OutputError(
-            f"{str(output_dir)!r} holds an earlier result, and files that were added to it ({_some(foreign)}). "
-            "Nothing was changed. Choose another `--output_dir`, or move these files elsewhere."
+            f"{str(output_dir)!r} holds an earlier result, and files that were added or replaced since then "
+            f"({_some(foreign)}). Nothing was changed. Choose another `--output_dir`, or move these files elsewhere."
         )
 
 
@@ -65,15 +67,26 @@ def is_finished(output_dir: str | os.PathLike, key: str) -> bool:
 
 
 @contextmanager
-def claim(output_dir: str | os.PathLike) -> Iterator[Path]:
+def claim(output_dir: str | os.PathLike, key: str | None = None) -> Iterator[Path]:
     """
-    Hold an output folder for one run, and yield a hidden folder beside it in which unfinished work is kept.
+    Hold an output folder for one run, and yield a hidden folder next to it in which unfinished work is kept.
+
+    Args:
+        output_dir (`str` or `os.PathLike`):
+            The output folder.
+        key (`str`, *optional*):
+            If the folder holds the whole result of this key, it will not be replaced and may hold other files too.
 
     Raises:
         [`OutputError`]: If the output folder holds files of others, or another run is writing to it.
     """
     target = _target(output_dir)
     work_dir = target.with_name(f".{target.name}.rlmec_trl")
+    if work_dir.exists() and not work_dir.is_dir():
+        raise OutputError(
+            f"{str(work_dir)!r} is a file, where unfinished work is to be kept. Move it elsewhere, or choose another "
+            "`--output_dir`."
+        )
     if work_dir.exists():
         names = {"lock", "result", "replaced"}
         foreign = {path.name for path in work_dir.iterdir() if path.name not in names and path.suffix != ".shards"}
@@ -82,7 +95,7 @@ def claim(output_dir: str | os.PathLike) -> Iterator[Path]:
                 f"{str(work_dir)!r}, which keeps unfinished work, holds files of others ({_some(foreign)}). Nothing "
                 "was changed. Choose another `--output_dir`, or move these files elsewhere."
             )
-    else:
+    elif key is None or not is_finished(output_dir, key):
         check_replaceable(output_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(work_dir / "lock")
@@ -97,7 +110,8 @@ def claim(output_dir: str | os.PathLike) -> Iterator[Path]:
         if replaced.exists() and not target.exists():
             # A run was killed between the two renames of `publish`
             replaced.rename(target)
-        check_replaceable(output_dir)
+        if key is None or not is_finished(output_dir, key):
+            check_replaceable(output_dir)
         yield work_dir
         if not any(work_dir.glob("*.shards")):
             shutil.rmtree(work_dir)
@@ -105,13 +119,13 @@ def claim(output_dir: str | os.PathLike) -> Iterator[Path]:
         lock.release()
 
 
-def publish(dataset: Dataset, output_dir: str | os.PathLike, key: str, work_dir: Path) -> None:
+def publish(save: Callable[[Path], None], output_dir: str | os.PathLike, key: str, work_dir: Path) -> None:
     """
-    Save a dataset in place of what an earlier run left. An incomplete one never stands under its name.
+    Save a result, replacing that of an earlier run. The output folder never holds an incomplete one.
 
     Args:
-        dataset ([`~datasets.Dataset`]):
-            Rows to save.
+        save (`Callable[[Path], None]`):
+            Writes the result to the folder that it is given.
         output_dir (`str` or `os.PathLike`):
             Folder to save them to, held by [`claim`].
         key (`str`):
@@ -125,15 +139,40 @@ def publish(dataset: Dataset, output_dir: str | os.PathLike, key: str, work_dir:
     target, result, replaced = _target(output_dir), work_dir / "result", work_dir / "replaced"
     for leftover in (result, replaced):
         shutil.rmtree(leftover, ignore_errors=True)
-    # With the number given, a result without rows gets a file too, without which it could not be loaded
-    dataset.save_to_disk(str(result), num_shards=None if len(dataset) > 0 else 1)
-    files = {name: (result / name).stat().st_size for name in sorted(list_files(result))}
-    (result / MARK).write_text(json.dumps({"key": key, "files": files}, indent=2) + "\n", encoding="utf-8")
+    save(result)
+    mark = {"key": key, "files": list_files(result)}
+    (result / MARK).write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")
     check_replaceable(output_dir)
     if target.exists():
         target.rename(replaced)
     result.rename(target)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def save_rows(dataset: Dataset, folder: Path) -> None:
+    """Save a dataset so that it can be loaded again even without rows."""
+    # With the number given, a dataset without rows gets a file too, without which it could not be loaded
+    dataset.save_to_disk(str(folder), num_shards=None if len(dataset) > 0 else 1)
+
+
+def check_result_file(output_file: str | os.PathLike | None, names: Iterable[str]) -> None:
+    """
+    Check that a file may be written: it does not exist, or is a JSON object with these names, an earlier result.
+
+    Raises:
+        [`OutputError`]: If there is another file, or a folder.
+    """
+    if output_file is None or not Path(output_file).exists():
+        return
+    try:
+        known = set(names) <= json.loads(Path(output_file).read_text(encoding="utf-8")).keys()
+    except (OSError, ValueError, AttributeError):
+        known = False
+    if not known:
+        raise OutputError(
+            f"{str(output_file)!r} exists and is not a result of this stage. Nothing was changed. Choose another "
+            "`--output_file`."
+        )
 
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:
@@ -158,24 +197,25 @@ def read_mark(output_dir: str | os.PathLike) -> dict | None:
     return mark if valid else None
 
 
-def list_files(folder: Path) -> set[str]:
+def list_files(folder: Path) -> dict[str, int]:
     """
-    Files below a folder, with links and empty folders, as paths relative to it. What `datasets` caches there does not
-    count.
+    Files below a folder by their paths relative to it, with their sizes in bytes; links and empty folders have size 0.
+    What `datasets` caches there does not count.
     """
-    found = set()
-    for path in folder.rglob("*"):
-        is_folder = path.is_dir() and not path.is_symlink()
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        is_link = path.is_symlink()
+        is_folder = path.is_dir() and not is_link
         if not _CACHE.fullmatch(path.name) and (not is_folder or not any(path.iterdir())):
-            found.add(path.relative_to(folder).as_posix())
+            found[path.relative_to(folder).as_posix()] = 0 if is_link or is_folder else path.stat().st_size
     return found
 
 
 def _target(output_dir: str | os.PathLike) -> Path:
-    # Of a link, the folder that it leads to: a rename would replace the link itself
+    # Links are resolved: a rename would replace the link itself
     return Path(output_dir).resolve()
 
 
-def _some(names: set[str]) -> str:
-    first = sorted(names)[:3]
-    return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _some(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,9 +150,19 @@ class Choice:
     key: str
 
 
-def plan_run(pipeline: Pipeline, seed: int) -> list[Job | Choice]:
+def plan_run(
+    pipeline: Pipeline, seed: int, not_in_key: Mapping[str, Collection[str]] | None = None
+) -> list[Job | Choice]:
     """
     The steps of one seed, in the order in which they run.
+
+    Args:
+        pipeline ([`Pipeline`]):
+            The pipeline.
+        seed (`int`):
+            The seed.
+        not_in_key (`Mapping[str, Collection[str]]`, *optional*):
+            For each recipe, settings that do not change its result, such as batch sizes.
 
     Raises:
         [`PipelineError`]: If two steps have the same output, or one reads what no step before it writes.
@@ -171,7 +181,9 @@ def plan_run(pipeline: Pipeline, seed: int) -> list[Job | Choice]:
             if source is None:
                 raise PipelineError(f"Stage {name!r} reads `{RUN}/{path}`, which no stage before it writes.")
             read[source] = steps[source].key
-        return add(Job(name, recipe, settings, _hash([recipe, settings, read])))
+        left_out = (not_in_key or {}).get(recipe, ())
+        in_key = {name: value for name, value in settings.items() if name not in left_out}
+        return add(Job(name, recipe, settings, _hash([recipe, in_key, read])))
 
     def add_evaluation(name: str, split: str) -> Job:
         dataset = None if pipeline.evaluation is None else getattr(pipeline.evaluation, split)

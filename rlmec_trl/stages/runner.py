@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from ..generation.processes import process_state
-from .output import claim, is_finished, publish
+from .output import claim, is_finished, publish, save_rows
 
 
 def map_shards(
@@ -58,7 +59,7 @@ def map_shards(
         raise ValueError(f"There are no rows to work on for {str(output_dir)!r}: the dataset is empty.")
     state = process_state()
     key = hashlib.sha256(json.dumps([content_hash(dataset), settings], sort_keys=True).encode()).hexdigest()
-    with claim(output_dir) if state.is_main_process else nullcontext() as work_dir:
+    with claim(output_dir, key) if state.is_main_process else nullcontext() as work_dir:
         # The main process decides for all: looking for themselves, others might already see what it finishes
         finished = state.is_main_process and is_finished(output_dir, key)
         finished, work_dir = broadcast_object_list([finished, work_dir])
@@ -66,7 +67,8 @@ def map_shards(
         if not finished:
             paths = _compute_shards(dataset, function, shards_dir, shard_size)
             if state.is_main_process:
-                publish(concatenate_datasets([load_from_disk(str(path)) for path in paths]), output_dir, key, work_dir)
+                shards = concatenate_datasets([load_from_disk(str(path)) for path in paths])
+                publish(partial(save_rows, shards), output_dir, key, work_dir)
         if state.is_main_process:
             shutil.rmtree(shards_dir, ignore_errors=True)
         state.wait_for_everyone()
@@ -96,8 +98,7 @@ def _compute_shards(
         # A shard appears under its name only when it is complete
         unfinished = paths[index].with_suffix(".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
-        # With the number given, a result without rows gets a file too, without which it could not be loaded
-        result.save_to_disk(str(unfinished), num_shards=1)
+        save_rows(result, unfinished)
         unfinished.rename(paths[index])
     # Not at a barrier: another process may need longer for its last shard than a trainer's `ddp_timeout`
     while not all(path.exists() for path in paths):

@@ -43,7 +43,7 @@ class ScoreConfig:
             Dtype of the generative reward model. That of the policy (`dtype`) if unset.
         grm_load_in_8bit, grm_load_in_4bit (`bool`, *optional*, default to `False`):
             Whether to quantize the generative reward model.
-        task (`str`, *optional*, defaults to `"math"`):
+        task (`str`, *optional*):
             How rewrites are checked: a built-in task, `package.module:NAME` or `path/to/file.py:NAME`.
         locate_by (`str`, *optional*, defaults to `"question"`):
             Where rewriting begins: at the step that the reward model names (`"question"`), or at the step of the first
@@ -83,8 +83,8 @@ class ScoreConfig:
         default=False,
         metadata={"help": "Whether to load the generative reward model in 4 bits."},
     )
-    task: str = field(
-        default="math",
+    task: str | None = field(
+        default=None,
         metadata={
             "help": "Built-in task, `package.module:NAME` or `path/to/file.py:NAME`.",
         },
@@ -183,13 +183,15 @@ def run(
         [`~datasets.Dataset`]: The rows with the columns of [`score_dataset`].
 
     Raises:
-        `ValueError`: If no reward model is named, or under ZeRO-3, whose sharded models cannot generate here.
+        `ValueError`: If no reward model or no task is named, or under ZeRO-3, whose sharded models cannot generate.
         [`TokenizerMismatchError`]: If policy and reward model have different tokenizers.
         [`~rlmec_trl.stages.output.OutputError`]: If `output_dir` cannot be replaced, or another run is writing to it.
         [`~rlmec_trl.data.schema.DatasetError`]: If a row breaks the contract of its columns.
     """
     if config.grm is None:
         raise ValueError("Name the generative reward model with `--grm`.")
+    if config.task is None:
+        raise ValueError("Name the task whose checks rewrites must pass with `--task`.")
     if is_deepspeed_zero3_enabled():
         raise ValueError(
             "Under ZeRO-3 the samples must be scored before training, in a run of their own: launch "

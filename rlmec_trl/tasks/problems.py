@@ -29,8 +29,9 @@ class ProblemConfig:
             Folder, file of JSON lines or Hub name. If unset, the task's own dataset on the Hub.
         dataset_config (`str`, *optional*):
             Configuration of a dataset on the Hub.
-        dataset_split (`str`, *optional*, defaults to `"train"`):
-            Split of a dataset on the Hub.
+        dataset_split (`str`, *optional*):
+            Split of a dataset on the Hub. If unset, the first that there is of the stage's own: `train`, to evaluate
+            `test`, and otherwise `validation`.
         max_rows (`int`, *optional*):
             Number of problems to take from the start.
         problem_column, reference_column, answer_column (`str`, *optional*):
@@ -45,7 +46,13 @@ class ProblemConfig:
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of a dataset on the Hub."})
+    dataset_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Split of a dataset on the Hub. If unset, the first that there is of the stage's own: `train`, to "
+            "evaluate `test`, and otherwise `validation`."
+        },
+    )
     max_rows: int | None = field(default=None, metadata={"help": "Number of problems to take from the start."})
     problem_column: str | None = field(
         default=None,
@@ -77,7 +84,9 @@ class ProblemConfig:
     }
 
 
-def load_problems(config: ProblemConfig, task: Task, processing_class: "PreTrainedTokenizerBase") -> Dataset:
+def load_problems(
+    config: ProblemConfig, task: Task, processing_class: "PreTrainedTokenizerBase", split: str = "train"
+) -> Dataset:
     """
     Load problems as rows of the first stage: `prompt`, `reference` and `answer`, checked.
 
@@ -88,12 +97,14 @@ def load_problems(config: ProblemConfig, task: Task, processing_class: "PreTrain
             How a raw row is read, and how a problem is worded for the policy.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer. With a chat template, prompts become messages.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split to load if `config` names none: this one, or `validation` where the task's dataset lacks it.
 
     Raises:
         [`~rlmec_trl.data.schema.DatasetError`]: If a column is missing, or a row breaks the contract.
         `ValueError`: If neither `config` nor `task` names a dataset, or the task's dataset has no such split.
     """
-    problems = to_task_rows(_load_raw(config, task), task, processing_class, _row_reader(config, task))
+    problems = to_task_rows(_load_raw(config, task, split), task, processing_class, _row_reader(config, task))
     check_dataset(problems, "task")
     return problems
 
@@ -216,16 +227,20 @@ def _row_reader(config: ProblemConfig, task: Task) -> Callable[[dict], dict] | N
     return read_columns(problem_column or "problem", reference_column or "solution", answer_column)
 
 
-def _load_raw(config: ProblemConfig, task: Task) -> Dataset:
+def _load_raw(config: ProblemConfig, task: Task, split: str) -> Dataset:
     if config.dataset_name is not None:
-        return load_rows(config.dataset_name, config.dataset_split, config.max_rows, config.dataset_config)
+        split = config.dataset_split or split
+        return load_rows(config.dataset_name, split, config.max_rows, config.dataset_config)
     if task.hub_id is None:
         raise ValueError(f"Task '{task.name}' has no dataset on the Hub: name the problems with `--dataset_name`.")
-    if config.dataset_split not in task.splits:
+    if config.dataset_split is None and split not in task.splits:
+        split = "validation"
+    split = config.dataset_split or split
+    if split not in task.splits:
         raise ValueError(
-            f"{task.hub_id} has no split {config.dataset_split!r}; its splits are {', '.join(task.splits)}."
+            f"{task.hub_id} has no split {split!r}; its splits are {', '.join(task.splits)}. Choose one with "
+            "`--dataset_split`."
         )
     names = [config.dataset_config] if config.dataset_config is not None else list(task.hub_configs) or [None]
-    parts = [load_rows(task.hub_id, config.dataset_split, config_name=name) for name in names]
-    rows = concatenate_datasets(parts)
+    rows = concatenate_datasets([load_rows(task.hub_id, split, config_name=name) for name in names])
     return rows if config.max_rows is None else rows.select(range(min(config.max_rows, len(rows))))

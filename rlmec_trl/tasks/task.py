@@ -134,13 +134,23 @@ def load_object(path: str) -> Any:
         `ValueError`: If the module or file does not exist, or has no such name. What goes wrong inside the module is
             raised as it is.
     """
+    module, name = _load_source(path)
+    if not hasattr(module, name):
+        raise ValueError(f"{path.rpartition(':')[0]!r} defines no {name!r}.")
+    return getattr(module, name)
+
+
+def source_hash(path: str) -> str:
+    """Hash of the file that [`load_object`] loads from."""
+    module, _ = _load_source(path)
+    return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
+
+
+def _load_source(path: str) -> tuple[ModuleType, str]:
     module_name, _, name = path.rpartition(":")
     if not module_name or not name or module_name.startswith("."):
         raise ValueError(f"{path!r} is neither `package.module:NAME` nor `path/to/file.py:NAME`.")
-    module = _load_file(module_name, name) if module_name.endswith(".py") else _load_module(module_name, name)
-    if not hasattr(module, name):
-        raise ValueError(f"{module_name!r} defines no {name!r}.")
-    return getattr(module, name)
+    return (_load_file if module_name.endswith(".py") else _load_module)(module_name, name), name
 
 
 def _load_file(file_name: str, name: str) -> ModuleType:

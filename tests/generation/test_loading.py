@@ -28,6 +28,21 @@ def test_a_model_that_was_trained_again_in_the_same_folder_is_another(make_polic
     assert model_fingerprint(path) != before
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.gguf", "generation_config.json", "tokenizer.json"])
+def test_every_file_that_decides_what_a_model_answers_counts(make_policy, tokenizer, tmp_path, name):
+    path = save(make_policy(), tokenizer, tmp_path)
+    before = model_fingerprint(path)
+    (tmp_path / name).write_text('{"eos_token_id": 7}')
+    assert model_fingerprint(path) != before
+
+
+def test_a_model_that_was_moved_is_the_same(make_policy, tokenizer, tmp_path):
+    path = save(make_policy(), tokenizer, tmp_path / "here")
+    before = model_fingerprint(path)
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert model_fingerprint(str(tmp_path / "there")) == before
+
+
 def test_a_name_on_the_hub_is_its_own_fingerprint():
     assert model_fingerprint("somebody/some-model") == "somebody/some-model@main"
     assert model_fingerprint("somebody/some-model", "v2") == "somebody/some-model@v2"

@@ -1,6 +1,8 @@
 """A result's key holds what changes the result, and nothing else."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 from trl import ModelConfig
@@ -13,9 +15,10 @@ from rlmec_trl.stages.sample import SampleConfig
 from rlmec_trl.stages.score import ScoreConfig
 from rlmec_trl.tasks.problems import ProblemConfig
 from rlmec_trl.tasks.task import load_task
+from rlmec_trl.teachers.api.config import TeacherConfig
 
 
-CONFIGS = [SampleConfig, EditConfig, ScoreConfig, EvaluateConfig, ServerConfig, ProblemConfig]
+CONFIGS = [SampleConfig, EditConfig, ScoreConfig, EvaluateConfig, ServerConfig, ProblemConfig, TeacherConfig]
 FIELDS = [(config, field) for config in CONFIGS for field in dataclasses.fields(config)]
 REQUIRED = {"output_dir": "out", "task": "math", "dataset_name": "data", "teacher": "model"}
 
@@ -29,6 +32,8 @@ def make(config, **kwargs):
 
 
 def other_value(field, value):
+    if "price" in field.name or field.name == "max_cost":
+        return 1.0
     if isinstance(value, bool):
         return not value
     if "choices" in field.metadata:
@@ -46,7 +51,10 @@ def test_every_field_says_what_it_is_to_the_key_and_is_that(config, field):
     if field.name in ONLY_SPEED:
         assert kind == "none"
     before = make(config)
-    after = dataclasses.replace(before, **{field.name: other_value(field, getattr(before, field.name))})
+    changed = {field.name: other_value(field, getattr(before, field.name))}
+    if field.name in ("input_price", "output_price", "max_cost"):  # prices come together, and a limit needs them
+        changed |= {"input_price": 1.0, "output_price": 2.0}
+    after = dataclasses.replace(before, **changed)
     assert (config_key(before) != config_key(after)) == (kind == "value")
 
 
@@ -103,3 +111,44 @@ def test_a_changed_check_in_a_task_of_ones_own_is_another_task(tmp_path):
         )
         keys.append(task_key(load_task(f"{file}:TASK")))
     assert keys[0] != keys[1]
+
+
+NOTEBOOK = """
+from functools import partial
+from rlmec_trl.stages.keys import function_key
+
+class Editor:
+    def __init__(self, size):
+        self.size = size
+    def __call__(self, problems, references, completions):
+        return [(0, "x" * self.size)]
+
+def check(completion, answer, problem):
+    return {}
+
+print(function_key(check), function_key(Editor({})))
+print(function_key(partial(check, Editor(1))), function_key("a".startswith))
+"""
+
+
+def test_functions_of_a_notebook_and_objects_are_known_by_their_content():
+    """They have no file of their own; a memory address in a key would keep a run from ever resuming."""
+
+    def keys(*values):
+        code = "exec(compile(" + repr(NOTEBOOK.format(*values)) + ", '<cell>', 'exec'))"
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    first = keys("True", 1)
+    assert keys("True", 1) == first
+    assert keys("False", 1) != first
+    assert keys("True", 2) != first
+
+
+def test_how_the_reward_model_is_loaded_is_in_the_key_of_the_scores(model, tokenizer):
+    def key(**changes):
+        return model_key(ScoreConfig(grm=model.model_name_or_path, **changes).grm_model_args(model), tokenizer)
+
+    for changes in ({"grm_dtype": "bfloat16"}, {"grm_load_in_8bit": True}, {"grm_load_in_4bit": True}):
+        assert key(**changes) != key()

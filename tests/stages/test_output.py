@@ -3,13 +3,23 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from datasets import Dataset, load_from_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlmec_trl.stages.output import MARK, OutputError, check_replaceable, claim, is_finished, publish
+from rlmec_trl.stages.output import (
+    MARK,
+    OutputError,
+    check_replaceable,
+    check_result_file,
+    claim,
+    is_finished,
+    publish,
+    save_rows,
+)
 
 
 DATASET = Dataset.from_dict({"number": list(range(11))})
@@ -17,7 +27,7 @@ DATASET = Dataset.from_dict({"number": list(range(11))})
 
 def save(dataset, output_dir, key="key"):
     with claim(output_dir) as work_dir:
-        publish(dataset, output_dir, key, work_dir)
+        publish(partial(save_rows, dataset), output_dir, key, work_dir)
 
 
 def contents(folder):
@@ -50,7 +60,44 @@ def test_a_file_that_was_added_to_our_result_is_refused_by_name(tmp_path):
     save(DATASET, tmp_path / "out")
     (tmp_path / "out" / "notes" / "deep").mkdir(parents=True)
     (tmp_path / "out" / "notes" / "deep" / "note.txt").write_text("mine")
-    refused(tmp_path / "out", r"files that were added to it \(notes/deep/note.txt\)")
+    refused(tmp_path / "out", r"files that were added or replaced since then \(notes/deep/note.txt\)")
+
+
+def test_a_dataset_that_was_saved_over_our_result_is_refused(tmp_path):
+    """Its files have the names of ours, and our mark is still there."""
+    save(DATASET, tmp_path / "out")
+    Dataset.from_dict({"thesis": ["years of work"] * 1000}).save_to_disk(tmp_path / "out")
+    assert (tmp_path / "out" / MARK).exists()
+    refused(tmp_path / "out", r"\(data-00000-of-00001.arrow, dataset_info.json")
+
+
+def test_a_finished_result_may_have_notes_next_to_it_until_it_would_be_replaced(tmp_path):
+    save(DATASET, tmp_path / "out", "same")
+    (tmp_path / "out" / "NOTES.md").write_text("mine")
+    with claim(tmp_path / "out", "same"):
+        pass
+    with pytest.raises(OutputError, match="NOTES.md"):
+        with claim(tmp_path / "out", "other"):
+            pass
+    assert (tmp_path / "out" / "NOTES.md").read_text() == "mine"
+
+
+def test_a_file_in_the_place_of_the_hidden_folder_is_refused(tmp_path):
+    (tmp_path / ".out.rlmec_trl").write_text("mine")
+    refused(tmp_path / "out", "is a file, where unfinished work is to be kept")
+
+
+@pytest.mark.parametrize("text", ["my thesis", "[1]", '{"total": 3}', "\x00", ""])
+def test_a_result_file_of_something_else_is_refused(tmp_path, text):
+    path = tmp_path / "result.json"
+    check_result_file(path, ["correct", "total"])
+    path.write_text(text)
+    with pytest.raises(OutputError, match="is not a result of this stage. Nothing was changed"):
+        check_result_file(path, ["correct", "total"])
+    path.write_text('{"correct": 1, "total": 2, "more": 3}')
+    check_result_file(path, ["correct", "total"])
+    with pytest.raises(OutputError):
+        check_result_file(tmp_path, ["correct"])
 
 
 def test_an_empty_folder_in_our_result_is_refused(tmp_path):
@@ -146,7 +193,7 @@ def test_files_that_appear_while_the_run_is_at_work_are_not_lost(tmp_path):
         with claim(tmp_path / "out") as work_dir:
             (tmp_path / "out").mkdir()
             (tmp_path / "out" / "thesis.tex").write_text("mine")
-            publish(DATASET, tmp_path / "out", "key", work_dir)
+            publish(partial(save_rows, DATASET), tmp_path / "out", "key", work_dir)
     assert (tmp_path / "out" / "thesis.tex").read_text() == "mine"
 
 

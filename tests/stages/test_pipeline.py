@@ -5,7 +5,7 @@ import copy
 import pytest
 import yaml
 
-from rlmec_trl.stages.pipeline import Choice, PipelineError, fill_run, plan_run
+from rlmec_trl.stages.pipeline import Choice, Job, PipelineError, fill_run, plan_run
 from rlmec_trl.stages.pipeline_file import load_pipeline
 
 
@@ -197,6 +197,16 @@ def test_a_key_changes_with_the_settings_of_its_stage_and_of_those_it_reads_from
         "results": {name for name in before if name.startswith("results/")} | {"policy"},
     }[others]
     assert {name for name in before if before[name] != after[name]} == expected
+
+
+def test_a_setting_without_effect_on_the_result_is_in_no_key(write):
+    def plan(settings):
+        steps = plan_run(load_pipeline(write(settings=settings)), 0, {"evaluate": {"batch_size"}})
+        return {step.name: (step.key, step.settings.get("batch_size")) for step in steps if isinstance(step, Job)}
+
+    before, after = plan(SETTINGS), plan(changed(lambda s: s["defaults"]["evaluate"].update(batch_size=9)))
+    assert {name: key for name, (key, _) in before.items()} == {name: key for name, (key, _) in after.items()}
+    assert {size for name, (_, size) in after.items() if name.startswith("results/")} == {9}, "it is used all the same"
 
 
 def test_seeds_have_keys_of_their_own(write):

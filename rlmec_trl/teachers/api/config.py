@@ -1,6 +1,7 @@
 """Settings of a teacher behind an API, and what its answers cost."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from .journal import Answer
 
@@ -93,6 +94,22 @@ class TeacherConfig:
         default=None,
         metadata={"help": "Dollars per million input tokens read from the prompt cache. If unset, `input_price`."},
     )
+
+    # How each field enters the key of an answer in the journal. Effort does with the teacher's name
+    key_parts: ClassVar[dict[str, str]] = {
+        "max_tokens": "none",
+        "max_attempts": "none",
+        "structured_output": "value",
+        "effort": "value",
+        "use_batches": "none",
+        "questions_per_batch": "none",
+        "poll_seconds": "none",
+        "max_cost": "none",
+        "input_price": "none",
+        "output_price": "none",
+        "cache_write_price": "none",
+        "cache_read_price": "none",
+    }
 
     def __post_init__(self):
         if (self.input_price is None) != (self.output_price is None):
