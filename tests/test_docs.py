@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import re
 import shlex
 from dataclasses import fields
@@ -145,6 +146,26 @@ def test_python_code_imports_what_exists(page, code):
         if isinstance(node, ast.ImportFrom):
             module = importlib.import_module(node.module)
             assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize(("page", "code"), [(page, code) for page in PAGES for code in blocks(PAGES[page], "python")])
+def test_python_code_passes_arguments_that_exist(page, code):
+    tree = ast.parse(code)
+    imported = {
+        alias.asname or alias.name: getattr(importlib.import_module(node.module), alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name, *attributes = ast.unparse(call.func).split(".")
+        starred = any(isinstance(argument, ast.Starred) for argument in call.args)
+        if name not in imported or starred or any(keyword.arg is None for keyword in call.keywords):
+            continue
+        function = imported[name]
+        for attribute in attributes:
+            function = getattr(function, attribute)
+        inspect.signature(function).bind(*call.args, **{keyword.arg: keyword.value for keyword in call.keywords})
 
 
 def test_the_tree_of_the_readme_has_a_line_for_every_room_and_file():
