@@ -285,8 +285,8 @@ def _check_ids(
         expected = ", ".join(str(token_id) for token_id in sorted(eos_token_ids))
         found = f"{lists.lengths[index]} tokens that end with id {last_ids[found_at]}, not with EOS ({expected})"
         fix = (
-            "A text that `max_new_tokens` cut off does not teach where to stop. Drop the row, or generate it again "
-            "with a larger `max_new_tokens`."
+            "A text that is truncated at `max_new_tokens` does not teach where to stop. Drop the row, or generate it "
+            "again with a larger `max_new_tokens`."
         )
         raise _error(rows[index], name, found, fix, quote=False)
 
