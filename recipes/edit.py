@@ -7,8 +7,8 @@ accelerate launch recipes/edit.py --config recipes/configs/edit.yaml --task gsm8
 ```
 
 The teacher is a local causal language model, the task's own programmatic editor (`--teacher task`), an editor of your
-own (`--teacher package.module:NAME` or `path/to/file.py:NAME`) or, with `--provider`, a model behind an API. These go
-through a journal: nothing that was answered is requested again.
+own (`--teacher package.module:NAME` or `path/to/file.py:NAME`) or, with `--provider`, an API teacher. API
+teachers write their answers to a journal, and nothing that was answered is requested again.
 
 ```bash
 python recipes/edit.py --config recipes/configs/edit_anthropic.yaml --task gsm8k \

@@ -2,9 +2,11 @@
 GRPO with TRL and the outcome as the only reward: the baseline that gives every token of a completion the same credit.
 
 ```bash
-accelerate launch recipes/grpo.py --model_name_or_path Qwen/Qwen2.5-1.5B-Instruct --task gsm8k \
-    --dataset_name runs/gsm8k/samples --output_dir runs/gsm8k/grpo
+accelerate launch recipes/grpo.py --model_name_or_path runs/arithmetic/seed-0/warmup --task arithmetic \
+    --dataset_name runs/arithmetic/seed-0/task/train --output_dir runs/arithmetic/grpo
 ```
+
+The dataset has one row per problem. Samples are not suitable: there, a problem has as many rows as it has samples.
 """
 
 from collections.abc import Callable
@@ -22,7 +24,7 @@ from rlmec_trl.trainers.launch import set_model_init_kwargs, train_and_save
 class GRPOArguments:
     """What to train on."""
 
-    dataset_name: str = field(metadata={"help": "Rows with `prompt` and `answer`."})
+    dataset_name: str = field(metadata={"help": "Rows with `prompt` and `answer`, one per problem."})
     task: str = field(metadata={"help": "Built-in task, `package.module:NAME` or `path/to/file.py:NAME`."})
     dataset_split: str = field(default="train", metadata={"help": "Split of a dataset on the Hub."})
 

@@ -140,7 +140,7 @@ def check_outputs(pipeline: Pipeline, runs: list[Run]) -> None:
     if refusals:
         listed = "\n".join(f"- {refusal}" for refusal in refusals)
         raise PipelineError(
-            f"These outputs stand in the way:\n{listed}\nNothing was changed. Move them away, or choose another "
+            f"These outputs cannot be replaced:\n{listed}\nNothing was changed. Move them away, or choose another "
             "`--output_dir`."
         )
 

@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 # Where each public name lives. It is imported on first use, because torch and TRL take seconds to load and much of the
-# package (data, editing, accuracy) needs neither.
+# package (data, tasks, reports) needs neither.
 _MODULES = {
     "GRMConfig": ".grm.grm_config",
     "GRMTrainer": ".grm.grm_trainer",
@@ -36,7 +36,7 @@ def __getattr__(name):
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_MODULES[name], __name__), name)
-    globals()[name] = value  # the next look-up finds it without coming here
+    globals()[name] = value  # cached for the next access
     return value
 
 

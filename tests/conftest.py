@@ -59,7 +59,7 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def chat_tokenizer():
-    """The same with a chat template, which lets messages be told from texts."""
+    """The same with a chat template, so that messages and texts differ."""
     from rlmec_trl.tasks.arithmetic import make_tokenizer
 
     tokenizer = make_tokenizer()
@@ -99,7 +99,7 @@ def make_policy(tokenizer):
         policy = arithmetic.make_policy(tokenizer, hidden_size=16, num_hidden_layers=num_hidden_layers)
         # Fresh weights give nearly the same probability to every token, which hides mistakes ...
         policy.get_input_embeddings().weight.data.mul_(sharpness)
-        # ... and where they do not, tied embeddings favour the token before, whatever else stands in the context.
+        # ... and if they do not, tied embeddings favor the previous token, whatever the context.
         for parameter in policy.model.layers.parameters():
             if parameter.dim() > 1:
                 parameter.data.mul_(mixing)
@@ -111,8 +111,8 @@ def make_policy(tokenizer):
 @pytest.fixture(scope="session")
 def make_rows(tokenizer):
     """
-    Make scored rows of the built-in task: right samples, wrong ones, and right answers with a wrong step, with random
-    token probabilities and old log-probabilities, of different lengths.
+    Make scored rows of the built-in task: correct samples, incorrect ones, and correct answers with an incorrect step,
+    with random token probabilities and old log-probabilities, of different lengths.
     """
     from rlmec_trl.data.tokens import encode_completion
     from rlmec_trl.tasks import arithmetic

@@ -46,7 +46,7 @@ class FakeServer:
             The served model's tokenizer.
         complete:
             What the model generates: called with the ids of a prompt and the request's body, returns the ids of the
-            completion, including the one that ends it. They are cut off at `max_tokens`.
+            completion, including the one that ends it. They are truncated at `max_tokens`.
         chat:
             The same for chats: called with the request's body, returns the answer's text and its finish reason.
         kind:

@@ -1,6 +1,6 @@
 """
-Run a script as one of several processes, and fail where its end leaves something to luck: Python's threads wait for
-each other, or abort, only when the moment is bad.
+Run a script as one of several processes, and fail if its shutdown depends on timing: Python's threads would then
+sometimes wait for each other, or abort.
 
 accelerate launch tests/on_two.py SCRIPT ARGUMENTS
 """

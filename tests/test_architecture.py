@@ -1,4 +1,4 @@
-"""The rooms of the package and who may look into which; what `import rlmec_trl` may cost."""
+"""Which subpackage may import which, and that `import rlmec_trl` is fast."""
 
 import ast
 import importlib

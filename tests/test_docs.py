@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import re
 import shlex
 from dataclasses import fields
@@ -140,11 +141,20 @@ def test_files_that_are_named_exist(page):
 
 
 @pytest.mark.parametrize(("page", "code"), [(page, code) for page in PAGES for code in blocks(PAGES[page], "python")])
-def test_python_code_imports_what_exists(page, code):
-    for node in ast.walk(ast.parse(code)):
+def test_python_code_imports_what_exists_and_passes_arguments_that_exist(page, code):
+    tree, imported = ast.parse(code), {}
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
-            module = importlib.import_module(node.module)
-            assert all(hasattr(module, alias.name) for alias in node.names)
+            exec(ast.unparse(node), imported)
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name, *attributes = ast.unparse(call.func).split(".")
+        starred = any(isinstance(argument, ast.Starred) for argument in call.args)
+        if name not in imported or starred or any(keyword.arg is None for keyword in call.keywords):
+            continue
+        function = imported[name]
+        for attribute in attributes:
+            function = getattr(function, attribute)
+        inspect.signature(function).bind(*call.args, **{keyword.arg: keyword.value for keyword in call.keywords})
 
 
 def test_the_tree_of_the_readme_has_a_line_for_every_room_and_file():

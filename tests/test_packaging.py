@@ -1,4 +1,4 @@
-"""What pip, make and accelerate are told agrees with itself."""
+"""The settings of pip, make and accelerate are consistent."""
 
 import configparser
 from pathlib import Path

@@ -321,7 +321,7 @@ def test_the_pipeline_runs_every_stage_and_reports(finished):
     assert "Small: test split, 16 problems" in output and "report.json" in output
 
 
-def test_the_stages_hand_on_what_they_promise(finished):
+def test_each_stage_writes_what_the_next_one_reads(finished):
     from rlmec_trl.data.schema import check_dataset
 
     pipeline, _ = finished

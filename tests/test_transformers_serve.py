@@ -129,7 +129,7 @@ def test_greedy_ids_are_those_of_the_local_model(server, policy, problems, token
     assert token_server.left_out.total() == found.count([])
 
 
-def test_a_completion_that_is_cut_off_has_no_eos(server, problems, tokenizer):
+def test_a_truncated_completion_has_no_eos(server, problems, tokenizer):
     prompts = [encode_prompt(tokenizer, prompt) for prompt in problems["prompt"][:2]]
     found = TokenServer(server, tokenizer, {tokenizer.eos_token_id}).generate_ids(prompts, 5)
     assert all(tokenizer.eos_token_id not in ids for ids in found)

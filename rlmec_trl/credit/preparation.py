@@ -37,7 +37,7 @@ PREPARED_COLUMNS = list(PREPARED_FEATURES)
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """The fields of a trainer's configuration that preparation depends on, and so the ones its cache is keyed by."""
+    """The configuration fields that preparation depends on; its cache is keyed by them."""
 
     max_length: int | None
     reward_baseline: float

@@ -1,4 +1,4 @@
-"""Texts as TRL has them: a string, or a list of chat messages."""
+"""Texts in TRL's two formats: strings and lists of messages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def problem_text(prompt: str | list[dict]) -> str:
     if not is_conversational(prompt):
         return prompt
     user_messages = [message for message in prompt if message["role"] == "user"]
-    # A conversation without a user, such as a single system message, has a text as well
+    # Without a user message, the last message is used
     return (user_messages or prompt)[-1]["content"]
 
 

@@ -258,7 +258,7 @@ def _check_token_lists(batch: dict[str, pa.Array], rows: np.ndarray, eos_token_i
             tokens = _lengths(batch["completion_ids"])
             for index in np.flatnonzero(lists.lengths != tokens)[:1]:
                 found = f"{lists.lengths[index]} values for {tokens[index]} completion_ids"
-                fix = "It must have one for each token, EOS included: score the very completion_ids of the row."
+                fix = "It must have one for each token, EOS included: score exactly the `completion_ids` of the row."
                 raise _error(rows[index], name, found, fix, quote=False)
         values = lists.values.to_numpy()
         if name == "token_probs":
@@ -267,7 +267,7 @@ def _check_token_lists(batch: dict[str, pa.Array], rows: np.ndarray, eos_token_i
             fix = "It must be a probability, from 0 to 1 (not a log-probability). Score the row again."
         else:
             wrong = ~np.isfinite(values)
-            fix = "It must be finite, or the whole batch's loss is not a number. Drop the row, or fix its source."
+            fix = "It must be finite, otherwise the loss of the whole batch is NaN. Drop the row, or fix its source."
         _refuse_first(wrong, values, lists.rows, name, fix)
 
 
@@ -285,8 +285,8 @@ def _check_ids(
         expected = ", ".join(str(token_id) for token_id in sorted(eos_token_ids))
         found = f"{lists.lengths[index]} tokens that end with id {last_ids[found_at]}, not with EOS ({expected})"
         fix = (
-            "A text that `max_new_tokens` cut off does not teach where to stop. Drop the row, or generate it again "
-            "with a larger `max_new_tokens`."
+            "A text that is truncated at `max_new_tokens` does not teach where to stop. Drop the row, or generate it "
+            "again with a larger `max_new_tokens`."
         )
         raise _error(rows[index], name, found, fix, quote=False)
 

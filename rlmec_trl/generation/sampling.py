@@ -54,7 +54,7 @@ def sample_completions(
 
     Returns:
         `list[list[list[int]]]`: For each prompt, the ids of its completions, up to and including EOS. A completion
-        that does not end with EOS was cut off by `max_new_tokens`.
+        that does not end with EOS was truncated at `max_new_tokens`.
     """
     prompt_ids = _repeated_prompt_ids(processing_class, prompts, chat_template_kwargs, num_samples)
     kwargs = {}
@@ -92,7 +92,7 @@ def sample_from_server(
 
     Returns:
         `list[list[list[int]]]`: For each prompt, the ids of its completions, up to and including EOS. A completion
-        that does not end with EOS was cut off by `max_new_tokens`. One whose exact ids are not known is empty.
+        that does not end with EOS was truncated at `max_new_tokens`. One whose exact ids are not known is empty.
     """
     prompt_ids = _repeated_prompt_ids(server.processing_class, prompts, chat_template_kwargs, num_samples)
     completions = server.generate_ids(prompt_ids, max_new_tokens, temperature, top_p, seed, desc)

@@ -212,7 +212,7 @@ class TokenServer:
 
         Returns:
             `list[list[int]]`: The new ids for each prompt, up to and including EOS. Ids that do not end with EOS were
-            cut off by `max_new_tokens`. An empty list stands for a completion that is left out; `left_out` counts
+            truncated at `max_new_tokens`. An empty list stands for a completion that is left out; `left_out` counts
             these by reason.
 
         Raises:

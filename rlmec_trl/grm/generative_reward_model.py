@@ -208,23 +208,23 @@ class GenerativeRewardModel:
                 Arguments of the chat template.
 
         Returns:
-            `list[list[int]]`: Token ids of the rewrites, ending with EOS unless cut off by `max_new_tokens`.
+            `list[list[int]]`: Token ids of the rewrites, ending with EOS unless truncated at `max_new_tokens`.
         """
         self._check_tokenizer(completions, completion_ids)
         if error_steps is None:
             error_steps = self.locate(prompts, references, completions, chat_template_kwargs)
         rewrites = [list(ids) for ids in completion_ids]
-        wrong = [index for index, step in enumerate(error_steps) if step >= 0]
+        to_rewrite = [index for index, step in enumerate(error_steps) if step >= 0]
         kept = []
-        for index in wrong:
+        for index in to_rewrite:
             steps = split_steps(message_text(completions[index]), self.wording.step_separator)
             kept.append(step_prefix_ids(self.processing_class, completion_ids[index], steps, error_steps[index]))
         contexts = self._encode(
             encode_rewrite_prompt,
-            [prompts[i] for i in wrong],
-            [references[i] for i in wrong],
-            [completions[i] for i in wrong],
-            None if chat_template_kwargs is None else [chat_template_kwargs[i] for i in wrong],
+            [prompts[i] for i in to_rewrite],
+            [references[i] for i in to_rewrite],
+            [completions[i] for i in to_rewrite],
+            None if chat_template_kwargs is None else [chat_template_kwargs[i] for i in to_rewrite],
         )
         generated = self._generate(
             [context + prefix for context, prefix in zip(contexts, kept, strict=True)],
@@ -232,7 +232,7 @@ class GenerativeRewardModel:
             "Rewriting",
             **self.generation_kwargs,
         )
-        for index, prefix, ids in zip(wrong, kept, generated, strict=True):
+        for index, prefix, ids in zip(to_rewrite, kept, generated, strict=True):
             rewrites[index] = prefix + ids
         return rewrites
 

@@ -135,10 +135,10 @@ class GRMTrainer(SFTTrainer):
         check_dataset(dataset, "edits")
         rng = random.Random(args.seed)
         kept = list(range(len(dataset)))
-        right = [index for index, error_step in enumerate(dataset["error_step"]) if error_step == -1]
+        correct = [index for index, error_step in enumerate(dataset["error_step"]) if error_step == -1]
         if args.max_correct_ratio is not None:
-            num_right = round(args.max_correct_ratio * (len(kept) - len(right)))
-            dropped = set(rng.sample(right, max(len(right) - num_right, 0)))
+            num_correct = round(args.max_correct_ratio * (len(kept) - len(correct)))
+            dropped = set(rng.sample(correct, max(len(correct) - num_correct, 0)))
             kept = [index for index in kept if index not in dropped]
         if not kept:
             raise ValueError(

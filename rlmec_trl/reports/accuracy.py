@@ -31,11 +31,11 @@ def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, f
         return 0.0, 1.0
     mean = correct / total
     shrinkage = 1 + z**2 / total
-    centre = (mean + z**2 / (2 * total)) / shrinkage
+    center = (mean + z**2 / (2 * total)) / shrinkage
     half_width = z * math.sqrt(mean * (1 - mean) / total + z**2 / (4 * total**2)) / shrinkage
     # At 0 and 1 the bound equals the mean; rounding must not move it past the mean.
-    low = 0.0 if correct == 0 else centre - half_width
-    high = 1.0 if correct == total else centre + half_width
+    low = 0.0 if correct == 0 else center - half_width
+    high = 1.0 if correct == total else center + half_width
     return low, high
 
 

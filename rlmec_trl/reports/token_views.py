@@ -13,7 +13,7 @@ from ..credit.alignment import edit_mask
 from ..data.messages import message_text, problem_text
 
 
-def colour_tokens(
+def color_tokens(
     processing_class: PreTrainedTokenizerBase, completion_ids: Sequence[int], token_probs: Sequence[float]
 ) -> Text:
     """
@@ -58,7 +58,7 @@ def show_sample(row: dict[str, Any], processing_class: PreTrainedTokenizerBase) 
     lines = [
         Text(problem_text(row["prompt"]), style="italic"),
         Text("reference  ").append(row["reference"]),
-        Text("sample     ").append_text(colour_tokens(processing_class, ids, probs)),
+        Text("sample     ").append_text(color_tokens(processing_class, ids, probs)),
         Text("flagged    ").append(", ".join(flagged) or "nothing"),
     ]
     if row["rewrite_ids"] is not None:

@@ -1,4 +1,4 @@
-"""Final answers: finding the one that a solution states, and telling whether it is the right one."""
+"""Final answers: extracting and checking them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAX_EXPRESSION_LENGTH = 200
 _STATEMENT = re.compile(r"\bthe (?:final |correct )?answer is\b[*_\s]*:?(.*)", re.IGNORECASE)
 _HASHES = re.compile(r"^[ \t]*####[ \t]*((?=[-+$€£.,/%]*\d)[-+$€£\d.,/%]+)[ \t]*$", re.MULTILINE)
 _BOXED = re.compile(r"\\f?boxed\s*\{")
-# A word of prose between or after the mathematics: a unit, "because". Names that are mathematics are none
+# A word of prose between or after the mathematics: a unit, "because". Names of mathematical functions are not words
 _WORD = re.compile(
     r"(?<![\\a-zA-Z])(?<!\\begin\{)(?<!\\end\{)(?!(?:and|or|sin|cos|tan|log|ln|exp|sqrt|pi)\b)[a-zA-Z]{2,}"
 )
@@ -68,12 +68,12 @@ def check_math(completion: str, answer: str, problem: str = "") -> bool:
     r"""
     Whether a completion's final answer equals `answer`, as mathematics (`0.5` is `\frac{1}{2}`).
 
-    A time limit guards against expressions that explode. It rests on a signal, which Python allows in a process's main
-    thread alone: to check many completions at once, use processes.
+    A time limit guards against expressions that take too long. It uses a signal, which Python allows only in the main
+    thread of a process: to check many completions at once, use processes.
 
     Args:
         completion (`str`):
-            Solution to judge. One that states no answer is right only where it is nothing but the answer.
+            Solution to check. One that states no answer is correct only if it is nothing but the answer.
         answer (`str`):
             The correct answer, or a solution that states it in one of the forms of [`extract_answer`].
 
@@ -81,13 +81,13 @@ def check_math(completion: str, answer: str, problem: str = "") -> bool:
         `bool`:
             Whether the two are equal. Text that cannot be read as mathematics is compared as text.
     """
-    right = extract_answer(answer) or answer
+    expected = extract_answer(answer) or answer
     stated = extract_answer(completion)
     if stated is None:
         if _WORD.search(completion):
-            return _same_text(completion, right)
+            return _same_text(completion, expected)
         stated = completion
-    return _same_text(stated, right) or _same_expression(stated, right)
+    return _same_text(stated, expected) or _same_expression(stated, expected)
 
 
 def check_choice(completion: str, answer: str, problem: str = "") -> bool:
@@ -100,12 +100,12 @@ def check_choice(completion: str, answer: str, problem: str = "") -> bool:
 
     Args:
         completion (`str`):
-            Solution to judge. One that states no answer is correct only where it is nothing but the answer.
+            Solution to check. One that states no answer is correct only if it is nothing but the answer.
         answer (`str`):
             Text of the correct option, or its label.
         problem (`str`, *optional*, defaults to `""`):
-            The problem with its options: a line "Options:", then one option a line, with or without labels. Where it
-            lists none, or `answer` is none of them, only the text of `answer` is correct.
+            The problem with its options: a line "Options:", then one option per line, with or without labels. If it
+            lists none, or `answer` is not one of them, only the text of `answer` is correct.
     """
     options = read_options(problem)
     expected = set() if options is None else named_options([answer], options)
@@ -120,11 +120,11 @@ def check_label(completion: str, answer: str, problem: str = "", labels: Sequenc
 
     Args:
         completion (`str`):
-            Solution to judge. One that states no answer is correct only where it is nothing but the answer.
+            Solution to check. One that states no answer is correct only if it is nothing but the answer.
         answer (`str`):
             The correct label.
         problem (`str`, *optional*, defaults to `""`):
-            The problem. Where it lists options, they are what `completion` and `answer` are compared with, as in
+            The problem. If it lists options, `completion` and `answer` are compared with these, as in
             [`check_choice`].
         labels (`Sequence[str]`):
             All labels of the task.
@@ -151,7 +151,8 @@ def check_by_reward(
         reward_func (`Callable`):
             Reward function, such as [`~trl.rewards.accuracy_reward`]. It may be asynchronous.
         threshold (`float`, *optional*, defaults to `0.5`):
-            Smallest reward of a correct completion. `None`, with which a function abstains, counts as incorrect.
+            Smallest reward of a correct completion. If the function abstains (`None`), the completion counts as
+            incorrect.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer for functions that read `completion_ids`.
 
@@ -195,7 +196,7 @@ def _check_by_reward(
         inputs["completion_ids"] = [encode_completion(processing_class, completion)]
     rewards = reward_func(**inputs)
     if inspect.iscoroutine(rewards):
-        # On a thread of its own: notebooks run an event loop in this one
+        # In a separate thread: notebooks run an event loop in this one
         with ThreadPoolExecutor(1) as pool:
             rewards = pool.submit(asyncio.run, rewards).result()
     if len(rewards) != 1:
@@ -213,7 +214,7 @@ def _names_only(completion: str, expected: set[int], options: Options) -> bool:
 def _last_statement(solution: str) -> tuple[int, str, str] | None:
     """Where a solution states its final answer, as it is written there, and without the markup around it."""
     stated = [(match.start(), match.group(1)) for match in _HASHES.finditer(solution)]
-    # A box inside the statement is found below, as what stands last
+    # A box inside the statement is found below, as the last statement
     stated += [(match.start(), match.group(1)) for match in _STATEMENT.finditer(solution)]
     stated = [(start, text, _strip_markup(text)) for start, text in stated]
     closing = _closing_braces(solution)
@@ -250,7 +251,7 @@ def _normalized(text: str) -> str:
 
 
 def _same_text(first: str, second: str) -> bool:
-    # Signs and brackets mean something in mathematics, so unlike around an option they stay
+    # Signs and brackets have a meaning in mathematics, so unlike around an option they are kept
     first, second = (_normalized(_strip_markup(_without_text_mode(text))) for text in (first, second))
     return first.replace(" ", "") == second.replace(" ", "") != ""
 
@@ -259,11 +260,11 @@ def _without_text_mode(answer: str) -> str:
     return re.sub(r"\\(?:text|textrm|textbf|mbox|mathrm)\s*\{([^{}]*)\}", r" \1 ", answer)
 
 
-def _same_expression(stated: str, right: str) -> bool:
-    expressions = [_expression(right), _expression(stated)]
+def _same_expression(stated: str, expected: str) -> bool:
+    expressions = [_expression(expected), _expression(stated)]
     if None in expressions:
         return False
-    # Imported here because a task without mathematics should not wait for SymPy
+    # Imported here, so that tasks without mathematics do not load SymPy
     from math_verify import parse, verify
 
     seconds = 5 if threading.current_thread() is threading.main_thread() else None

@@ -358,8 +358,8 @@ def edit(problems, references, completions, usable=None) -> list[tuple[int, str]
     return [rewrite_minimally(*row) for row in zip(problems, references, completions, strict=True)]
 
 
-# The task knows every true value, but its rewrites are verified only by what they state, as those of any other task:
-# [`check_steps`] is for judging what a model has learned.
+# The task knows all true values, but rewrites are verified only by what they state, as in any other task:
+# `check_steps` is for audits.
 TASK = Task(
     "arithmetic",
     check_answer,

@@ -1,6 +1,6 @@
 """
-Problems with options. The task `choice` reads one's own: `problem` is the question, a line "Options:" and one option a
-line, `solution` ends "The answer is X", `answer` is the correct option's text or label.
+Problems with options. The task `choice` also reads your own rows: `problem` is the question, a line "Options:" and one
+option per line, `solution` ends with "The answer is X", `answer` is the correct option's text or label.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def choice_row(
         correct (`int`):
             Index of the correct one.
         facts (`Sequence[str | None]`):
-            What is known about the answer: the lines of the reference before its last, "The answer is X".
+            Facts about the answer: the lines of the reference before its last one, "The answer is X".
     """
     answer = one_line(options[correct])
     facts = [fact.strip() for fact in facts if fact and fact.strip()]

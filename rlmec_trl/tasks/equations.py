@@ -9,7 +9,7 @@ from typing import NamedTuple
 from .notation import EXPRESSION_KINDS, RELATION_WORDS, Token, read_tokens
 
 
-# Values that take more bits are given up, so that the effort stays bounded whatever the text
+# Larger values are not evaluated, which bounds the cost for any input
 _MAX_BITS = 1024
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2, "of": 2, "sign": 3, "^": 4}
 # Dimensions of units that come in several sizes: "2 * 30 = 60 minutes = 1 hour" is not an error
@@ -36,7 +36,7 @@ class Expression:
             Its value, with percent signs as hundredths and, where that differs, without.
         tolerances (`tuple[Fraction, ...]`):
             For each value, how far the exact value may be from it: one unit in the last place of a number, which may
-            be rounded, and 0 for what is computed.
+            be rounded, and 0 for a computed value.
         units (`frozenset[str]`):
             The convertible units in it.
     """
@@ -82,7 +82,7 @@ def read_equations(text: str) -> tuple[list[Equation], bool]:
 
     Returns:
         `tuple[list[Equation], bool]`:
-            The equations, and whether the last of them is the last thing with a number that the text says.
+            The equations, and whether no number follows the last of them.
     """
     if not any(character.isdigit() for character in text):
         return [], False
@@ -99,7 +99,7 @@ def read_equations(text: str) -> tuple[list[Equation], bool]:
         if token.text in RELATION_WORDS:
             is_equation = left.is_computed and not right.is_computed
         else:
-            # "1 hour = 60 minutes" is none, but in a chain a number goes on from what was computed
+            # "1 hour = 60 minutes" is no computation, but in a chain a number may continue one
             is_equation = left.is_computed or after == index
         if is_equation:
             equations.append(Equation(left, right))
@@ -172,7 +172,7 @@ def _read(tokens: list[Token], start: int | None, end: int | None) -> Expression
     }
     parts = [token for token in tokens[start:end] if token.kind != "unit"]
     if any(part.text == "of" for part in parts) and start and tokens[start - 1].kind == "relation":
-        # "= 15% of $300" rather names the result than computes another one
+        # "= 15% of $300" names the result; it is not another computation
         return None
     has_percent = any(part.kind == "percent" for part in parts)
     scales = (Fraction(1, 100), Fraction(1)) if has_percent else (Fraction(1),)

@@ -1,5 +1,5 @@
 """
-MATH: competition problems with worked solutions, the answer in a LaTeX box. The task also reads one's own problems
+MATH: competition problems with worked solutions, the answer in a LaTeX box. The task also reads your own rows
 with `problem`, `solution` and, optionally, `answer`.
 """
 

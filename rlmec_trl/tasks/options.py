@@ -24,7 +24,7 @@ def _patterns(*patterns: str) -> tuple[re.Pattern, ...]:
     return tuple(re.compile(pattern, re.IGNORECASE) for pattern in patterns)
 
 
-# Labels that are no option's text by chance: "(A)", "A)", "option A"
+# Labels that are not an option's text by chance: "(A)", "A)", "option A"
 _EXPLICIT_LABELS = _patterns(rf"(?:{_WORD}\s+)?[(\[]?{_LABEL}[)\]]", rf"{_WORD}\s+{_LABEL}")
 _LABELS_WITH_TEXT = _patterns(
     # "A) Paris", "(A): Paris", "option (A) Paris"
@@ -60,7 +60,7 @@ class Options:
 
 
 def write_options(question: str, options: Sequence[str]) -> str:
-    """A problem: the question, then "Options:" and one option a line, each with its letter."""
+    """A problem: the question, then "Options:" and one option per line, each with its letter."""
     lines = [f"{letter}) {one_line(option)}" for letter, option in zip(string.ascii_uppercase, options, strict=False)]
     if len(lines) < len(options):
         raise ValueError(f"A problem can have {len(string.ascii_uppercase)} options, found {len(options)}.")
@@ -105,9 +105,9 @@ def named_options(readings: Sequence[str], options: Options) -> set[int]:
     The options that a text names, by their text ("Paris"), their label ("B", "(b)", "option B") or both ("B) Paris",
     "Paris (B)").
 
-    A text that is an option's text means that option, even where it could be another one's label. Texts are compared
-    as they are first, and without regard to case, punctuation, quotes and markup around them only where that finds
-    none: of the options "us" and "US", "US." names the second.
+    A text that is an option's text means that option, even if it could be another one's label. Texts are first
+    compared as they are, and only if no option matches, without regard to case, punctuation, quotes and markup around
+    them: of the options "us" and "US", "US." names the second.
 
     Args:
         readings (`Sequence[str]`):
@@ -122,7 +122,7 @@ def named_options(readings: Sequence[str], options: Options) -> set[int]:
     """
     longest = max(len(text) for text in options.texts) + _MAX_EXTRA_LENGTH
     readings = [reading.strip() for reading in readings if len(reading.strip()) <= longest]
-    # In this order: what a text says plainly counts before what it may be short for
+    # In this order: exact matches take precedence over abbreviations
     finders = (_by_same_text, _by_explicit_label, _by_text, _by_bare_label, _by_label_and_text)
     found = (finder(reading, options) for finder in finders for reading in readings)
     return next((indices for indices in found if indices), set())

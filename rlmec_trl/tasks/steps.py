@@ -1,4 +1,4 @@
-"""Whether the steps of a solution are correct, as far as its own text tells."""
+"""Checks of the steps of a solution by what its text states."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .equations import Expression, read_equations, read_number
 
 # A calculator mark, <<48/2=24>>, and the number written after it
 _MARK = re.compile(r"<<([^<>\n]*)>>(?:[ $€£]*(-?\d[\d,]*(?:\.\d+)?%?))?")
-# What may stand before a box for it to be the answer and nothing else. Others hold the result of an unwritten step
+# What may precede a box that only states the answer. Other boxes may hold the result of a step that is not written
 _BEFORE_LONE_BOX = re.compile(r"(?:^|answer\s+is)\W*$", re.IGNORECASE)
 # Without one of these, a text cannot change what the last result is
 _NUMBER_OR_RELATION = re.compile(r"[\d=]")
@@ -32,8 +32,8 @@ def check_stated_steps(problem: str, completion: str, step_separator: str = "\n"
     Everything else passes, so that a correct solution is not rejected: steps without equations, equations with
     variables or with notation that is not understood, equations that mix units such as minutes and hours, and
     numbers on the left of a computation (`40 = 5 * 8` looks like `8 batches = 5 * 8`, which is no claim). For the
-    same reason the final answer is compared only if it is a number that is stated by itself (`The answer is 24`,
-    `#### 24`, or a box that does not stand in a sentence), and only if no other number stands between the last
+    same reason the final answer is compared only if it is a number stated on its own (`The answer is 24`,
+    `#### 24`, or a box that is not inside a sentence), and only if no other number stands between the last
     equation and it. It may be the last result rounded, or a hundred times as much or as little: a percentage, or
     cents for dollars.
 

@@ -36,7 +36,7 @@ BUILT_IN = (
 @dataclass(frozen=True)
 class Task:
     """
-    What the stages need to know about a task.
+    Definition of a task.
 
     Args:
         name (`str`):
@@ -59,8 +59,8 @@ class Task:
             Which steps of a completion are correct, called as `check_steps(problem, completion)`. `None` where steps
             cannot be checked without a model.
         labels (`tuple[str, ...]`, *optional*):
-            The texts that every answer is one of, where they are the same for all problems, as in sentiment
-            classification. A raw row may give its answer as an index into them.
+            The possible answers, if they are the same for all problems, as in sentiment classification. A raw
+            row may give its answer as an index into them.
         editor (`Callable`, *optional*):
             A programmatic teacher ([`~rlmec_trl.teachers.editors.Editor`]), used with `--teacher task`.
 
@@ -105,7 +105,7 @@ def load_task(task: str | Task) -> Task:
 
     Args:
         task (`str` or [`Task`]):
-            A built-in task (see [docs/tasks.md](../../docs/tasks.md)), or a task of your own as `package.module:NAME`
+            A built-in task (see [docs/tasks.md](../../docs/tasks.md)), or your own as `package.module:NAME`
             or `path/to/file.py:NAME`. A [`Task`] is returned as it is.
 
     Raises:
@@ -131,8 +131,8 @@ def load_object(path: str) -> Any:
     Load an object from `package.module:NAME` or `path/to/file.py:NAME`.
 
     Raises:
-        `ValueError`: If the module or file does not exist, or has no such name. What goes wrong inside the module is
-            raised as it is.
+        `ValueError`: If the module or file does not exist, or has no such name. Errors inside the module are
+            propagated.
     """
     module, name = _load_source(path)
     if not hasattr(module, name):
@@ -158,7 +158,7 @@ def _load_file(file_name: str, name: str) -> ModuleType:
     if not file.is_file():
         raise ValueError(f"There is no file {file_name!r} to load {name!r} from.")
     # Registered, so that what the file defines can be pickled, under a name that changes with its content, because
-    # caches such as that of `Dataset.map` know a function by its name
+    # caches such as that of `Dataset.map` identify a function by its name
     digest = hashlib.sha256(bytes(file) + file.read_bytes()).hexdigest()[:16]
     module_name = f"_rlmec_trl_file_{file.stem}_{digest}"
     if module_name not in sys.modules:
@@ -180,7 +180,7 @@ def _load_module(module_name: str, name: str) -> ModuleType:
     try:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # Only where it is this module that is missing, not one that it imports
+        # Only if this module is missing, not one that it imports
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise ValueError(f"There is no module {module_name!r} to load {name!r} from.") from None
         raise

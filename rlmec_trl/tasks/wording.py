@@ -21,7 +21,7 @@ and the final answer to be right. Do not number the steps. If nothing is wrong, 
 with the final answer in the form that the attempt uses, or with "The answer is X" where it has none.
 
 """
-"""Instructions of a teacher behind an API, unless a task has its own."""
+"""Instructions of an API teacher, unless a task has its own."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Wording:
         step_separator (`str`, *optional*, defaults to `"\n"`):
             Separator of the steps of an attempt.
         numbered (`bool`, *optional*, defaults to `False`):
-            Whether the locate prompt shows the steps of the attempt numbered from 0, one a line.
+            Whether the locate prompt shows the steps of the attempt numbered from 0, one per line.
         no_error (`str`, *optional*, defaults to `"none"`):
             Answer to the locate prompt where every step is correct.
         teacher (`str`, *optional*, defaults to `TEACHER_INSTRUCTIONS`):
-            Instructions for a teacher behind an API: find the first incorrect step and correct the attempt with as few
-            edits as possible. They have no slots: the row follows in a separate message. The format of the answer is
+            Instructions for an API teacher: find the first incorrect step and correct the attempt with as few edits as
+            possible. They have no slots: the row follows in a separate message. The format of the answer is
             appended to them.
     """
 
@@ -86,7 +86,7 @@ WORDING = Wording(
 
 
 def number_steps(wording: Wording, attempt: str) -> str:
-    """The steps of an attempt, numbered from 0, one a line."""
+    """The steps of an attempt, numbered from 0, one per line."""
     separator = wording.step_separator
     shown = [" ".join(step.replace(separator, " ").split()) for step in split_steps(attempt, separator)]
     return "\n".join(f"{index}: {step}" for index, step in enumerate(shown))

@@ -22,10 +22,10 @@ from .api.questions import Question
 # The API accepts 256 MB. The client adds little to the requests.
 _MAX_BATCH_BYTES = 200_000_000
 
-# After so many failed requests for the state of a batch, the run stops waiting: an hour, by default
-_MAX_FAILED_LOOKS = 60
-# The API has not accepted the request, so that it can be sent again without paying twice
-_NOT_TAKEN = (429, 529)
+# Maximum number of failed status requests in a row (an hour, by default)
+_MAX_FAILED_POLLS = 60
+# The API has not accepted the request, so it can be sent again without paying twice
+_NOT_ACCEPTED = (429, 529)
 
 
 class AnthropicEditor(JournaledEditor):
@@ -168,7 +168,7 @@ class AnthropicEditor(JournaledEditor):
             except (anthropic.APIError, ValueError, AttributeError) as caught:
                 error = caught
             status = getattr(error, "status_code", None)
-            if status in _NOT_TAKEN:
+            if status in _NOT_ACCEPTED:
                 continue
             if status is not None and status < 500:
                 self.journal.close_submission(submission.name)
@@ -185,8 +185,8 @@ class AnthropicEditor(JournaledEditor):
         """The id of a batch that may have been created, but whose id was not received; `None` if it was not."""
         known = self.journal.batches()
         # A new batch may take a moment to be listed
-        for look in range(2):
-            if look > 0:
+        for attempt in range(2):
+            if attempt > 0:
                 time.sleep(self.config.poll_seconds)
             with self._translated_errors():
                 seen_after = submission.after is None
@@ -211,7 +211,7 @@ class AnthropicEditor(JournaledEditor):
         return first is not None and first.custom_id in keys
 
     def _wait_for(self, client: Any, batch: str) -> bool:
-        """Wait for a batch to end. Returns whether its results can be fetched: they are kept for some weeks."""
+        """Wait for a batch to end. Returns whether its results can be fetched; the API keeps them for 29 days."""
         import anthropic
 
         num_failures = 0
@@ -227,7 +227,7 @@ class AnthropicEditor(JournaledEditor):
             except RequestFailedError:
                 # A batch takes hours, and the API may be down for some of that time
                 num_failures += 1
-                if num_failures > _MAX_FAILED_LOOKS:
+                if num_failures > _MAX_FAILED_POLLS:
                     raise
                 ended = False
             if ended:
@@ -246,7 +246,7 @@ class AnthropicEditor(JournaledEditor):
         Wait for a batch, and record its answers.
 
         Raises:
-            [`TeacherError`]: If they cannot be fetched now, or if the batch was cancelled.
+            [`TeacherError`]: If they cannot be fetched now, or if the batch was canceled.
         """
         missing = set(submission.keys)
         show = process_state().is_local_main_process
@@ -264,7 +264,7 @@ class AnthropicEditor(JournaledEditor):
                             self._record_result(submission.batch, result)
                             missing.remove(result.custom_id)
                             progress.update()
-                    # There is a result for each request: if there are fewer, the response was cut off without an error
+                    # There is one result per request: if there are fewer, the response ended early, without an error
                     whole = not missing
         if not whole:
             raise TeacherError(
@@ -276,7 +276,7 @@ class AnthropicEditor(JournaledEditor):
         self.journal.close_submission(submission.name)
         if "canceled" in self.failures.values():
             raise TeacherError(
-                f"Batch {submission.batch} was cancelled. Its answers are in the journal; re-running the command "
+                f"Batch {submission.batch} was canceled. Its answers are in the journal; re-running the command "
                 "submits its other requests again."
             )
 

@@ -37,12 +37,12 @@ Usable = Callable[[int, Edit], bool]
 
 class Editor(Protocol):
     """
-    A teacher: corrects attempts with minimum edits. Any callable of this signature will do, for instance a function or
-    an object with `__call__`; `--teacher package.module:NAME` or `--teacher path/to/file.py:NAME` loads it.
+    A teacher: corrects attempts with minimum edits. Any callable with this signature works, for instance a function
+    or an object with `__call__`; `--teacher package.module:NAME` or `--teacher path/to/file.py:NAME` loads it.
 
-    It is called once per shard with all attempts in it, on each process with other shards, so an editor that runs a
-    model does its own batching. It does not have to be reliable: each edit is verified (the answer, and the steps if
-    the task can check them), and an attempt whose edit fails is left without a rewrite.
+    It is called once per shard with all attempts of the shard, and each process has its own shards. An editor that
+    runs a model has to batch them itself. It does not have to be reliable: each edit is verified (the answer, and the
+    steps if the task can check them), and an attempt whose edit fails is left without a rewrite.
 
     Args:
         problems (`Sequence[str]`):
@@ -105,7 +105,7 @@ def load_editor(path: str) -> Editor:
 
 
 def verify_rewrite(task: Task, problem: str, answer: str, rewrite: str) -> str | None:
-    """Why a rewrite must not be trained on, `None` if it passes the checks of its task."""
+    """The reason to reject a rewrite; `None` if it passes."""
     if not rewrite.strip():
         return "empty"
     if not task.check_answer(rewrite, answer, problem):
@@ -118,7 +118,7 @@ def _steps_pass(task: Task, problem: str, solution: str) -> bool:
 
 
 def editor_inputs(dataset: Dataset, task: Task) -> tuple[list[str], list[str], list[str]]:
-    """The problems, references and attempts of a dataset as plain text, the way an editor gets them."""
+    """The problems, references and attempts of a dataset as plain text, as passed to an editor."""
     problems = [task.raw_problem(prompt) for prompt in dataset["prompt"]]
     return problems, dataset["reference"][:], [message_text(completion) for completion in dataset["completion"]]
 
@@ -154,7 +154,7 @@ def edit_dataset(
     raw_completions, corrects, answers = dataset["completion"][:], dataset["correct"][:], dataset["answer"][:]
     asked = [index for index, correct in enumerate(corrects) if check_correct_samples or not correct]
 
-    @cache  # an editor that asks whether an edit is usable has had it verified
+    @cache  # cached: `usable` may already have verified the edit
     def judge(index: int, edit: Edit) -> tuple[str, int, str | None]:
         return judge_edit(task, problems[index], answers[index], completions[index], corrects[index], edit)
 
@@ -174,7 +174,7 @@ def edit_dataset(
         error_steps.append(error_step)
         conversational = rewrite is not None and is_conversational(raw_completions[index])
         rewrites.append([{"role": "assistant", "content": rewrite}] if conversational else rewrite)
-    # The types are given: from a shard without a rewrite, none could be inferred
+    # The types are given, because they cannot be inferred from a shard without a rewrite
     new = {
         "rewrite": (rewrites, dataset.features["completion"]),
         "error_step": (error_steps, Value("int64")),
@@ -207,7 +207,7 @@ def _call_editor(
     return edits
 
 
-# The outcomes of rows that have a rewrite, which no reason may be mistaken for
+# Outcomes of verified rewrites
 _KEPT = ("rewritten", "unchanged")
 
 
@@ -247,7 +247,7 @@ def judge_edit(
     if not -1 <= error_step <= len(split_steps(completion, task.wording.step_separator)):
         return "malformed", -1, None
     if rewrite == completion or (correct and error_step == -1):
-        # Left as it is, which only an attempt may be whose answer and steps are correct
+        # An unchanged attempt is accepted only if it is correct
         kept = correct and _steps_pass(task, problem, completion)
         return ("unchanged", -1, completion) if kept else ("left wrong", -1, None)
     reason = verify_rewrite(task, problem, answer, rewrite)

@@ -66,7 +66,7 @@ class ModelEditor:
         return edits
 
     def _ask(self, prompts: list[str], max_new_tokens: int, desc: str) -> list[str | None]:
-        """The model's answers; `None` for those that `max_new_tokens` cut off."""
+        """The model's answers; `None` for those truncated at `max_new_tokens`."""
         tokenizer = self.processing_class
         prompt_ids = [encode_prompt(tokenizer, as_prompt(tokenizer, prompt)) for prompt in prompts]
         answers = generate_ids(self.model, tokenizer, prompt_ids, max_new_tokens, self.batch_size, desc)

@@ -85,7 +85,7 @@ class RLMECTrainer(SFTTrainer):
             if arguments.get(name) is not None:
                 raise ValueError(f"`RLMECTrainer` does not support `{name}`. Leave it out.")
         self._refuse_unsupported(args)
-        # Before a model is loaded, where the arguments tell
+        # Checked before the model is loaded, as far as the arguments show it
         init_kwargs = args.model_init_kwargs or {}
         tp_size = init_kwargs.get("tp_size") if isinstance(model, str) else model.tp_size
         self._refuse_parallelism(args.parallelism_config, bool(init_kwargs.get("tp_plan")) or (tp_size or 1) > 1)
@@ -95,7 +95,7 @@ class RLMECTrainer(SFTTrainer):
         loss_type, args.loss_type = args.loss_type, "nll"
         super().__init__(model, args, data_collator, *others, **kwargs)
         self.args.loss_type = loss_type
-        # `accelerate launch` and DeepSpeed configure it too, which only the accelerator tells
+        # `accelerate launch` and DeepSpeed configure it too, which only the accelerator knows
         self._refuse_parallelism(self.accelerator.parallelism_config, self.get_tp_size() > 1)
         if data_collator is None:
             self.data_collator = DataCollatorForRLMEC(

@@ -197,7 +197,7 @@ def test_an_empty_prompt_is_refused_at_every_stage(stage, prompt):
     assert message.startswith("Row 0, column 'prompt': found an empty text") and "Give every problem a text" in message
 
 
-def test_a_completion_that_was_cut_off_is_found_by_its_missing_eos():
+def test_a_truncated_completion_is_found_by_its_missing_eos():
     data = dataset(STAGES["samples"], completion_ids=[5, 6, 7, 8])
     check_dataset(data, "samples")
     message = refusal(data, "samples", eos_token_ids=[EOS, 9])

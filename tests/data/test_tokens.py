@@ -178,7 +178,7 @@ def test_no_end_of_turn_is_part_of_a_step(end):
     assert step_prefix_ids(BPE, completion_ids, ["3\n", "4"], 2) == completion_ids[:-1]
 
 
-def test_all_steps_of_a_completion_that_was_cut_off_are_all_its_ids():
+def test_all_steps_of_a_truncated_completion_are_all_its_ids():
     completion_ids = encode_completion(BPE, "3\n4")[:-1]
     assert step_prefix_ids(BPE, completion_ids, ["3\n", "4"], 2) == completion_ids
 

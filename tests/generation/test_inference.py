@@ -63,7 +63,7 @@ def test_greedy_generation_matches_that_of_each_prompt_alone_in_the_given_order(
     assert len({tuple(completion) for completion in expected}) > 4, "different prompts, different completions"
 
 
-def test_a_completion_ends_with_its_first_eos_unless_it_was_cut_off(model, tokenizer):
+def test_a_completion_ends_with_its_first_eos_unless_it_was_truncated(model, tokenizer):
     rng = random.Random(2)
     prompts = [random_ids(rng, 3, len(tokenizer)) for _ in range(12)]
     greedy = generate_ids(model, tokenizer, prompts, max_new_tokens=6)

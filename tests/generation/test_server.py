@@ -103,7 +103,7 @@ def test_greedy_completions_match_those_of_the_model_in_this_process(kind, make_
     prompts = problems(tokenizer, 6)
     expected = generate_ids(policy, tokenizer, prompts, 12)
     assert len({tuple(ids) for ids in expected}) > 1
-    # From now on, the fifth token of the first completion is an EOS: some end there, some are cut off
+    # From now on, the fifth token of the first completion is an EOS: some end there, some are truncated
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(expected[0][4])
     policy.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -182,7 +182,7 @@ def test_another_eos_is_not_mistaken_for_that_of_the_tokenizer(kind, letters):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_completion_that_was_cut_off_has_no_eos(kind, letters):
+def test_a_truncated_completion_has_no_eos(kind, letters):
     said = letters("a completion that goes on")["input_ids"]
     with FakeServer(letters, lambda prompt_ids, body: said, kind=kind) as server:
         token_server = connect(server)

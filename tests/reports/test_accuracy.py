@@ -11,7 +11,7 @@ COUNTS = st.integers(1, 5000).flatmap(lambda total: st.tuples(st.integers(0, tot
 
 
 def test_wilson_interval_by_hand():
-    # 8 of 10: centre (0.8 + 0.19208) / 1.38416 = 0.71674, half width 1.96 * sqrt(0.025604) / 1.38416 = 0.22658
+    # 8 of 10: center (0.8 + 0.19208) / 1.38416 = 0.71674, half width 1.96 * sqrt(0.025604) / 1.38416 = 0.22658
     assert wilson_interval(8, 10) == pytest.approx((0.49016, 0.94332), abs=1e-5)
 
 

@@ -5,7 +5,7 @@ from datasets import Dataset
 from rich.console import Console
 
 from rlmec_trl.data.tokens import encode_completion
-from rlmec_trl.reports.token_views import colour_tokens, mark_edits, pick_samples, show_sample
+from rlmec_trl.reports.token_views import color_tokens, mark_edits, pick_samples, show_sample
 from rlmec_trl.tasks.arithmetic import make_tokenizer
 
 
@@ -36,11 +36,11 @@ def sample(tokenizer, completion=INCORRECT, rewrite=CORRECT, probs=None, **colum
 
 def test_a_token_is_red_where_its_probability_is_low(tokenizer):
     ids = tokenizer("5 9")["input_ids"]
-    text = colour_tokens(tokenizer, ids, [1.0, 0.0])
+    text = color_tokens(tokenizer, ids, [1.0, 0.0])
     assert text.plain == "5 9"
     assert [str(span.style) for span in text.spans] == ["bold white on rgb(0,130,40)", "bold white on rgb(200,0,40)"]
     with pytest.raises(ValueError, match="zip"):
-        colour_tokens(tokenizer, ids, [1.0])
+        color_tokens(tokenizer, ids, [1.0])
 
 
 def test_edited_tokens_are_underlined(tokenizer):
@@ -72,7 +72,7 @@ def test_markup_in_a_sample_is_shown_literally():
     text = shown(show_sample(row, tokenizer))
     for part in ("[bold]What?[/bold]", "[/x] [red]", incorrect, correct, "[red]: p = 0.10", "[/red]: p = 0.10"):
         assert part in text
-    assert "[red]" in shown(colour_tokens(tokenizer, row["completion_ids"], probs))
+    assert "[red]" in shown(color_tokens(tokenizer, row["completion_ids"], probs))
     assert "[/red]" in shown(mark_edits(tokenizer, row["completion_ids"], row["rewrite_ids"]))
 
 

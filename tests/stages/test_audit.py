@@ -15,12 +15,12 @@ from rlmec_trl.tasks.task import load_task
 
 
 PROBLEM = "Tom has 59 nuts, loses 16, finds 23, buys 20."
-RIGHT = "59 - 16 is 43 ; 43 + 23 = 66 ; 66 + 20 makes 86 ; The answer is 86"
-WRONG = "59 - 16 is 43 ; 43 + 23 = 67 ; 67 + 20 makes 87 ; The answer is 87"
+CORRECT = "59 - 16 is 43 ; 43 + 23 = 66 ; 66 + 20 makes 86 ; The answer is 86"
+INCORRECT = "59 - 16 is 43 ; 43 + 23 = 67 ; 67 + 20 makes 87 ; The answer is 87"
 FLAWED = "59 - 16 is 43 ; 43 + 23 = 67 ; 67 + 20 makes 86 ; The answer is 86"
 SHORT = "59 - 16 is 43 ; 43 + 23 = 66 ; 66 + 20 makes 86"
-# Steps have 9 tokens with their separator: the first wrong one of WRONG and FLAWED is the 7 of "67"
-FIRST_WRONG = 9 + 7
+# Steps have 9 tokens with their separator: the first incorrect one of INCORRECT and FLAWED is the 7 of "67"
+FIRST_INCORRECT = 9 + 7
 TASK = load_task("arithmetic")
 
 
@@ -53,43 +53,46 @@ def audit(tokenizer):
 # --- Tokens ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_wrong_token_is_where_the_rewrite_departs(tokenizer):
+def test_the_first_incorrect_token_is_where_the_rewrite_departs(tokenizer):
     def position(completion, rewrite):
         ids = [encode_completion(tokenizer, text) for text in (completion, rewrite)]
         return first_wrong_token(completion, ids[0], rewrite, ids[1])
 
-    assert position(WRONG, RIGHT) == FIRST_WRONG
-    assert position(RIGHT, RIGHT) is None
-    assert position(SHORT, RIGHT) == len(tokenizer(SHORT)["input_ids"]), "an EOS that came too early"
-    assert position(RIGHT, SHORT) == len(tokenizer(SHORT)["input_ids"]), "what should not have come any more"
+    assert position(INCORRECT, CORRECT) == FIRST_INCORRECT
+    assert position(CORRECT, CORRECT) is None
+    assert position(SHORT, CORRECT) == len(tokenizer(SHORT)["input_ids"]), "an EOS that came too early"
+    assert position(CORRECT, SHORT) == len(tokenizer(SHORT)["input_ids"]), "the first token that should not be there"
 
 
 def test_flagged_and_kept_tokens(audit):
     result = audit(
-        (WRONG, {FIRST_WRONG: 0.1, 0: 0.2, FIRST_WRONG + 1: 0.0}, RIGHT),
-        (WRONG, {FIRST_WRONG: 0.8, FIRST_WRONG - 1: 0.5}, RIGHT),
-        (FLAWED, {FIRST_WRONG: 0.5}, RIGHT),
-        (RIGHT, {3: 0.3, -1: 0.1}, RIGHT),
+        (INCORRECT, {FIRST_INCORRECT: 0.1, 0: 0.2, FIRST_INCORRECT + 1: 0.0}, CORRECT),
+        (INCORRECT, {FIRST_INCORRECT: 0.8, FIRST_INCORRECT - 1: 0.5}, CORRECT),
+        (FLAWED, {FIRST_INCORRECT: 0.5}, CORRECT),
+        (CORRECT, {3: 0.3, -1: 0.1}, CORRECT),
     )
     assert result.first_wrong_flagged == Accuracy(1, 3)
-    # What follows the first wrong token does not count; a right sample is clean up to its EOS
+    # What follows the first incorrect token does not count; a correct sample is clean up to its EOS
     length = 3 * 9 + 5 + 1
-    assert result.clean_kept == Accuracy(3 * FIRST_WRONG + length - 3, 3 * FIRST_WRONG + length)
+    assert result.clean_kept == Accuracy(3 * FIRST_INCORRECT + length - 3, 3 * FIRST_INCORRECT + length)
 
 
 def test_the_threshold_is_a_parameter(audit):
-    case = (WRONG, {FIRST_WRONG: 0.1, 0: 0.2}, RIGHT)
+    case = (INCORRECT, {FIRST_INCORRECT: 0.1, 0: 0.2}, CORRECT)
     result = audit(case, threshold=0.1)
-    assert (result.first_wrong_flagged, result.clean_kept) == (Accuracy(0, 1), Accuracy(FIRST_WRONG, FIRST_WRONG))
+    assert (result.first_wrong_flagged, result.clean_kept) == (
+        Accuracy(0, 1),
+        Accuracy(FIRST_INCORRECT, FIRST_INCORRECT),
+    )
     assert audit(case, threshold=0.15).first_wrong_flagged == Accuracy(1, 1)
-    assert audit((FLAWED, {FIRST_WRONG: 0.1}, RIGHT), threshold=0.1).flawed_flagged == Accuracy(0, 1)
+    assert audit((FLAWED, {FIRST_INCORRECT: 0.1}, CORRECT), threshold=0.1).flawed_flagged == Accuracy(0, 1)
 
 
-def test_the_curve_compares_first_wrong_with_clean_tokens(audit):
-    # 16 clean tokens: 0.3 and 0.5 among fourteen at 0.9; the wrong token's 0.5 is under 14 and ties with one
-    result = audit((WRONG, {FIRST_WRONG: 0.5, 0: 0.3, 1: 0.5}, RIGHT))
+def test_the_curve_compares_first_incorrect_with_clean_tokens(audit):
+    # 16 clean tokens: 0.3 and 0.5 among fourteen at 0.9; the incorrect token's 0.5 is under 14 and ties with one
+    result = audit((INCORRECT, {FIRST_INCORRECT: 0.5, 0: 0.3, 1: 0.5}, CORRECT))
     assert result.auc == pytest.approx((14 + 0.5) / 16)
-    assert math.isnan(audit((RIGHT, {}, RIGHT)).auc)
+    assert math.isnan(audit((CORRECT, {}, CORRECT)).auc)
 
 
 PROBS = st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0]) | st.floats(0, 1), min_size=1, max_size=30)
@@ -109,25 +112,25 @@ def test_area_under_curve_needs_both_kinds():
 # --- Samples ---------------------------------------------------------------------------------------------------------
 
 
-def test_rewritten_counts_wrong_answers_whose_rewrite_has_every_step_right(audit):
+def test_rewritten_counts_incorrect_answers_whose_rewrite_has_every_step_correct(audit):
     result = audit(
-        (WRONG, {}, RIGHT),
-        (WRONG, {}, RIGHT.replace("makes", "=")),  # not minimal, but right
-        (WRONG, {}, FLAWED),
-        (WRONG, {}, None),
-        (FLAWED, {}, RIGHT),
-        (RIGHT, {}, RIGHT),
+        (INCORRECT, {}, CORRECT),
+        (INCORRECT, {}, CORRECT.replace("makes", "=")),  # not minimal, but correct
+        (INCORRECT, {}, FLAWED),
+        (INCORRECT, {}, None),
+        (FLAWED, {}, CORRECT),
+        (CORRECT, {}, CORRECT),
     )
     assert result.wrong_rewritten == Accuracy(2, 4)
 
 
-def test_flawed_counts_right_answers_with_a_wrong_step(audit):
+def test_flawed_counts_correct_answers_with_an_incorrect_step(audit):
     result = audit(
-        (FLAWED, {FIRST_WRONG: 0.4}, RIGHT),
-        (FLAWED, {-1: 0.4}, RIGHT),  # positions are from the start: nothing is flagged
+        (FLAWED, {FIRST_INCORRECT: 0.4}, CORRECT),
+        (FLAWED, {-1: 0.4}, CORRECT),  # positions are from the start: nothing is flagged
         (FLAWED, {30: 0.1}, None),  # anywhere
-        (WRONG, {FIRST_WRONG: 0.1}, RIGHT),
-        (RIGHT, {0: 0.1}, RIGHT),
+        (INCORRECT, {FIRST_INCORRECT: 0.1}, CORRECT),
+        (CORRECT, {0: 0.1}, CORRECT),
     )
     assert result.flawed_flagged == Accuracy(2, 3)
 
@@ -135,37 +138,37 @@ def test_flawed_counts_right_answers_with_a_wrong_step(audit):
 @pytest.mark.parametrize(
     ("completion", "rewrite", "is_located"),
     [
-        (WRONG, RIGHT, True),
-        (WRONG, RIGHT.replace("makes", "="), True),  # later changes do not count
-        (WRONG, RIGHT.replace("is 43", "= 43"), False),  # too early
-        (WRONG, FLAWED, False),  # too late
-        (WRONG, WRONG, False),
-        (WRONG, None, False),
-        (RIGHT, RIGHT, True),
-        (RIGHT, RIGHT.replace("makes", "="), False),
-        (RIGHT, None, False),
-        (FLAWED, RIGHT, True),
+        (INCORRECT, CORRECT, True),
+        (INCORRECT, CORRECT.replace("makes", "="), True),  # later changes do not count
+        (INCORRECT, CORRECT.replace("is 43", "= 43"), False),  # too early
+        (INCORRECT, FLAWED, False),  # too late
+        (INCORRECT, INCORRECT, False),
+        (INCORRECT, None, False),
+        (CORRECT, CORRECT, True),
+        (CORRECT, CORRECT.replace("makes", "="), False),
+        (CORRECT, None, False),
+        (FLAWED, CORRECT, True),
         (FLAWED, FLAWED, False),
-        (SHORT, RIGHT, True),  # the missing answer is added
-        (SHORT, RIGHT.replace("is 43", "= 43"), False),
+        (SHORT, CORRECT, True),  # the missing answer is added
+        (SHORT, CORRECT.replace("is 43", "= 43"), False),
     ],
 )
-def test_located_counts_rewrites_that_begin_at_the_first_wrong_step(audit, completion, rewrite, is_located):
+def test_located_counts_rewrites_that_begin_at_the_first_incorrect_step(audit, completion, rewrite, is_located):
     assert audit((completion, {}, rewrite)).error_located == Accuracy(is_located, 1)
 
 
 def test_edits_are_compared_with_those_of_the_teacher(audit):
-    # Three digits are wrong in WRONG (67, 67, 87 and again 87 make four), one in two places in FLAWED
-    assert audit((WRONG, {}, RIGHT)).edits_made_over_needed == 1
+    # Three digits are incorrect in INCORRECT (67, 67, 87 and again 87 make four), one in two places in FLAWED
+    assert audit((INCORRECT, {}, CORRECT)).edits_made_over_needed == 1
     result = audit(
-        (WRONG, {}, RIGHT.replace("is 43", "= 43")),  # 5 for 4
-        (FLAWED, {}, RIGHT),  # 2 for 2
-        (WRONG, {}, FLAWED),  # not right: not counted
-        (RIGHT, {}, RIGHT.replace("makes", "=")),  # 1 for 0
-        (RIGHT, {}, None),
+        (INCORRECT, {}, CORRECT.replace("is 43", "= 43")),  # 5 for 4
+        (FLAWED, {}, CORRECT),  # 2 for 2
+        (INCORRECT, {}, FLAWED),  # not correct: not counted
+        (CORRECT, {}, CORRECT.replace("makes", "=")),  # 1 for 0
+        (CORRECT, {}, None),
     )
     assert result.edits_made_over_needed == pytest.approx(8 / 6)
-    assert math.isnan(audit((RIGHT, {}, RIGHT)).edits_made_over_needed)
+    assert math.isnan(audit((CORRECT, {}, CORRECT)).edits_made_over_needed)
 
 
 # --- As a whole ------------------------------------------------------------------------------------------------------
@@ -196,7 +199,7 @@ def test_verified_rewrites_with_an_incorrect_step_are_counted(audit):
     # Every equation holds and the answer is correct, but these are not the steps of the problem
     elsewhere = "1 + 1 = 2 ; 85 + 1 = 86 ; The answer is 86"
     assert all(TASK.check_steps(PROBLEM, elsewhere))
-    result = audit((WRONG, {}, elsewhere), (WRONG, {}, RIGHT), (WRONG, {}, None), (RIGHT, {}, RIGHT))
+    result = audit((INCORRECT, {}, elsewhere), (INCORRECT, {}, CORRECT), (INCORRECT, {}, None), (CORRECT, {}, CORRECT))
     assert result.verified_flawed == Accuracy(1, 3)
     assert result.wrong_rewritten == Accuracy(1, 3)
 

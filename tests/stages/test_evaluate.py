@@ -1,4 +1,4 @@
-"""Greedy solving: what counts as right, and that processes share the problems without losing one."""
+"""Greedy solving: what counts as correct, and that processes share the problems without losing one."""
 
 import pytest
 from datasets import Dataset
@@ -32,21 +32,21 @@ def answer_with(monkeypatch, tokenizer):
     return install
 
 
-def solutions_with(num_right):
-    return {row["prompt"]: f"1 ; The answer is {i if i < num_right else 99}" for i, row in enumerate(PROBLEMS)}
+def solutions_with(num_correct):
+    return {row["prompt"]: f"1 ; The answer is {i if i < num_correct else 99}" for i, row in enumerate(PROBLEMS)}
 
 
-@pytest.mark.parametrize("num_right", [0, 4, 7])
-def test_right_answers_are_counted(answer_with, tokenizer, num_right):
-    calls = answer_with(solutions_with(num_right))
-    assert solve(None, tokenizer, PROBLEMS, TASK, max_new_tokens=9, batch_size=3) == Accuracy(num_right, 7)
+@pytest.mark.parametrize("num_correct", [0, 4, 7])
+def test_correct_answers_are_counted(answer_with, tokenizer, num_correct):
+    calls = answer_with(solutions_with(num_correct))
+    assert solve(None, tokenizer, PROBLEMS, TASK, max_new_tokens=9, batch_size=3) == Accuracy(num_correct, 7)
     ((prompts, kwargs),) = calls
     assert prompts == PROBLEMS["prompt"][:]
     assert (kwargs["temperature"], kwargs["num_samples"]) == (0.0, 1)
     assert (kwargs["max_new_tokens"], kwargs["batch_size"]) == (9, 3)
 
 
-def test_a_completion_that_was_cut_off_counts_by_what_it_says(answer_with, tokenizer):
+def test_a_truncated_completion_counts_by_what_it_says(answer_with, tokenizer):
     solutions = solutions_with(0)
     solutions["problem 2"] = tokenizer("1 ; The answer is 2")["input_ids"]
     solutions["problem 3"] = tokenizer("1 ; The answer is")["input_ids"]

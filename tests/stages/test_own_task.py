@@ -1,4 +1,4 @@
-"""A task, a checker and a teacher of one's own, in a file outside the package, through every recipe."""
+"""A user-defined task, checker and teacher, in a file outside the package, through every recipe."""
 
 import json
 import os

@@ -34,7 +34,7 @@ def grm(make_policy, tokenizer):
 
 @pytest.fixture
 def rows(make_rows):
-    """Right, wrong and flawed samples in turn, without what a teacher adds; what it would write is beside them."""
+    """Correct, incorrect and flawed samples alternately, with the edits that a teacher would write."""
     return make_rows(9)
 
 
@@ -163,10 +163,10 @@ def test_messages_stay_messages(grm, rows, rewrite_with):
 # --- Verified rewrites only ------------------------------------------------------------------------------------------
 
 
-def test_a_rewrite_with_a_wrong_answer_or_without_end_is_left_out(grm, rows, rewrite_with, tokenizer):
+def test_a_rewrite_with_an_incorrect_answer_or_without_eos_is_left_out(grm, rows, rewrite_with, tokenizer):
     rewrites = [row["rewrite"] for row in rows]
     rewrites[1] = "The answer is 1"
-    rewrites[2] = encode_completion(tokenizer, rewrites[2])[:-1]  # cut off before EOS, though the answer is there
+    rewrites[2] = encode_completion(tokenizer, rewrites[2])[:-1]  # truncated before EOS, though the answer is there
     rewrites[4] = rows[4]["completion"]
     # An equation that does not hold before a correct answer
     head, answer = rewrites[5].rsplit(" ; ", 1)
@@ -182,7 +182,7 @@ def test_a_rewrite_with_a_wrong_answer_or_without_end_is_left_out(grm, rows, rew
     assert scored[7]["rewrite"] == rewrites[7]
     for name in ("rewrite_ids", "rewrite_topk_ids", "rewrite_topk_logps"):
         assert [index for index, value in enumerate(scored[name]) if value is None] == missing
-    assert all(len(row["token_probs"]) == len(row["completion_ids"]) for row in scored), "judged all the same"
+    assert all(len(row["token_probs"]) == len(row["completion_ids"]) for row in scored), "scored nevertheless"
 
 
 def kept_as_they_are(rows):
@@ -201,7 +201,7 @@ def test_samples_that_are_found_correct_keep_only_what_passes_the_checks(grm, ro
     }
 
 
-def test_right_samples_can_be_left_as_they_are(grm, rows, rewrite_with):
+def test_correct_samples_can_be_kept(grm, rows, rewrite_with):
     prefixes = rewrite_with(rows, [row["rewrite"] for row in rows])
     scored = score_dataset(samples(rows), grm, TASK, rewrite_correct=False)
     kept = kept_as_they_are(rows)
@@ -294,7 +294,7 @@ def rewriting(row):
 
 @pytest.fixture
 def judge(rows, tokenizer):
-    """`complete` of a reward model that is never wrong. It keeps what it was asked: which row, and for a rewrite?"""
+    """`complete` of a reward model without mistakes. It records the row of each request, and if it is for a rewrite."""
     questions = {}
     for index, row in enumerate(rows):
         questions[locating(row)] = index, locate_answer(WORDING, row["error_step"])
@@ -353,11 +353,11 @@ def test_a_row_that_the_server_refuses_has_no_rewrite_and_costs_no_other(rows, j
     expected = [None if row is first or row is second else row["rewrite"] for row in rows]
     assert scored["rewrite"][:] == expected
     assert [ids is None for ids in scored["rewrite_ids"]] == [rewrite is None for rewrite in expected]
-    assert all(len(row["token_probs"]) == len(row["completion_ids"]) for row in scored), "judged all the same"
+    assert all(len(row["token_probs"]) == len(row["completion_ids"]) for row in scored), "scored nevertheless"
     assert grm.server.left_out == {"refused by the server": 2}
 
 
-def test_a_server_that_refuses_every_row_leaves_the_right_samples(rows, judge, connect, tokenizer):
+def test_a_server_that_refuses_every_row_keeps_the_correct_samples(rows, judge, connect, tokenizer):
     with FakeServer(tokenizer, judge, refuse=lambda body: "seed" in body) as server:
         scored = score_dataset(samples(rows), connect(server), TASK, rewrite_topk=2)
     assert scored["rewrite"][:] == kept_as_they_are(rows)
@@ -404,7 +404,7 @@ def score_to(output_dir, rows, config, model_args, **kwargs):
 def test_scores_on_disk_do_not_depend_on_the_shards(folder, rows, tokenizer):
     config, model_args = settings(folder, shard_size=2, rewrite_topk=3, locate_by="probability")
     scored = score.run(config, samples(rows), folder / "scored", model_args)
-    # An untrained reward model mends nothing: some shards have no rewrite at all
+    # An untrained reward model corrects nothing: some shards have no rewrite at all
     assert scored[1]["rewrite"] is None
     check_dataset(scored, "scores", tokenizer.eos_token_id)
 
@@ -433,7 +433,7 @@ def test_a_reward_model_of_another_family_is_refused_before_work_begins(folder, 
     assert not (folder / "scored").exists()
 
 
-def test_samples_that_were_cut_off_are_refused(folder, rows):
+def test_truncated_samples_are_refused(folder, rows):
     rows[3]["completion_ids"] = rows[3]["completion_ids"][:-1]
     with pytest.raises(DatasetError, match="Row 3, column 'completion_ids': .* not with EOS"):
         score_to(folder / "scored", rows, *settings(folder))
@@ -441,8 +441,8 @@ def test_samples_that_were_cut_off_are_refused(folder, rows):
 
 def test_a_server_with_the_reward_model_writes_the_rewrites_of_the_score_stage(folder, rows, judge, tokenizer):
     config, model_args = settings(folder, shard_size=4, rewrite_max_new_tokens=40)
-    wrong = next(row for row in rows if not row["correct"])
-    refused = tokenizer(rewriting(wrong))["input_ids"]
+    incorrect = next(row for row in rows if not row["correct"])
+    refused = tokenizer(rewriting(incorrect))["input_ids"]
     with FakeServer(tokenizer, judge) as server:
         server.refuse = lambda body: body["prompt"][: len(refused)] == refused
         scored = score.run(config, samples(rows), folder / "scored", model_args, ServerConfig(server.url))
@@ -452,7 +452,7 @@ def test_a_server_with_the_reward_model_writes_the_rewrites_of_the_score_stage(f
         assert len(server.exchanges) == num_asked, "what is finished is loaded"
     assert again.to_list() == scored.to_list()
     check_dataset(scored, "scores", tokenizer.eos_token_id)
-    assert scored["rewrite"][:] == [None if row is wrong else row["rewrite"] for row in rows]
+    assert scored["rewrite"][:] == [None if row is incorrect else row["rewrite"] for row in rows]
     # Without a server the same model says something else: probabilities are its own, rewrites are not
     alone = score.run(config, samples(rows), folder / "alone", model_args)
     assert alone["token_probs"][:] == scored["token_probs"][:]

@@ -1,4 +1,4 @@
-"""A wrong verdict poisons every later stage, so what counts as the answer is nailed down here."""
+"""Which final answer a text states, and when two answers are equal."""
 
 import asyncio
 import pickle
@@ -101,7 +101,7 @@ def test_equal_mathematics_is_equal_however_it_is_written(stated, answer):
         (r"\begin{pmatrix} 2 & 0 \\ -3 & 5 \end{pmatrix}", r"\begin{pmatrix} 0 \\ 0 \\ 0 \end{pmatrix}"),
         (r"\begin{pmatrix} 0 & 0 \end{pmatrix}", r"\begin{pmatrix} 0 \\ 0 \end{pmatrix}"),
         (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1 \\ 3 \end{pmatrix}"),
-        # Where a word is cut off together with what stands around it, the rest is the same
+        # If a word were dropped together with what is around it, the rest would be the same
         (r"\overline{AB}", r"\overline{CD}"),
         (r"\triangle ABC", r"\triangle DEF"),
         (r"\operatorname{arcsin} 1", r"\operatorname{arccos} 1"),
@@ -113,7 +113,7 @@ def test_different_mathematics_is_not_equal(stated, answer):
     assert not check_math(f"Some steps with {answer} in them.\nThe answer is {stated}", answer)
 
 
-def test_a_number_on_the_way_is_no_answer():
+def test_an_intermediate_number_is_not_the_answer():
     assert not check_math("48 / 2 = 24 clips in May. Then 48 + 24 = 72", "72")
     assert not check_math("Natalia sold 24", "24")
 
@@ -124,7 +124,7 @@ def test_a_completion_that_is_nothing_but_its_answer_counts(completion):
 
 
 @pytest.mark.parametrize("completion", ["", "The answer is ", "((((", "\x00", "\ud800", "The answer is \\frac{" * 40])
-def test_odd_texts_are_wrong_not_errors(completion):
+def test_odd_texts_are_incorrect_not_errors(completion):
     assert not check_math(completion, "5")
     assert not check_choice(completion, "five")
 
@@ -136,7 +136,7 @@ def test_no_text_makes_the_math_check_fail(text):
     assert check_math(f"The answer is {text}", "5") in (True, False)
 
 
-def test_an_expression_that_explodes_is_given_up():
+def test_an_expression_that_is_too_large_is_not_evaluated():
     assert not check_math("The answer is " + "(" * 5000, "5")
 
 
@@ -146,7 +146,7 @@ def test_the_answer_of_a_long_text_is_found_in_one_pass(text):
 
 
 def test_math_is_checked_in_threads_too():
-    # The time limit rests on a signal, which only the main thread may set
+    # The time limit uses a signal, which only the main thread may set
     with ThreadPoolExecutor(2) as pool:
         verdicts = list(pool.map(check_math, ["The answer is 1/2", "The answer is 1/3"], ["0.5", "0.5"]))
     assert verdicts == [True, False]
@@ -167,7 +167,7 @@ def test_math_is_checked_in_threads_too():
         ("The answer is ?!", "?!"),
     ],
 )
-def test_an_option_is_recognised_through_its_dress(completion, answer):
+def test_an_option_is_recognized_in_any_format(completion, answer):
     assert check_choice(completion, answer)
 
 
@@ -182,7 +182,7 @@ def test_an_option_is_recognised_through_its_dress(completion, answer):
         ("The answer is", "race track"),
     ],
 )
-def test_another_option_is_not_mistaken_for_the_right_one(completion, answer):
+def test_another_option_is_not_mistaken_for_the_correct_one(completion, answer):
     assert not check_choice(completion, answer)
 
 
@@ -190,12 +190,12 @@ def test_another_option_is_not_mistaken_for_the_right_one(completion, answer):
 
 
 def length_reward(prompts, completions, answer, **kwargs):
-    """1 for the right length, a half for one off, `None` for nothing at all."""
+    """1 for the correct length, a half for one off, `None` for an empty completion."""
     assert prompts == [[{"role": "user", "content": "How long?"}]]
     lengths = [len(completion[-1]["content"]) for completion in completions]
     return [
-        None if length == 0 else 1 - abs(length - int(right)) / 2
-        for length, right in zip(lengths, answer, strict=True)
+        None if length == 0 else 1 - abs(length - int(expected)) / 2
+        for length, expected in zip(lengths, answer, strict=True)
     ]
 
 

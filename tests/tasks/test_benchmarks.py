@@ -141,7 +141,7 @@ def test_a_row_of_the_hub_becomes_problem_reference_and_answer(name, tokenizer):
 
 
 @pytest.mark.parametrize("name", OWN_ROWS)
-def test_a_row_of_ones_own_is_read_by_every_task(name, tokenizer):
+def test_a_user_defined_row_is_read_by_every_task(name, tokenizer):
     row = OWN_ROWS[name]
     rows = rows_of(name, row, tokenizer)
     check_dataset(rows, "task")

@@ -46,7 +46,7 @@ def test_the_task_of_the_page_is_as_short_as_it_says(page_files):
     assert len(Path("roman.py").read_text(encoding="utf-8").splitlines()) <= 20
 
 
-def test_the_rows_of_ones_own_load_with_the_tasks_that_are_named(page_files, tokenizer):
+def test_user_defined_rows_load_with_the_tasks_that_are_named(page_files, tokenizer):
     for name in ("math", "gsm8k", "svamp"):
         rows = load_problems(ProblemConfig(dataset_name="pens.jsonl"), load_task(name), tokenizer)
         assert rows["answer"][:] == ["12"]

@@ -1,4 +1,4 @@
-"""A task is loaded by name from anywhere, and what is wrong with one's own is said plainly."""
+"""Tasks are loaded by name from anywhere, with clear errors."""
 
 import importlib
 import pickle

@@ -593,11 +593,11 @@ def test_results_that_cannot_be_fetched_are_fetched_by_the_next_run(server, make
     assert server.requests["create"] == 1
 
 
-def test_a_cancelled_batch_stops_the_run_and_its_answers_are_kept(server, make_samples, tmp_path):
-    # A batch that was cancelled on purpose must not be submitted again in the same run
+def test_a_canceled_batch_stops_the_run_and_its_answers_are_kept(server, make_samples, tmp_path):
+    # A batch that was canceled on purpose must not be submitted again in the same run
     server.fault = lambda user, attempt: "canceled" if number(user) % 2 and attempt == 0 else None
     samples = make_samples(20)
-    with pytest.raises(TeacherError, match="cancelled"):
+    with pytest.raises(TeacherError, match="canceled"):
         edit(tmp_path, server, samples, use_batches=True)
     assert server.requests["create"] == 1
     assert 0 < len(journal_records(tmp_path)) == server.paid.total() < 20

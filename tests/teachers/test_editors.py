@@ -349,7 +349,7 @@ def test_an_editor_gets_problems_references_and_attempts_as_plain_text():
     assert [type(column) for column in editor_inputs(plain, task)] == [list] * 3
 
 
-# --- Editors of one's own --------------------------------------------------------------------------------------------
+# --- User-defined editors --------------------------------------------------------------------------------------------
 
 
 class TeacherOfOnesOwn:

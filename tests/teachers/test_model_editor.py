@@ -1,4 +1,4 @@
-"""A local model as the teacher gets two prompts per attempt, and an answer that was cut off is not used."""
+"""A local model as the teacher gets two prompts per attempt, and a truncated answer is not used."""
 
 from types import SimpleNamespace
 
@@ -84,13 +84,13 @@ def test_without_a_usable_locate_answer_the_rewrite_shows_the_step(ask, answer):
     assert edits == [(1, RIGHT)]
 
 
-def test_a_locate_answer_that_was_cut_off_is_not_used(ask, tokenizer):
+def test_a_truncated_locate_answer_is_not_used(ask, tokenizer):
     step_zero = tokenizer("0")["input_ids"]
     edits, _ = ask([WRONG], [RIGHT], [step_zero * 20])
     assert edits == [(1, RIGHT)]
 
 
-def test_a_rewrite_that_was_cut_off_is_no_edit(ask, tokenizer):
+def test_a_truncated_rewrite_is_no_edit(ask, tokenizer):
     ids = [*tokenizer(RIGHT)["input_ids"], tokenizer.eos_token_id]
     for limit, expected in ((len(ids) - 1, NoEdit("truncated")), (len(ids), (1, RIGHT)), (len(ids) + 1, (1, RIGHT))):
         edits, _ = ask([WRONG], [RIGHT], ["1"], max_new_tokens=limit)

@@ -184,7 +184,7 @@ def test_an_unusable_answer_is_counted_by_kind_and_never_trained_on(outcome, row
     assert edited["rewrite"][:] == [None] * 12
 
 
-def test_an_answer_that_the_server_reports_as_cut_off_is_not_used(rows, edit, tokenizer):
+def test_an_answer_that_the_server_reports_as_truncated_is_not_used(rows, edit, tokenizer):
     with FakeServer(tokenizer, chat=lambda body: (teach(body)[0], "length")) as server:
         _, outcomes = edit(server, rows, max_attempts=1)
     assert outcomes == {"truncated": 12}

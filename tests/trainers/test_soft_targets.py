@@ -106,7 +106,7 @@ def test_no_token_at_all_is_still_part_of_the_graph():
     assert torch.equal(gradient, torch.zeros_like(hidden_states))
 
 
-def test_tempered_targets_renormalise_what_was_stored():
+def test_tempered_targets_renormalize_what_was_stored():
     logps = torch.tensor([[0.5, 0.2, 0.05]]).log()
     torch.testing.assert_close(tempered_targets(logps, 1.0), torch.tensor([[0.5, 0.2, 0.05]]) / 0.75)
     squares = torch.tensor([[0.25, 0.04, 0.0025]])

@@ -1,1 +1,1 @@
-"""Teachers behind an API: requests, the journal of their answers, and their costs."""
+"""API teachers: requests, the journal of their answers, and their costs."""

@@ -1,4 +1,4 @@
-"""What a teacher's answers will cost, and how much may still be spent."""
+"""Cost estimates and the budget of an API teacher."""
 
 import math
 from collections.abc import Iterable
@@ -16,8 +16,8 @@ class Estimate:
         requests (`int`):
             Number of requests.
         input_tokens, output_tokens (`int`, *optional*):
-            Expected tokens with one answer per request; `None` if the API cannot count them. What the teacher thinks
-            before it answers is not included.
+            Expected tokens with one answer per request; `None` if the API cannot count them. Reasoning tokens
+            are not included.
         cost (`float`, *optional*):
             Expected dollars, `None` if tokens or prices are unknown.
         highest_cost (`float`, *optional*):
@@ -39,7 +39,7 @@ class Budget:
         limit (`float`, *optional*):
             Maximum total over all answers; no limit if `None`.
         costs (`Iterable[float]`):
-            What earlier answers have cost.
+            Costs of earlier answers.
         share (`float`, *optional*, defaults to `1.0`):
             Share of what is left that this process may spend.
         expected_cost (`float`, *optional*, defaults to `0.0`):
@@ -86,16 +86,16 @@ def describe_estimate(estimate: Estimate, config: TeacherConfig) -> str:
             "No new request: every row has an answer. Rows whose answers failed are requested again, up to "
             "`--max_attempts` answers each."
         )
-    said = f"{estimate.requests:,} requests"
+    text = f"{estimate.requests:,} requests"
     if estimate.input_tokens is None:
-        return f"{said}. This API cannot count their tokens beforehand."
-    said += f", about {estimate.input_tokens:,} tokens in and {estimate.output_tokens:,} out"
+        return f"{text}. This API cannot count their tokens beforehand."
+    text += f", about {estimate.input_tokens:,} tokens in and {estimate.output_tokens:,} out"
     if estimate.cost is None:
-        return f"{said}. For the cost, look up the teacher's prices and set `--input_price` and `--output_price`."
-    said += (
+        return f"{text}. For the cost, look up the teacher's prices and set `--input_price` and `--output_price`."
+    text += (
         f", thinking not included: about {estimate.cost:,.2f} dollars ({estimate.highest_cost:,.2f} if every answer "
         f"had {config.max_tokens:,} tokens)."
     )
     if config.max_cost is not None:
-        said += f" The run stops at {config.max_cost:,.2f} dollars."
-    return said
+        text += f" The run stops at {config.max_cost:,.2f} dollars."
+    return text

@@ -1,4 +1,4 @@
-"""Settings of a teacher behind an API, and what its answers cost."""
+"""Settings of an API teacher, and the cost of its answers."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -9,14 +9,14 @@ from .journal import Answer
 @dataclass
 class TeacherConfig:
     r"""
-    Settings of a teacher behind an API.
+    Settings of an API teacher.
 
     Parameters:
         max_tokens (`int`, *optional*, defaults to `8192`):
-            Maximum length of an answer, in tokens, including what the teacher thinks before it.
+            Maximum length of an answer, in tokens, including reasoning.
         max_attempts (`int`, *optional*, defaults to `3`):
-            Maximum number of answers per row. A row is requested again if its answer was a refusal, cut off or
-            malformed, or failed verification.
+            Maximum number of answers per row. A row is requested again if its answer was a refusal, truncated
+            or malformed, or failed verification.
         structured_output (`bool`, *optional*, defaults to `True`):
             Whether the API constrains the answer to a JSON schema. Otherwise the teacher answers in a plain layout.
         effort (`str`, *optional*):
@@ -39,13 +39,13 @@ class TeacherConfig:
 
     max_tokens: int = field(
         default=8192,
-        metadata={"help": "Maximum length of an answer, in tokens, including what the teacher thinks before it."},
+        metadata={"help": "Maximum length of an answer, in tokens, including reasoning."},
     )
     max_attempts: int = field(
         default=3,
         metadata={
-            "help": "Maximum number of answers per row. A row is requested again if its answer was a refusal, cut off "
-            "or malformed, or failed verification."
+            "help": "Maximum number of answers per row. A row is requested again if its answer was a refusal, "
+            "truncated or malformed, or failed verification."
         },
     )
     structured_output: bool = field(
@@ -127,7 +127,7 @@ class TeacherConfig:
             )
 
 
-# The Message Batches API charges this share less
+# Discount of the Message Batches API
 BATCH_DISCOUNT = 0.5
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong with a teacher behind an API: for one row, or for all of them."""
+"""Errors of API teachers: for one row, or for all."""
 
 
 class TeacherError(RuntimeError):
@@ -7,13 +7,13 @@ class TeacherError(RuntimeError):
 
 class RequestFailedError(Exception):
     """
-    A request got no answer. Others may.
+    A request got no answer. Other requests may still succeed.
 
     Args:
         reason (`str`):
             Why not.
         about_row (`bool`, *optional*, defaults to `False`):
-            Whether the API rejects this very request, and is not itself in trouble.
+            Whether the API rejects this particular request rather than failing itself.
     """
 
     def __init__(self, reason: str, about_row: bool = False):

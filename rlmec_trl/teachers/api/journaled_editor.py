@@ -1,4 +1,4 @@
-"""What all teachers behind an API share: answers go through the journal, and costs have a limit."""
+"""Base class of API teachers, with a journal and a cost limit."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -28,13 +28,13 @@ from .questions import Question, make_question, read_answer
 _REFUSED = ("refusal", "content_filter")
 _TRUNCATED = ("max_tokens", "model_context_window_exceeded", "length")
 
-# So many requests in a row without an answer are no coincidence
+# Consecutive requests without an answer after which the run stops
 _MAX_FAILURES_IN_A_ROW = 50
 
 
 class JournaledEditor(ABC):
     """
-    A teacher behind an API. An answer to a row is requested until one passes verification, at most
+    Base class of API teachers. An answer to a row is requested until one passes verification, at most
     `config.max_attempts` times; what is in the journal is never requested again.
 
     Args:
@@ -56,7 +56,7 @@ class JournaledEditor(ABC):
         [`~rlmec_trl.teachers.api.errors.TeacherError`]: If a package is missing.
     """
 
-    # HTTP statuses by which the API rejects every request (the key, the account, the model) or this one (too long)
+    # HTTP statuses with which the API rejects every request (key, account, model) or this one (too long)
     _hopeless_statuses: tuple[int, ...]
     _row_statuses: tuple[int, ...]
 
@@ -78,11 +78,11 @@ class JournaledEditor(ABC):
         self._batch = "" if config.use_batches else None
         longest = answer_cost(config, Answer("", "", output_tokens=config.max_tokens, batch=self._batch))
         self.budget = Budget(config.max_cost, journal.costs(), budget_share, longest or 0.0)
-        # Held to change the budget and the failures, which all requesting threads share
+        # Guards the budget and the failures, which all requesting threads share
         self._lock = threading.Lock()
-        # If unset, the journal alone answers
+        # If false, only the journal answers
         self.may_ask = True
-        # Why requests of this run got no answer, by their keys
+        # Why requests of this run got no answer, by key
         self.failures: dict[str, str] = {}
         self._num_failures: Counter[str] = Counter()
         self._num_failures_in_a_row = 0
@@ -112,11 +112,11 @@ class JournaledEditor(ABC):
 
     @abstractmethod
     def _api_errors(self) -> tuple[type[Exception], ...]:
-        """The exceptions by which the SDK says that a request failed."""
+        """The exceptions that the SDK raises for a failed request."""
 
     @abstractmethod
     def _hopeless(self, error: Exception) -> TeacherError:
-        """The error to raise where every request would fail like this one."""
+        """The error to raise if every request would fail like this one."""
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
@@ -189,13 +189,13 @@ class JournaledEditor(ABC):
             questions (`list[Question]`):
                 What to ask. Questions with the same key are requested once.
             read (`Callable[[Question, str], Any]`):
-                What the text of an answer says, or [`~rlmec_trl.teachers.editors.NoEdit`] if it says nothing.
+                Parses the text of an answer; [`~rlmec_trl.teachers.editors.NoEdit`] if it cannot be parsed.
             usable (`Callable[[int, Any], bool]`):
                 Whether the question with this index needs no other answer.
 
         Returns:
-            `list`: What the first usable answer to each question says, otherwise the last. `NoEdit` with the reason
-            where there is no answer.
+            `list`: The result of the first usable answer to each question, otherwise of the last. `NoEdit` with the
+            reason if there is no answer.
         """
         if self.may_ask:
             self.failures.clear()
@@ -316,7 +316,7 @@ class JournaledEditor(ABC):
 
 
 def _no_answer(answer: Answer) -> NoEdit | None:
-    """Why an answer has no text to read, `None` where it has."""
+    """The reason why an answer has no usable text; `None` if it has."""
     if answer.stop_reason in _REFUSED:
         return NoEdit("refusal")
     return NoEdit("truncated") if answer.stop_reason in _TRUNCATED else None
@@ -326,7 +326,7 @@ def edit_through_journal(
     dataset: Dataset, editor: JournaledEditor, task: Task, check_correct_samples: bool = True
 ) -> tuple[Dataset, Counter]:
     """
-    [`~rlmec_trl.teachers.editors.edit_dataset`] with a teacher behind an API, on all processes of the run.
+    [`~rlmec_trl.teachers.editors.edit_dataset`] with an API teacher, on all processes of the run.
 
     Each process sends its share of the requests. Then all read every answer from the journal, so that the result does
     not depend on the number of processes.

@@ -1,4 +1,4 @@
-"""Requests to a teacher behind an API: one answer gives the first incorrect step and the corrected attempt."""
+"""Requests to an API teacher: one answer gives the first incorrect step and the corrected attempt."""
 
 import hashlib
 import json
