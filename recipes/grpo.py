@@ -36,7 +36,7 @@ def make_parser() -> TrlParser:
 def make_reward(task: Task) -> Callable[..., list[float]]:
     def outcome_reward(prompts, completions, answer, **kwargs):
         return [
-            float(task.check_answer(message_text(completion), correct, task.raw_problem(prompt)))
+            float(task.is_correct(message_text(completion), correct, task.raw_problem(prompt)))
             for prompt, completion, correct in zip(prompts, completions, answer, strict=True)
         ]
 

@@ -32,7 +32,7 @@ def load_rows(
         `FileNotFoundError`: If `name_or_path` names a file of JSON lines that does not exist.
         [`~rlmec_trl.data.schema.DatasetError`]: If the folder holds several splits.
     """
-    path = Path(name_or_path)
+    path = Path(name_or_path).expanduser()
     if path.is_dir():
         dataset = load_from_disk(str(path))
     elif path.suffix in (".json", ".jsonl"):

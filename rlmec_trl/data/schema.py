@@ -135,11 +135,12 @@ def check_dataset(dataset: Dataset, stage: Stage, eos_token_ids: int | Iterable[
     batches = dataset.select_columns(columns).with_format("arrow").iter(batch_size=_BATCH_SIZE)
     progress = tqdm(total=len(dataset), desc=f"Checking {stage}", unit=" rows", disable=len(dataset) < _BIG)
     start = 0
+    forms: dict[str, bool] = {}
     with progress:
         for table in batches:
             rows = start + np.arange(table.num_rows)
             batch = {name: table[name].combine_chunks() for name in columns}
-            texts = _check_texts(batch, rows, stage)
+            texts = _check_texts(batch, rows, stage, forms)
             _check_verdicts(batch, rows)
             if stage == "edits":
                 _check_copies(texts, batch, rows)
@@ -176,7 +177,10 @@ def _missing(names: tuple[str, ...], need: str) -> DatasetError:
     return DatasetError(f"Column {' or '.join(map(repr, names))} is missing, {need}. {sources}.")
 
 
-def _check_texts(batch: dict[str, pa.Array], rows: np.ndarray, stage: str) -> dict[str, list[str | None]]:
+def _check_texts(
+    batch: dict[str, pa.Array], rows: np.ndarray, stage: str, forms: dict[str, bool]
+) -> dict[str, list[str | None]]:
+    """The texts of a batch. `forms` says of each column whether it has messages, as its first row does."""
     fixes = {
         "prompt": "Give every problem a text.",
         "reference": "Give every problem a correct worked solution.",
@@ -196,6 +200,10 @@ def _check_texts(batch: dict[str, pa.Array], rows: np.ndarray, stage: str) -> di
             if not isinstance(text, str):
                 kind = "a string or a list of messages" if name in _READ else "a string"
                 raise _error(row, name, value, f"It must be {kind}. {fixes[name]}")
+            if forms.setdefault(name, text is not value) != (text is not value):
+                kinds = ("messages", "a string") if forms[name] else ("a string", "messages")
+                fix = f"The rows before have {kinds[0]} here, and a column has one form. Bring all rows into it."
+                raise _error(row, name, f"{kinds[1]} ({value!r})", fix, quote=False)
             if not text.strip():
                 raise _error(row, name, f"an empty text ({value!r})", fixes[name], quote=False)
             texts[name].append(text)

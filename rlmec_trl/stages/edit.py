@@ -26,7 +26,7 @@ from ..teachers.editors import Editor, edit_dataset, editor_inputs, load_editor,
 from ..teachers.model_editor import ModelEditor
 from ..teachers.server_editor import ServerEditor
 from .keys import config_key, function_key, model_key, task_key
-from .output import claim, publish, save_rows
+from .output import check_not_input, claim, publish, resolve, save_rows
 from .runner import map_shards
 
 
@@ -259,7 +259,10 @@ def _edit_here(samples: Dataset, task: Task, config: EditConfig, model_args: Mod
         outcomes.update(counts)
         return edited
 
-    settings = {**config_key(config), "teacher": teacher, "task": task_key(task)}
+    settings = {**config_key(config), "teacher": teacher, "task": task_key(task, config.task)}
+    if editor is not None:
+        # It generates nothing
+        del settings["max_new_tokens"]
     edited = map_shards(samples, edit, config.output_dir, settings, config.shard_size)
     return edited, gather_counts(outcomes)
 
@@ -274,6 +277,7 @@ def _edit_by_api(
         raise ValueError(
             f"The journal {journal_dir!r} lies in `--output_dir`, which is replaced: name another folder."
         )
+    check_not_input(config.output_dir, samples)
     # The output folder is checked before anything is paid for
     holds_output = state.is_main_process and not config.dry_run
     with claim(config.output_dir) if holds_output else nullcontext() as work_dir:
@@ -301,4 +305,4 @@ def _edit_by_api(
         state.print("`max_cost` was reached. With a higher one, the same command requests the others.")
     if teacher_config.input_price is not None:
         state.print(f"Spent {spent - before:.2f} dollars, {spent:.2f} with earlier runs of {journal_dir}.")
-    return load_from_disk(config.output_dir), outcomes
+    return load_from_disk(str(resolve(config.output_dir))), outcomes

@@ -137,5 +137,5 @@ def solve(
     )
     texts = [processing_class.decode(ids, skip_special_tokens=True) for (ids,) in completions]
     problems = map(task.raw_problem, own["prompt"])
-    correct = sum(map(task.check_answer, texts, own["answer"], problems))
+    correct = sum(map(task.is_correct, texts, own["answer"], problems))
     return Accuracy(sum(gather_object([correct])), len(dataset))

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from ..generation.loading import model_fingerprint
-from ..tasks.task import Task
+from ..tasks.task import Task, source_hash
 from ..tasks.wording import Wording
 
 
@@ -64,13 +64,17 @@ def model_key(model_args: ModelConfig, processing_class: PreTrainedTokenizerBase
     }
 
 
-def task_key(task: Task) -> dict[str, Any]:
-    """A task's name and wording and, of a task of one's own, the files that its checks are written in."""
+def task_key(task: Task, source: str | Task = "") -> dict[str, Any]:
+    """
+    A task's name and wording and, of a user-defined task, the file that `source` loads it from and those that its
+    checks are written in. What these files import is not part of it.
+    """
     checks = [task.check_answer, task.check_steps, task.read_row, task.editor]
     return {
         "name": task.name,
         "wording": wording_key(task.wording),
         "checks": [None if check is None else function_key(check) for check in checks],
+        "source": source_hash(source) if isinstance(source, str) and ":" in source else None,
     }
 
 
@@ -93,7 +97,7 @@ def function_key(function: Callable) -> list:
     if function.__module__.partition(".")[0] == __package__.partition(".")[0]:
         return [function.__module__, function.__qualname__]
     file = getattr(module, "__file__", None)
-    source = Hasher.hash(function) if file is None else _hash(Path(file).read_text(encoding="utf-8"))
+    source = Hasher.hash(function) if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
     return [function.__qualname__, source]
 
 

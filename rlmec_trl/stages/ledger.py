@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from .output import list_files, write_atomically
+from .output import is_cache, list_files, write_atomically
 from .pipeline import Choice, Job, PipelineError, fill_run
 
 
@@ -135,7 +135,8 @@ class Ledger:
             return "finished" if marker["finished"] else "unfinished"
         if not marker["finished"]:
             return "abandoned"
-        foreign = [name for name, size in _left_by(output).items() if marker["files"].get(name) != size]
+        left = marker["files"]
+        foreign = [name for name, size in _left_by(output).items() if left.get(name) != size and not is_cache(name)]
         if foreign:
             shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
             raise PipelineError(
@@ -171,7 +172,7 @@ class Ledger:
         except (FileNotFoundError, json.JSONDecodeError):
             return None
         # Markers of earlier releases do not list files, so they do not say what is ours
-        return marker if isinstance(marker.get("files"), dict) else None
+        return marker if isinstance(marker, dict) and isinstance(marker.get("files"), dict) else None
 
     def _write_marker(self, name: str, marker: dict[str, Any]) -> None:
         write_atomically(self._path(name, ".json"), json.dumps(marker))

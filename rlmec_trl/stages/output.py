@@ -18,8 +18,7 @@ from filelock import FileLock, Timeout
 
 
 MARK = "rlmec_trl.json"
-# What `Dataset.map` made of a dataset, which `datasets` keeps beside it, finished or cut off
-_CACHE = re.compile(r"cache-.*\.arrow|tmp[a-z0-9_]{8}")
+_CACHE = re.compile(r"(.*/)?(cache-[0-9a-f]{16}(_\d+_of_\d+)?\.arrow|tmp[a-z0-9_]{8})")
 
 
 class OutputError(RuntimeError):
@@ -33,7 +32,7 @@ def check_replaceable(output_dir: str | os.PathLike) -> None:
     Raises:
         [`OutputError`]: If the path is not a folder, or holds a file that no run of ours wrote.
     """
-    path = Path(output_dir)
+    path = resolve(output_dir)
     if path.exists() and not path.is_dir():
         raise OutputError(f"{str(output_dir)!r} is a file, not a folder. Choose another `--output_dir`.")
     found = list_files(path)
@@ -45,11 +44,25 @@ def check_replaceable(output_dir: str | os.PathLike) -> None:
         )
     known = {MARK: None, **mark["files"]} if mark else {}
     # One of another size was written over ours
-    foreign = {name for name, size in found.items() if known.get(name, -1) not in (size, None)}
+    foreign = {name for name, size in found.items() if known.get(name, -1) not in (size, None) and not is_cache(name)}
     if foreign:
         raise OutputError(
             f"{str(output_dir)!r} holds an earlier result, and files that were added or replaced since then "
             f"({_some(foreign)}). Nothing was changed. Choose another `--output_dir`, or move these files elsewhere."
+        )
+
+
+def check_not_input(output_dir: str | os.PathLike, dataset: Dataset) -> None:
+    """
+    Check that a result would not replace the very rows that it is made of.
+
+    Raises:
+        [`OutputError`]: If the dataset was loaded from the output folder.
+    """
+    target = resolve(output_dir)
+    if any(target in resolve(file["filename"]).parents for file in dataset.cache_files):
+        raise OutputError(
+            f"{str(output_dir)!r} is where the rows to work on were loaded from. Choose another `--output_dir`."
         )
 
 
@@ -60,7 +73,7 @@ def is_finished(output_dir: str | os.PathLike, key: str) -> bool:
         mark is not None
         and mark["key"] == key
         and all(
-            Path(output_dir, name).is_file() and Path(output_dir, name).stat().st_size == size
+            (resolve(output_dir) / name).is_file() and (resolve(output_dir) / name).stat().st_size == size
             for name, size in mark["files"].items()
         )
     )
@@ -80,7 +93,11 @@ def claim(output_dir: str | os.PathLike, key: str | None = None) -> Iterator[Pat
     Raises:
         [`OutputError`]: If the output folder holds files of others, or another run is writing to it.
     """
-    target = _target(output_dir)
+    target = resolve(output_dir)
+    if target in (Path.cwd(), *Path.cwd().parents):
+        raise OutputError(
+            f"{str(output_dir)!r} is the working directory, or a folder around it. Choose another `--output_dir`."
+        )
     work_dir = target.with_name(f".{target.name}.rlmec_trl")
     if work_dir.exists() and not work_dir.is_dir():
         raise OutputError(
@@ -113,6 +130,7 @@ def claim(output_dir: str | os.PathLike, key: str | None = None) -> Iterator[Pat
         if key is None or not is_finished(output_dir, key):
             check_replaceable(output_dir)
         yield work_dir
+        shutil.rmtree(work_dir / "result", ignore_errors=True)
         if not any(work_dir.glob("*.shards")):
             shutil.rmtree(work_dir)
     finally:
@@ -136,7 +154,7 @@ def publish(save: Callable[[Path], None], output_dir: str | os.PathLike, key: st
     Raises:
         [`OutputError`]: If files of others have appeared in the folder.
     """
-    target, result, replaced = _target(output_dir), work_dir / "result", work_dir / "replaced"
+    target, result, replaced = resolve(output_dir), work_dir / "result", work_dir / "replaced"
     for leftover in (result, replaced):
         shutil.rmtree(leftover, ignore_errors=True)
     save(result)
@@ -187,10 +205,20 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
     unfinished.replace(path)
 
 
+def resolve(path: str | os.PathLike) -> Path:
+    """The folder that a path leads to: `~` is the home folder, and a link the folder behind it."""
+    return Path(path).expanduser().resolve()
+
+
+def is_cache(name: str) -> bool:
+    """Whether a file next to a dataset of ours is one that `datasets` has put there, complete or temporary."""
+    return _CACHE.fullmatch(name) is not None
+
+
 def read_mark(output_dir: str | os.PathLike) -> dict | None:
     """The mark of a finished dataset: its `key` and the sizes of its `files` by name. `None` where it has none."""
     try:
-        mark = json.loads(Path(output_dir, MARK).read_text(encoding="utf-8"))
+        mark = json.loads((resolve(output_dir) / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     valid = isinstance(mark, dict) and isinstance(mark.get("key"), str) and isinstance(mark.get("files"), dict)
@@ -200,20 +228,14 @@ def read_mark(output_dir: str | os.PathLike) -> dict | None:
 def list_files(folder: Path) -> dict[str, int]:
     """
     Files below a folder by their paths relative to it, with their sizes in bytes; links and empty folders have size 0.
-    What `datasets` caches there does not count.
     """
     found = {}
     for path in sorted(folder.rglob("*")):
         is_link = path.is_symlink()
         is_folder = path.is_dir() and not is_link
-        if not _CACHE.fullmatch(path.name) and (not is_folder or not any(path.iterdir())):
+        if not is_folder or not any(path.iterdir()):
             found[path.relative_to(folder).as_posix()] = 0 if is_link or is_folder else path.stat().st_size
     return found
-
-
-def _target(output_dir: str | os.PathLike) -> Path:
-    # Links are resolved: a rename would replace the link itself
-    return Path(output_dir).resolve()
 
 
 def _some(names: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -182,7 +183,7 @@ def plan_run(
                 raise PipelineError(f"Stage {name!r} reads `{RUN}/{path}`, which no stage before it writes.")
             read[source] = steps[source].key
         left_out = (not_in_key or {}).get(recipe, ())
-        in_key = {name: value for name, value in settings.items() if name not in left_out}
+        in_key = {name: _with_content(value) for name, value in settings.items() if name not in left_out}
         return add(Job(name, recipe, settings, _hash([recipe, in_key, read])))
 
     def add_evaluation(name: str, split: str) -> Job:
@@ -265,6 +266,14 @@ def _read_choice(stage: Stage) -> tuple[str, list]:
             f"Stage {stage.name!r}: `choose` needs a list of numbers or strings for `{argument}`, found {values!r}."
         )
     return argument, values
+
+
+def _with_content(value: Any) -> Any:
+    """A setting and, where it names an object in a Python file (`path/to/file.py:NAME`), the content of that file."""
+    file = value.rpartition(":")[0] if isinstance(value, str) else ""
+    if not file.endswith(".py") or not Path(file).expanduser().is_file():
+        return value
+    return [value, hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest()]
 
 
 def _hash(value: Any) -> str:

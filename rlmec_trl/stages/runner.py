@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from ..generation.processes import process_state
-from .output import claim, is_finished, publish, save_rows
+from .output import check_not_input, claim, is_finished, publish, resolve, save_rows
 
 
 def map_shards(
@@ -52,11 +52,12 @@ def map_shards(
 
     Raises:
         `ValueError`: If there are no rows to work on.
-        [`~rlmec_trl.stages.output.OutputError`]: If the folder holds files that no run of ours wrote, or another run
-            is writing to it.
+        [`~rlmec_trl.stages.output.OutputError`]: If the folder holds files that no run of ours wrote, or the dataset
+            itself, or another run is writing to it.
     """
     if len(dataset) == 0:
         raise ValueError(f"There are no rows to work on for {str(output_dir)!r}: the dataset is empty.")
+    check_not_input(output_dir, dataset)
     state = process_state()
     key = hashlib.sha256(json.dumps([content_hash(dataset), settings], sort_keys=True).encode()).hexdigest()
     with claim(output_dir, key) if state.is_main_process else nullcontext() as work_dir:
@@ -72,7 +73,7 @@ def map_shards(
         if state.is_main_process:
             shutil.rmtree(shards_dir, ignore_errors=True)
         state.wait_for_everyone()
-    return load_from_disk(str(output_dir))
+    return load_from_disk(str(resolve(output_dir)))
 
 
 def content_hash(dataset: Dataset) -> str:

@@ -147,7 +147,7 @@ def run(
             )
         return to_sample_rows(shard, completions, ends, tokenizer, task)
 
-    settings = {**config_key(config), **model_key(model_args, tokenizer), "task": task_key(task)}
+    settings = {**config_key(config), **model_key(model_args, tokenizer), "task": task_key(task, config.task)}
     if server is not None:
         settings["server"] = config_key(server_config)
     samples = map_shards(problems, sample, config.output_dir, settings, config.shard_size)
@@ -207,7 +207,7 @@ def to_sample_rows(
                 continue
             row["completion"] = [{"role": "assistant", "content": text}] if conversational else text
             row["completion_ids"] = ids
-            row["correct"] = task.check_answer(text, row["answer"], problem)
+            row["correct"] = task.is_correct(text, row["answer"], problem)
             for name, values in columns.items():
                 values.append(row[name])
     return Dataset.from_dict(columns, features=features)

@@ -242,7 +242,7 @@ def run(
         "policy": model_key(model_args, policy_tokenizer),
         "grm": model_key(grm_args, grm_tokenizer),
         "grm_wording": wording_key(wording),
-        "task": task_key(task),
+        "task": task_key(task, config.task),
     }
     if server is not None:
         settings["server"] = config_key(server_config)

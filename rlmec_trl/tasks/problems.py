@@ -1,10 +1,13 @@
 """Raw problems as rows of the first stage."""
 
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from datasets import Dataset, Features, concatenate_datasets
+from datasets.fingerprint import get_temporary_cache_files_directory
 
 from ..data.loading import load_rows
 from ..data.messages import is_conversational
@@ -117,7 +120,7 @@ def to_task_rows(
 ) -> Dataset:
     """
     Turn raw problems into rows with `prompt`, `reference` and `answer`. Other columns are kept, with their types. A
-    dataset that has all three is returned as it is.
+    dataset that has all three is returned as it is, unless `read_row` is given.
 
     Args:
         dataset ([`~datasets.Dataset`]):
@@ -133,7 +136,7 @@ def to_task_rows(
         [`~rlmec_trl.data.schema.DatasetError`]: If a column is missing, a solution states no answer, or an answer is
         none of the options or labels.
     """
-    if {"prompt", "reference", "answer"} <= set(dataset.column_names):
+    if read_row is None and {"prompt", "reference", "answer"} <= set(dataset.column_names):
         return dataset
     read_row = read_row or task.read_row or read_columns()
 
@@ -164,9 +167,11 @@ def to_task_rows(
     known = column_features(messages=is_conversational(as_prompt(processing_class, "")))
     # Given, not inferred: a raw `answer` may be a number, and `map` leaves a column that it overwrites its type
     features = Features({**dataset.features, **{name: known[name] for name in ("prompt", "reference", "answer")}})
-    # `map` knows a task's functions by their names, so its cache would outlive a change of what they do
+    # In a temporary folder, as `datasets` does without caching: `map` knows a task's functions by their names, so that
+    # its cache would outlive a change of what they do, and the folder of the raw problems may be read-only
+    cache_file = Path(get_temporary_cache_files_directory(), f"problems-{uuid.uuid4().hex}.arrow")
     return dataset.map(
-        convert, with_indices=True, features=features, load_from_cache_file=False, desc="Reading problems"
+        convert, with_indices=True, features=features, cache_file_name=str(cache_file), desc="Reading problems"
     )
 
 
@@ -223,7 +228,7 @@ def _row_reader(config: ProblemConfig, task: Task) -> Callable[[dict], dict] | N
         config.answer_column,
     )
     if problem_column is None and reference_column is None and answer_column is None:
-        return task.read_row
+        return None
     return read_columns(problem_column or "problem", reference_column or "solution", answer_column)
 
 

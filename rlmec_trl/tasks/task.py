@@ -13,7 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from ..data.messages import problem_text
+from ..data.steps import split_steps
 from .answers import check_label
 from .wording import WORDING, Wording, raw_problem
 
@@ -94,9 +97,46 @@ class Task:
                 raise ValueError(f"Task '{self.name}' cannot check answers: give it `check_answer` or `labels`.")
             object.__setattr__(self, "check_answer", partial(check_label, labels=self.labels))
 
+    def is_correct(self, completion: str, answer: str, problem: str) -> bool:
+        """
+        Whether a completion reaches an answer, by `check_answer`.
+
+        Raises:
+            `ValueError`: If the check returns anything but a bool: `"no"` and `[False]` would count as true.
+        """
+        verdict = self.check_answer(completion, answer, problem)
+        if not _is_bool(verdict):
+            raise ValueError(
+                f"`check_answer` of task '{self.name}' returned {verdict!r} for the completion {completion[:60]!r}. It "
+                "must return True or False."
+            )
+        return bool(verdict)
+
+    def has_correct_steps(self, problem: str, completion: str) -> bool:
+        """
+        Whether every step of a completion is correct, by `check_steps`; true where the task cannot check steps.
+
+        Raises:
+            `ValueError`: If the check does not return a list with a bool for each step.
+        """
+        if self.check_steps is None:
+            return True
+        verdicts = self.check_steps(problem, completion)
+        num_steps = len(split_steps(completion, self.wording.step_separator))
+        if not isinstance(verdicts, list) or len(verdicts) < num_steps or not all(map(_is_bool, verdicts)):
+            raise ValueError(
+                f"`check_steps` of task '{self.name}' returned {verdicts!r} for the {num_steps} steps of the completion "
+                f"{completion[:60]!r}. It must return a list of True and False, one for each step."
+            )
+        return all(verdicts)
+
     def raw_problem(self, prompt: str | list[dict]) -> str:
         """The problem in a policy's prompt, without the template around it."""
         return raw_problem(self.wording, problem_text(prompt))
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool | np.bool_)
 
 
 def load_task(task: str | Task) -> Task:
@@ -148,9 +188,10 @@ def source_hash(path: str) -> str:
 
 def _load_source(path: str) -> tuple[ModuleType, str]:
     module_name, _, name = path.rpartition(":")
-    if not module_name or not name or module_name.startswith("."):
+    is_file = module_name.endswith(".py")
+    if not module_name or not name or (module_name.startswith(".") and not is_file):
         raise ValueError(f"{path!r} is neither `package.module:NAME` nor `path/to/file.py:NAME`.")
-    return (_load_file if module_name.endswith(".py") else _load_module)(module_name, name), name
+    return (_load_file if is_file else _load_module)(module_name, name), name
 
 
 def _load_file(file_name: str, name: str) -> ModuleType:

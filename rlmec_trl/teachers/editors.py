@@ -108,13 +108,13 @@ def verify_rewrite(task: Task, problem: str, answer: str, rewrite: str) -> str |
     """The reason to reject a rewrite; `None` if it passes."""
     if not rewrite.strip():
         return "empty"
-    if not task.check_answer(rewrite, answer, problem):
+    if not task.is_correct(rewrite, answer, problem):
         return "wrong answer"
     return None if _steps_pass(task, problem, rewrite) else "wrong step"
 
 
 def _steps_pass(task: Task, problem: str, solution: str) -> bool:
-    return task.check_steps is None or all(task.check_steps(problem, solution))
+    return task.has_correct_steps(problem, solution)
 
 
 def editor_inputs(dataset: Dataset, task: Task) -> tuple[list[str], list[str], list[str]]:
