@@ -133,7 +133,7 @@ def prepare_row(
 
     Returns:
         `dict`: The columns `PREPARED_COLUMNS`. Prompt and completion, and prompt and imitation target, are truncated
-        to `max_length` tokens, and every per-token list with them. `completion_truncated` tells whether the completion
+        to `max_length` tokens, and every per-token list with them. `completion_truncated` is whether the completion
         lost tokens, `imitation_truncated` whether the imitation target lost tokens with a weight. With
         `truncated_rewrites="drop"`, such a target is left out. `length` is what `Trainer` can group rows by.
 

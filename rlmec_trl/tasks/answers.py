@@ -39,11 +39,11 @@ def extract_answer(solution: str) -> str | None:
     The final answer that a solution states.
 
     Three forms are known: `The answer is X` (X reaches to the end of the line), a LaTeX box, and `#### N` with a
-    number. Where there are several, the last one counts.
+    number. If there are several, the last one counts.
 
     Returns:
         `str` or `None`:
-            The answer without the markup around it and without the sentence's period, or `None` where none is stated.
+            The answer without the markup around it and without the sentence's period, or `None` if none is stated.
 
     Examples:
 

@@ -21,7 +21,7 @@ _ARITHMETIC_WORDS = frozenset(
 _SCALING_WORDS = frozenset(
     "half twice thrice double triple third thirds quarter quarters fourth fourths fifth fifths tenth average".split()
 )
-# None of these is part of a unit, and what stands before them says nothing about the expression after them
+# None of these is part of a unit, and words before them do not apply to the expression after them
 _CLAUSE_WORDS = frozenset(
     "and or so as because since then but if that which while leaving thus gives get gets got are was were has had "
     "have he she it we they you".split()

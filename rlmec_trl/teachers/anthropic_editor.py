@@ -89,7 +89,7 @@ class AnthropicEditor(JournaledEditor):
             try:
                 return [client.messages.count_tokens(**self._params(question)).input_tokens for question in questions]
             except anthropic.NotFoundError:
-                # Not every gateway has this endpoint. If it is the model that is missing, the first request says so
+                # Not every gateway has this endpoint. If the model is missing, the first request reports it
                 return None
 
     def _ask(self, client: Any, question: Question) -> Answer:

@@ -294,7 +294,7 @@ def rewriting(row):
 
 @pytest.fixture
 def judge(rows, tokenizer):
-    """`complete` of a reward model without mistakes. It records the row of each request, and if it is for a rewrite."""
+    """`complete` of a reward model without mistakes. It records each request's row, and if it is for a rewrite."""
     questions = {}
     for index, row in enumerate(rows):
         questions[locating(row)] = index, locate_answer(WORDING, row["error_step"])

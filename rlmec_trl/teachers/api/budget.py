@@ -93,7 +93,7 @@ def describe_estimate(estimate: Estimate, config: TeacherConfig) -> str:
     if estimate.cost is None:
         return f"{text}. For the cost, look up the teacher's prices and set `--input_price` and `--output_price`."
     text += (
-        f", thinking not included: about {estimate.cost:,.2f} dollars ({estimate.highest_cost:,.2f} if every answer "
+        f", reasoning not included: about {estimate.cost:,.2f} dollars ({estimate.highest_cost:,.2f} if every answer "
         f"had {config.max_tokens:,} tokens)."
     )
     if config.max_cost is not None:

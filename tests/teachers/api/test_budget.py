@@ -168,20 +168,20 @@ NOTHING_NEW = (
         (
             Estimate(1234, 500_000, 70_000, 4.25, 1255.5),
             PRICES | {"max_tokens": 4096},
-            "1,234 requests, about 500,000 tokens in and 70,000 out, thinking not included: about 4.25 dollars "
+            "1,234 requests, about 500,000 tokens in and 70,000 out, reasoning not included: about 4.25 dollars "
             "(1,255.50 if every answer had 4,096 tokens).",
         ),
         (
             Estimate(1234, 500_000, 70_000, 4.25, 1255.5),
             PRICES | {"max_tokens": 4096, "max_cost": 1500.0},
-            "1,234 requests, about 500,000 tokens in and 70,000 out, thinking not included: about 4.25 dollars "
+            "1,234 requests, about 500,000 tokens in and 70,000 out, reasoning not included: about 4.25 dollars "
             "(1,255.50 if every answer had 4,096 tokens). The run stops at 1,500.00 dollars.",
         ),
         # A price of zero is a known price
         (
             Estimate(2, 10, 20, 0.0, 0.0),
             {"input_price": 0.0, "output_price": 0.0, "max_cost": 0.0},
-            "2 requests, about 10 tokens in and 20 out, thinking not included: about 0.00 dollars (0.00 if every "
+            "2 requests, about 10 tokens in and 20 out, reasoning not included: about 0.00 dollars (0.00 if every "
             "answer had 8,192 tokens). The run stops at 0.00 dollars.",
         ),
     ],
