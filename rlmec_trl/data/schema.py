@@ -132,15 +132,15 @@ def check_dataset(dataset: Dataset, stage: Stage, eos_token_ids: int | Iterable[
     if eos_token_ids is not None:
         eos_token_ids = {eos_token_ids} if isinstance(eos_token_ids, int) else set(eos_token_ids)
 
+    _check_forms(dataset, columns)
     batches = dataset.select_columns(columns).with_format("arrow").iter(batch_size=_BATCH_SIZE)
     progress = tqdm(total=len(dataset), desc=f"Checking {stage}", unit=" rows", disable=len(dataset) < _BIG)
     start = 0
-    forms: dict[str, bool] = {}
     with progress:
         for table in batches:
             rows = start + np.arange(table.num_rows)
             batch = {name: table[name].combine_chunks() for name in columns}
-            texts = _check_texts(batch, rows, stage, forms)
+            texts = _check_texts(batch, rows, stage)
             _check_verdicts(batch, rows)
             if stage == "edits":
                 _check_copies(texts, batch, rows)
@@ -177,10 +177,21 @@ def _missing(names: tuple[str, ...], need: str) -> DatasetError:
     return DatasetError(f"Column {' or '.join(map(repr, names))} is missing, {need}. {sources}.")
 
 
-def _check_texts(
-    batch: dict[str, pa.Array], rows: np.ndarray, stage: str, forms: dict[str, bool]
-) -> dict[str, list[str | None]]:
-    """The texts of a batch. `forms` says of each column whether it has messages, as its first row does."""
+def _check_forms(dataset: Dataset, columns: list[str]) -> None:
+    """A text column has strings or messages. From JSON lines with both, `datasets` makes a column of its own type."""
+    from datasets import Json
+
+    for name in columns:
+        if isinstance(dataset.features[name], Json):
+            first, *values = dataset[name][:]
+            for row, value in enumerate(values, start=1):
+                if isinstance(value, str) != isinstance(first, str):
+                    raise _error(
+                        row, name, value, "The rows before have another form: use strings or messages in all."
+                    )
+
+
+def _check_texts(batch: dict[str, pa.Array], rows: np.ndarray, stage: str) -> dict[str, list[str | None]]:
     fixes = {
         "prompt": "Give every problem a text.",
         "reference": "Give every problem a correct worked solution.",
@@ -200,10 +211,6 @@ def _check_texts(
             if not isinstance(text, str):
                 kind = "a string or a list of messages" if name in _READ else "a string"
                 raise _error(row, name, value, f"It must be {kind}. {fixes[name]}")
-            if forms.setdefault(name, text is not value) != (text is not value):
-                kinds = ("messages", "a string") if forms[name] else ("a string", "messages")
-                fix = f"The rows before have {kinds[0]} here, and a column has one form. Bring all rows into it."
-                raise _error(row, name, f"{kinds[1]} ({value!r})", fix, quote=False)
             if not text.strip():
                 raise _error(row, name, f"an empty text ({value!r})", fixes[name], quote=False)
             texts[name].append(text)

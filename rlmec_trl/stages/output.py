@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 
 MARK = "rlmec_trl.json"
-_CACHE = re.compile(r"(.*/)?(cache-[0-9a-f]{16}(_\d+_of_\d+)?\.arrow|tmp[a-z0-9_]{8})")
+_CACHE = re.compile(r"(.*/)?(cache-[0-9a-f]{16}(_\d+_of_\d+)?\.arrow)")
 
 
 class OutputError(RuntimeError):
@@ -211,7 +211,7 @@ def resolve(path: str | os.PathLike) -> Path:
 
 
 def is_cache(name: str) -> bool:
-    """Whether a file next to a dataset of ours is one that `datasets` has put there, complete or temporary."""
+    """Whether a file next to a dataset of ours is one that `datasets` has put there."""
     return _CACHE.fullmatch(name) is not None
 
 

@@ -107,8 +107,8 @@ class Task:
         verdict = self.check_answer(completion, answer, problem)
         if not _is_bool(verdict):
             raise ValueError(
-                f"`check_answer` of task '{self.name}' returned {verdict!r} for the completion {completion[:60]!r}. It "
-                "must return True or False."
+                f"`check_answer` of task '{self.name}' returned {verdict!r} for the completion {completion[:60]!r}. "
+                "It must return True or False."
             )
         return bool(verdict)
 
@@ -125,8 +125,8 @@ class Task:
         num_steps = len(split_steps(completion, self.wording.step_separator))
         if not isinstance(verdicts, list) or len(verdicts) < num_steps or not all(map(_is_bool, verdicts)):
             raise ValueError(
-                f"`check_steps` of task '{self.name}' returned {verdicts!r} for the {num_steps} steps of the completion "
-                f"{completion[:60]!r}. It must return a list of True and False, one for each step."
+                f"`check_steps` of task '{self.name}' returned {verdicts!r} for the {num_steps} steps of the "
+                f"completion {completion[:60]!r}. It must return a list of True and False, one for each step."
             )
         return all(verdicts)
 

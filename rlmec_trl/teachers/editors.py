@@ -110,11 +110,7 @@ def verify_rewrite(task: Task, problem: str, answer: str, rewrite: str) -> str |
         return "empty"
     if not task.is_correct(rewrite, answer, problem):
         return "wrong answer"
-    return None if _steps_pass(task, problem, rewrite) else "wrong step"
-
-
-def _steps_pass(task: Task, problem: str, solution: str) -> bool:
-    return task.has_correct_steps(problem, solution)
+    return None if task.has_correct_steps(problem, rewrite) else "wrong step"
 
 
 def editor_inputs(dataset: Dataset, task: Task) -> tuple[list[str], list[str], list[str]]:
@@ -248,7 +244,7 @@ def judge_edit(
         return "malformed", -1, None
     if rewrite == completion or (correct and error_step == -1):
         # An unchanged attempt is accepted only if it is correct
-        kept = correct and _steps_pass(task, problem, completion)
+        kept = correct and task.has_correct_steps(problem, completion)
         return ("unchanged", -1, completion) if kept else ("left wrong", -1, None)
     reason = verify_rewrite(task, problem, answer, rewrite)
     if reason is not None:

@@ -1,11 +1,13 @@
 """Every invalid row is found, and the message names the row, the column, the value and the fix."""
 
+import json
 import sys
 
 import numpy as np
 import pytest
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
+from rlmec_trl.data.loading import load_rows
 from rlmec_trl.data.schema import DatasetError, check_dataset, column_features
 
 
@@ -305,3 +307,14 @@ def test_tokens_are_not_checked_one_by_one_in_python():
 
     num_calls(10)  # imports and compilations, which happen once
     assert num_calls(200) < num_calls(10) + 1000, "and not one for each of 10,000 tokens"
+
+
+@pytest.mark.parametrize("messages_first", [True, False])
+def test_a_column_with_texts_and_messages_is_an_error(tmp_path, messages_first):
+    """As `datasets` loads it from JSON lines; all completions would take the form of the first row."""
+    prompts = [[{"role": "user", "content": "1 + 1?"}], "1 + 1?"]
+    rows = [{"prompt": prompt, "reference": "2", "answer": "2"} for prompt in prompts]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (rows if messages_first else rows[::-1])))
+    with pytest.raises(DatasetError, match="Row 1, column 'prompt': found .* The rows before have another form"):
+        check_dataset(load_rows(str(path)), "task")

@@ -151,6 +151,35 @@ def test_an_empty_folder_is_used(tmp_path):
     assert load_from_disk(tmp_path / "out").to_list() == DATASET.to_list()
 
 
+@pytest.mark.parametrize("name", ["tmp_figures", "tmp12345678", "cache-thesis.arrow", "cache-0123456789abcdef.arrow"])
+def test_no_name_makes_a_file_ours_where_there_is_no_result_of_ours(tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    refused(tmp_path / "out", name)
+
+
+@pytest.mark.parametrize("name", ["tmp_figures", "cache-thesis.arrow"])
+def test_names_like_those_of_a_cache_are_not_taken_for_one(tmp_path, name):
+    save(DATASET, tmp_path / "out")
+    (tmp_path / "out" / name).write_text("mine")
+    refused(tmp_path / "out", name)
+
+
+def test_the_home_folder_can_be_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    save(DATASET, "~/deep/out")
+    assert is_finished(tmp_path / "deep" / "out", "key") and not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("path", [".", "..", "../empty"])
+def test_the_working_directory_is_never_replaced(tmp_path, monkeypatch, path):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(OutputError, match="is the working directory, or a folder around it"):
+        save(DATASET, path)
+
+
 def test_a_link_to_a_folder_stays_a_link(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "disk")

@@ -209,6 +209,16 @@ def test_a_setting_without_effect_on_the_result_is_in_no_key(write):
     assert {size for name, (_, size) in after.items() if name.startswith("results/")} == {9}, "it is used all the same"
 
 
+def test_an_edited_task_file_changes_the_keys_of_its_stages(write, tmp_path):
+    file = tmp_path / "mine.py"
+    settings = changed(lambda s: s["stages"][1]["args"].update(task=f"{file}:TASK"))
+    file.write_text("TASK = 1")
+    before = keys(settings)(write)
+    file.write_text("TASK = 2")
+    after = keys(settings)(write)
+    assert before["task"] == after["task"] and before["warmup"] != after["warmup"]
+
+
 def test_seeds_have_keys_of_their_own(write):
     first, second = keys(SETTINGS)(write), keys(SETTINGS, seed=1)(write)
     assert not set(first.values()) & set(second.values())

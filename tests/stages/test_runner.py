@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value, load_from_disk
 
+from rlmec_trl.stages.output import OutputError
 from rlmec_trl.stages.runner import map_shards
 
 
@@ -23,6 +24,7 @@ import torch
 from accelerate import PartialState
 from rlmec_trl.generation.processes import end_processes, process_state
 from datasets import Dataset
+from rlmec_trl.stages.output import OutputError
 from rlmec_trl.stages.runner import map_shards
 
 folder, output_dir = sys.argv[1:]
@@ -211,10 +213,13 @@ def test_an_earlier_result_stays_until_the_new_one_is_there(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_dataset_can_replace_itself(tmp_path):
+def test_a_dataset_does_not_replace_itself(tmp_path):
+    """Half of the samples, scored, would otherwise be all that is left of them."""
     map_shards(DATASET, doubling([]), tmp_path / "out", {}, shard_size=3)
-    result = map_shards(load_from_disk(tmp_path / "out"), doubling([]), tmp_path / "out", {}, shard_size=3)
-    assert result.to_list() == expected_rows()
+    for rows in (load_from_disk(tmp_path / "out"), load_from_disk(tmp_path / "out").select([1, 2])):
+        with pytest.raises(OutputError, match="out' is where the rows to work on were loaded from"):
+            map_shards(rows, doubling([]), tmp_path / "out", {"other": 1}, shard_size=3)
+    assert load_from_disk(tmp_path / "out").to_list() == expected_rows()
 
 
 def test_shards_of_another_size_are_kept_where_they_hold_the_same_rows(tmp_path):

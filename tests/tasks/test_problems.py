@@ -3,6 +3,7 @@
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
+from rlmec_trl.data.loading import load_rows
 from rlmec_trl.data.schema import DatasetError, check_dataset
 from rlmec_trl.tasks.answers import check_math, clean_solution
 from rlmec_trl.tasks.arithmetic import TASK as ARITHMETIC
@@ -197,3 +198,16 @@ def test_calculator_marks_are_removed_and_the_last_line_is_reworded():
 )
 def test_other_solutions_are_kept(solution, expected):
     assert clean_solution(solution) == expected
+
+
+def test_columns_that_are_named_count_also_where_the_rows_are_ready(tokenizer):
+    ready = Dataset.from_dict({"prompt": ["a"], "reference": ["b"], "answer": ["c"], "gold": ["d"]})
+    assert to_task_rows(ready, TASK, tokenizer, read_columns("prompt", "reference", "gold"))["answer"][:] == ["d"]
+
+
+def test_raw_problems_in_a_read_only_folder_can_be_read(tokenizer, tmp_path, monkeypatch):
+    """And nothing is written into the folder of a user's dataset."""
+    raw(answer=["2"]).save_to_disk(tmp_path / "raw")
+    before = sorted(path.name for path in (tmp_path / "raw").iterdir())
+    assert to_task_rows(load_rows(str(tmp_path / "raw")), TASK, tokenizer)["answer"][:] == ["2"]
+    assert sorted(path.name for path in (tmp_path / "raw").iterdir()) == before

@@ -4,6 +4,7 @@ import importlib
 import pickle
 import sys
 
+import numpy as np
 import pytest
 from datasets import Dataset
 
@@ -180,3 +181,36 @@ def test_a_file_that_failed_can_be_loaded_once_it_is_fixed(task_file):
 def test_a_task_without_a_check_is_refused():
     with pytest.raises(ValueError, match="Task 'mine' cannot check answers: give it `check_answer` or `labels`"):
         Task("mine")
+
+
+# --- Verdicts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verdict", ["no", 0.2, [False], (False, "x"), None, 1], ids=str)
+def test_a_check_that_returns_no_bool_is_an_error_and_not_true(verdict):
+    task = Task("mine", lambda completion, answer, problem: verdict)
+    with pytest.raises(ValueError, match="`check_answer` of task 'mine' returned .* It must return True or False"):
+        task.is_correct("a", "b", "c")
+
+
+@pytest.mark.parametrize("verdicts", [[], ["no", "no"], [True], None, True, [True, None]], ids=str)
+def test_a_step_check_that_returns_no_bool_for_each_step_is_an_error_and_does_not_pass(verdicts):
+    task = Task("mine", lambda *args: True, check_steps=lambda problem, completion: verdicts)
+    with pytest.raises(ValueError, match="`check_steps` of task 'mine' returned .* for the 2 steps"):
+        task.has_correct_steps("problem", "one\ntwo")
+
+
+def test_verdicts_of_numpy_are_bools():
+    task = Task("mine", lambda *args: np.bool_(True), check_steps=lambda problem, completion: [np.True_, False])
+    assert task.is_correct("a", "b", "c") is True
+    assert task.has_correct_steps("problem", "one\ntwo") is False
+    assert Task("other", lambda *args: True).has_correct_steps("problem", "one") is True
+
+
+@pytest.mark.parametrize("path", ["./mine.py:TASK", "../here/mine.py:TASK"])
+def test_a_file_may_be_named_from_the_working_directory(tmp_path, monkeypatch, path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "mine.py").write_text("TASK = 5")
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ValueError, match="is of type `int`, not a"):
+        load_task(path)
