@@ -59,7 +59,7 @@ class ServerConfig:
         metadata={"help": 'Additional fields of each request, as JSON, such as `{"top_k": -1}`.'},
     )
 
-    # What each field is to the key of a result (see `stages/keys.py`)
+    # How each field enters the key of a result (see `stages/keys.py`)
     key_parts: ClassVar[dict[str, str]] = {
         "base_url": "none",
         "served_model": "value",

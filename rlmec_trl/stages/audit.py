@@ -32,7 +32,7 @@ class AuditConfig:
         tokenizer (`str`):
             Path or Hub name of the policy's tokenizer.
         task (`str`):
-            A task with an editor of its own that is never wrong: a built-in one, `package.module:NAME` or
+            A task whose own editor makes no mistakes: a built-in one, `package.module:NAME` or
             `path/to/file.py:NAME`.
         output_file (`str`, *optional*):
             JSON file to write the audit to.
@@ -52,7 +52,7 @@ class AuditConfig:
 @dataclass(frozen=True)
 class GRMAudit:
     """
-    What a generative reward model made of samples whose every step was judged.
+    Results of an audit, on samples with known incorrect steps.
 
     Args:
         first_wrong_flagged (`Accuracy`):
@@ -155,9 +155,9 @@ def audit_grm(
         task ([`~rlmec_trl.tasks.task.Task`]):
             The task.
         teacher (`Editor`):
-            An editor that is never wrong and whose edits are minimal. It says where a sample first goes wrong, how
-            many edits are needed, and whether a rewrite has every step correct. The task's `check_steps` is not asked:
-            rewrites have already passed it.
+            An editor without mistakes, whose edits are minimal. It locates the first incorrect step of a sample, counts
+            the edits that are needed, and judges rewrites. The task's `check_steps` is not used: rewrites have already
+            passed it.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer.
         threshold (`float`, *optional*, defaults to `0.5`):

@@ -43,7 +43,7 @@ class EditConfig:
         task (`str`):
             How rewrites are checked: a built-in task, `package.module:NAME` or `path/to/file.py:NAME`.
         teacher (`str`):
-            Who rewrites: the name of a model (of a local one, also its path), `task` for the task's own programmatic
+            The teacher: the name of a model (of a local one, also its path), `task` for the task's own programmatic
             editor, or an editor of your own as `package.module:NAME` or `path/to/file.py:NAME`.
         teacher_revision (`str`, *optional*, defaults to `"main"`):
             Revision of a local teacher on the Hub.
@@ -65,9 +65,9 @@ class EditConfig:
         shard_size (`int`, *optional*, defaults to `500`):
             Number of samples between two saves of a local teacher.
         journal_dir (`str`, *optional*):
-            Folder of the answers of a teacher behind an API. `<output_dir>-journal` if unset.
+            Folder of the answers of an API teacher. `<output_dir>-journal` if unset.
         dry_run (`bool`, *optional*, defaults to `False`):
-            Whether to print what a teacher behind an API would cost, and request nothing.
+            Whether to print what an API teacher would cost, and request nothing.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run Python code that a local teacher's repository ships.
     """
@@ -81,7 +81,7 @@ class EditConfig:
     )
     teacher: str = field(
         metadata={
-            "help": "Who rewrites: the name of a model (of a local one, also its path), `task` for the task's own "
+            "help": "The teacher: the name of a model (of a local one, also its path), `task` for the task's own "
             "programmatic editor, or an editor of your own as `package.module:NAME` or `path/to/file.py:NAME`.",
         }
     )
@@ -111,13 +111,13 @@ class EditConfig:
     journal_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of the answers of a teacher behind an API. `<output_dir>-journal` if unset.",
+            "help": "Folder of the answers of an API teacher. `<output_dir>-journal` if unset.",
         },
     )
     dry_run: bool = field(
         default=False,
         metadata={
-            "help": "Whether to print what a teacher behind an API would cost, and request nothing.",
+            "help": "Whether to print what an API teacher would cost, and request nothing.",
         },
     )
     trust_remote_code: bool = field(
@@ -125,7 +125,7 @@ class EditConfig:
         metadata={"help": "Whether to run Python code that a local teacher's repository ships."},
     )
 
-    # What each field is to the key of a result (see `stages/keys.py`)
+    # How each field enters the key of a result (see `stages/keys.py`)
     key_parts: ClassVar[dict[str, str]] = {
         "dataset_name": "content",
         "output_dir": "none",
@@ -157,9 +157,9 @@ def run(
 
     Args:
         config ([`EditConfig`]):
-            What to edit, and who does it.
+            The samples and the teacher.
         teacher_config ([`~rlmec_trl.teachers.api.config.TeacherConfig`], *optional*):
-            How a teacher behind an API is asked, and what it may cost.
+            Requests and cost limit of an API teacher.
         server_config ([`~rlmec_trl.generation.server.ServerConfig`], *optional*):
             How an API is reached.
         model_args ([`~trl.ModelConfig`], *optional*):
@@ -171,7 +171,7 @@ def run(
     Raises:
         `ValueError`: If settings contradict each other.
         [`~rlmec_trl.stages.output.OutputError`]: If `output_dir` cannot be replaced, or another run is writing to it.
-        [`~rlmec_trl.teachers.api.journaled_editor.TeacherError`]: If a teacher behind an API cannot be asked.
+        [`~rlmec_trl.teachers.api.journaled_editor.TeacherError`]: If an API teacher cannot be used.
         [`~rlmec_trl.data.schema.DatasetError`]: If a row breaks the contract of its columns.
     """
     teacher_config, server_config = teacher_config or TeacherConfig(), server_config or ServerConfig()
@@ -187,7 +187,7 @@ def run(
             return None
     kinds = Counter()
     for outcome, count in outcomes.items():
-        kinds[outcome.partition(":")[0]] += count  # without what an API has said beside it
+        kinds[outcome.partition(":")[0]] += count  # without the details that the API adds
     counts = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common())
     usable = len(edited) - edited.data["rewrite"].null_count
     distance = mean_edit_distance(edited)
@@ -243,7 +243,7 @@ def _edit_here(samples: Dataset, task: Task, config: EditConfig, model_args: Mod
         teacher = model_key(model_args, load_tokenizer(model_args, config.trust_remote_code))
         editor = None
 
-    @cache  # loaded for the first shard, so not at all where everything is edited already
+    @cache  # loaded on first use: a finished run loads no model
     def load_teacher() -> Editor:
         if editor is not None:
             return editor
@@ -270,12 +270,12 @@ def _edit_here(samples: Dataset, task: Task, config: EditConfig, model_args: Mod
 def _edit_by_api(
     samples: Dataset, task: Task, config: EditConfig, teacher_config: TeacherConfig, server_config: ServerConfig
 ) -> tuple[Dataset | None, Counter]:
-    """With a teacher behind an API, through the journal. `None` where only the costs were asked for."""
+    """With an API teacher, through the journal. `None` after a dry run."""
     state = process_state()
     journal_dir = config.journal_dir or f"{config.output_dir.rstrip('/')}-journal"
     if Path(journal_dir).resolve().is_relative_to(Path(config.output_dir).resolve()):
         raise ValueError(
-            f"The journal {journal_dir!r} lies in `--output_dir`, which is replaced: name another folder."
+            f"The journal {journal_dir!r} lies in `--output_dir`, which is replaced. Choose another folder."
         )
     check_not_input(config.output_dir, samples)
     # The output folder is checked before anything is paid for

@@ -53,7 +53,7 @@ class EvaluateConfig:
         metadata={"help": "Whether to run Python code that the model's repository ships."},
     )
 
-    # What each field is to the key of a result (see `stages/keys.py`)
+    # How each field enters the key of a result (see `stages/keys.py`)
     key_parts: ClassVar[dict[str, str]] = {
         "task": "content",
         "output_file": "none",

@@ -1,10 +1,9 @@
 """
 What a stage's result depends on, and so what its key is made of.
 
-Every configuration of a stage says in `key_parts` what each field is to the key: its `"value"` is part of it, the
-`"content"` of what it names is (a model's weights, a task's wording), or `"none"`, because it changes only speed,
-memory or where the result goes. So a batch size can be lowered after an out-of-memory error without losing what is
-done.
+`key_parts` of each stage's configuration says how each field enters the key: its `"value"` does, the `"content"` of what
+it names does (a model's weights, a task's wording), or `"none"`, because it changes only speed, memory or where the
+result goes. So a batch size can be lowered after an out-of-memory error without losing finished work.
 """
 
 import hashlib
@@ -25,7 +24,7 @@ from ..tasks.task import Task, source_hash
 from ..tasks.wording import Wording
 
 
-# `ModelConfig` is TRL's, so what its fields are to the key is said here.
+# `ModelConfig` belongs to TRL, so its fields are classified here.
 MODEL_FIELDS = {
     "model_name_or_path": "content",
     "model_revision": "content",
@@ -56,7 +55,7 @@ def config_key(config: Any) -> dict[str, Any]:
 
 
 def model_key(model_args: ModelConfig, processing_class: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What tells a model, its weights, its dtype, its quantization and its chat template from others."""
+    """Everything that identifies a model: weights, dtype, quantization and chat template."""
     return {
         "model": model_fingerprint(model_args.model_name_or_path, model_args.model_revision),
         "chat_template": _hash(str(processing_class.chat_template)),

@@ -101,7 +101,7 @@ def claim(output_dir: str | os.PathLike, key: str | None = None) -> Iterator[Pat
     work_dir = target.with_name(f".{target.name}.rlmec_trl")
     if work_dir.exists() and not work_dir.is_dir():
         raise OutputError(
-            f"{str(work_dir)!r} is a file, where unfinished work is to be kept. Move it elsewhere, or choose another "
+            f"{str(work_dir)!r} is a file, but unfinished work is kept under that name. Move it elsewhere, or choose another "
             "`--output_dir`."
         )
     if work_dir.exists():
@@ -109,7 +109,7 @@ def claim(output_dir: str | os.PathLike, key: str | None = None) -> Iterator[Pat
         foreign = {path.name for path in work_dir.iterdir() if path.name not in names and path.suffix != ".shards"}
         if foreign:
             raise OutputError(
-                f"{str(work_dir)!r}, which keeps unfinished work, holds files of others ({_some(foreign)}). Nothing "
+                f"{str(work_dir)!r}, the folder of unfinished work, contains other files ({_some(foreign)}). Nothing "
                 "was changed. Choose another `--output_dir`, or move these files elsewhere."
             )
     elif key is None or not is_finished(output_dir, key):

@@ -61,7 +61,7 @@ def map_shards(
     state = process_state()
     key = hashlib.sha256(json.dumps([content_hash(dataset), settings], sort_keys=True).encode()).hexdigest()
     with claim(output_dir, key) if state.is_main_process else nullcontext() as work_dir:
-        # The main process decides for all: looking for themselves, others might already see what it finishes
+        # The main process decides for all: one that looked later might already see the finished result
         finished = state.is_main_process and is_finished(output_dir, key)
         finished, work_dir = broadcast_object_list([finished, work_dir])
         shards_dir = work_dir / f"{key[:16]}.shards"

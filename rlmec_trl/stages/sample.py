@@ -1,4 +1,4 @@
-"""The sample stage: completions of a policy, each with the verdict on its answer."""
+"""The sample stage: completions of a policy, each with its answer checked."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -73,7 +73,7 @@ class SampleConfig:
         metadata={"help": "Whether to run Python code that the model's repository ships."},
     )
 
-    # What each field is to the key of a result (see `stages/keys.py`). Another batch size draws other random numbers
+    # How each field enters the key of a result (see `stages/keys.py`). Another batch size draws other random numbers
     # from the same distribution, which is no reason to sample again
     key_parts: ClassVar[dict[str, str]] = {
         "output_dir": "none",
@@ -113,7 +113,7 @@ def run(
         ids with EOS) and `correct`.
 
     Raises:
-        `ValueError`: If no completion came to its end.
+        `ValueError`: If no completion reached EOS.
         [`~rlmec_trl.stages.output.OutputError`]: If `output_dir` cannot be replaced, or another run is writing to it.
         [`~rlmec_trl.data.schema.DatasetError`]: If a problem breaks the contract of its columns.
     """
@@ -125,7 +125,7 @@ def run(
     if server_config is not None and server_config.base_url is not None:
         server = TokenServer(server_config, tokenizer, ends)
 
-    @cache  # loaded for the first shard, so not at all where everything is sampled already
+    @cache  # loaded on first use: a finished run loads no model
     def load_policy() -> PreTrainedModel:
         return load_model(model_args, config.trust_remote_code)[0]
 
@@ -178,7 +178,7 @@ def to_sample_rows(
     """
     One row a completion: the columns of its problem, `completion`, `completion_ids` and `correct`.
 
-    Completions that were truncated before EOS, or are empty, are left out: what they were going to say is unknown.
+    Completions that were truncated before EOS, or are empty, are left out, because their answers are unknown.
 
     Args:
         dataset ([`~datasets.Dataset`]):

@@ -49,7 +49,7 @@ class ScoreConfig:
             Where rewriting begins: at the step that the reward model names (`"question"`), or at the step of the first
             token with a probability under one half (`"probability"`).
         rewrite_correct (`bool`, *optional*, defaults to `True`):
-            Whether samples with a correct answer are rewritten too. Without, they are their own rewrites.
+            Whether samples with a correct answer are rewritten too. If `False`, they are kept as their own rewrites.
         rewrite_topk (`int`, *optional*, defaults to `0`):
             Number of ids of the reward model's distribution on each token of the rewrite to store, for soft imitation.
         rewrite_max_new_tokens (`int`, *optional*, defaults to `512`):
@@ -100,7 +100,7 @@ class ScoreConfig:
     rewrite_correct: bool = field(
         default=True,
         metadata={
-            "help": "Whether samples with a correct answer are rewritten too. Without, they are their own rewrites.",
+            "help": "Whether samples with a correct answer are rewritten too. If `False`, they are kept as their own rewrites.",
         },
     )
     rewrite_topk: int = field(
@@ -122,7 +122,7 @@ class ScoreConfig:
     )
     shard_size: int = field(default=1000, metadata={"help": "Number of samples between two saves."})
 
-    # What each field is to the key of a result (see `stages/keys.py`)
+    # How each field enters the key of a result (see `stages/keys.py`)
     key_parts: ClassVar[dict[str, str]] = {
         "grm": "content",
         "grm_revision": "content",
@@ -140,8 +140,8 @@ class ScoreConfig:
 
     def grm_model_args(self, model_args: ModelConfig) -> ModelConfig:
         """
-        How the reward model is loaded. Dtype and attention are those of the policy where nothing else is said; its
-        revision, quantization and adapter settings are not.
+        How the reward model is loaded: by default with the dtype and the attention implementation of the policy, but
+        never with its revision, quantization or adapter settings.
         """
         return ModelConfig(
             model_name_or_path=self.grm,
@@ -174,8 +174,8 @@ def run(
         model_args ([`~trl.ModelConfig`]):
             The policy that sampled the completions.
         server_config ([`~rlmec_trl.generation.server.ServerConfig`], *optional*):
-            With a `base_url`, that server has the reward model too, and writes its rewrites. Probabilities are
-            computed in this process all the same.
+            If `base_url` is set, the reward model on that server generates the rewrites. Probabilities are still
+            computed in this process.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run Python code that the repositories of policy and reward model ship.
 
@@ -209,7 +209,7 @@ def run(
         ends = load_eos_token_ids(grm_args, grm_tokenizer, trust_remote_code)
         server = TokenServer(server_config, grm_tokenizer, ends)
 
-    @cache  # loaded for the first shard, so not at all where everything is scored already
+    @cache  # loaded on first use: a finished run loads no model
     def load_models() -> tuple[GenerativeRewardModel, PreTrainedModel]:
         policy, _ = load_model(model_args, trust_remote_code)
         reward_model, tokenizer = load_model(grm_args, trust_remote_code)
@@ -294,7 +294,7 @@ def score_dataset(
             The model that sampled the completions.
         locate_by (`str`, *optional*, defaults to `"question"`):
             Where rewriting begins: `"question"` asks the reward model for the first incorrect step, as in the paper;
-            `"probability"` takes the step of the first token that it gives less than one half.
+            `"probability"` uses the step of the first token with a probability below 0.5.
         rewrite_correct (`bool`, *optional*, defaults to `True`):
             Whether samples with a correct answer are rewritten too. Otherwise each is its own rewrite.
         rewrite_topk (`int`, *optional*, defaults to `0`):

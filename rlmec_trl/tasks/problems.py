@@ -75,7 +75,7 @@ class ProblemConfig:
         },
     )
 
-    # What each field is to the key of a result (see `stages/keys.py`)
+    # How each field enters the key of a result (see `stages/keys.py`)
     key_parts: ClassVar[dict[str, str]] = {
         "dataset_name": "content",
         "dataset_config": "content",

@@ -84,7 +84,7 @@ def test_a_finished_result_may_have_notes_next_to_it_until_it_would_be_replaced(
 
 def test_a_file_in_the_place_of_the_hidden_folder_is_refused(tmp_path):
     (tmp_path / ".out.rlmec_trl").write_text("mine")
-    refused(tmp_path / "out", "is a file, where unfinished work is to be kept")
+    refused(tmp_path / "out", "is a file, but unfinished work is kept under that name")
 
 
 @pytest.mark.parametrize("text", ["my thesis", "[1]", '{"total": 3}', "\x00", ""])
@@ -134,7 +134,7 @@ def test_neighbours_with_similar_names_are_left_alone(tmp_path):
 def test_files_of_others_in_the_hidden_folder_are_refused(tmp_path):
     (tmp_path / ".out.rlmec_trl").mkdir()
     (tmp_path / ".out.rlmec_trl" / "thesis.tex").write_text("mine")
-    refused(tmp_path / "out", r"keeps unfinished work, holds files of others \(thesis.tex\)")
+    refused(tmp_path / "out", r"the folder of unfinished work, contains other files \(thesis.tex\)")
 
 
 def test_what_datasets_keeps_beside_a_dataset_does_not_block_its_replacement(tmp_path):
