@@ -155,9 +155,9 @@ def audit_grm(
         task ([`~rlmec_trl.tasks.task.Task`]):
             The task.
         teacher (`Editor`):
-            An editor without mistakes, whose edits are minimal. It locates the first incorrect step of a sample, counts
-            the edits that are needed, and judges rewrites. The task's `check_steps` is not used: rewrites have already
-            passed it.
+            An editor without mistakes, whose edits are minimal. It locates the first incorrect step of a sample,
+            counts the edits that are needed, and judges rewrites. The task's `check_steps` is not used: rewrites have
+            already passed it.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer.
         threshold (`float`, *optional*, defaults to `0.5`):

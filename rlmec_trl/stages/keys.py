@@ -1,9 +1,9 @@
 """
 What a stage's result depends on, and so what its key is made of.
 
-`key_parts` of each stage's configuration says how each field enters the key: its `"value"` does, the `"content"` of what
-it names does (a model's weights, a task's wording), or `"none"`, because it changes only speed, memory or where the
-result goes. So a batch size can be lowered after an out-of-memory error without losing finished work.
+`key_parts` of each stage's configuration says how each field enters the key: its `"value"` does, the `"content"` of
+what it names does (a model's weights, a task's wording), or `"none"`, because it changes only speed, memory or where
+the result goes. So a batch size can be lowered after an out-of-memory error without losing finished work.
 """
 
 import hashlib

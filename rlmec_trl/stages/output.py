@@ -101,8 +101,8 @@ def claim(output_dir: str | os.PathLike, key: str | None = None) -> Iterator[Pat
     work_dir = target.with_name(f".{target.name}.rlmec_trl")
     if work_dir.exists() and not work_dir.is_dir():
         raise OutputError(
-            f"{str(work_dir)!r} is a file, but unfinished work is kept under that name. Move it elsewhere, or choose another "
-            "`--output_dir`."
+            f"{str(work_dir)!r} is a file, but unfinished work is kept under that name. Move it elsewhere, or "
+            "choose another `--output_dir`."
         )
     if work_dir.exists():
         names = {"lock", "result", "replaced"}

@@ -100,7 +100,8 @@ class ScoreConfig:
     rewrite_correct: bool = field(
         default=True,
         metadata={
-            "help": "Whether samples with a correct answer are rewritten too. If `False`, they are kept as their own rewrites.",
+            "help": "Whether samples with a correct answer are rewritten too. If `False`, they are kept as their own "
+            "rewrites."
         },
     )
     rewrite_topk: int = field(
