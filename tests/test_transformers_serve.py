@@ -153,7 +153,7 @@ def test_prompts_are_completed_even_if_no_text_gives_the_shortest_one(server, pr
 
 def test_the_recipe_samples_from_the_server(server, folder, problems, policy, tokenizer):
     command = [sys.executable, str(ROOT / "recipes" / "sample.py")]
-    command += ["--config", str(ROOT / "recipes" / "arithmetic" / "sample.yaml")]
+    command += ["--task", "arithmetic", "--temperature", "1.0", "--top_p", "1.0", "--max_new_tokens", "64"]
     command += ["--model_name_or_path", "policy", "--dataset_name", "problems", "--output_dir", "samples"]
     command += ["--base_url", server.base_url, "--served_model", server.served_model, "--num_samples", "3"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
