@@ -210,7 +210,7 @@ class Worker:
 
     def wait_for(self, text):
         while text not in self.output:
-            ready, _, _ = select.select([self.process.stdout], [], [], 20)
+            ready, _, _ = select.select([self.process.stdout], [], [], 120)
             more = os.read(self.process.stdout.fileno(), 65536).decode() if ready else ""
             assert more, f"{text!r} is not in {self.output!r}"
             self.output += more
