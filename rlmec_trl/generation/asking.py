@@ -82,5 +82,6 @@ def ask_all(
 
 def _join(threads: list[threading.Thread]) -> None:
     for thread in threads:
-        if thread.is_alive():
-            thread.join()
+        # With a limit: a Ctrl-C that arrives right before the wait begins does not interrupt it
+        while thread.is_alive():
+            thread.join(timeout=1)
