@@ -73,7 +73,7 @@ class Equation(NamedTuple):
         return self.left.equals(self.right)
 
 
-def read_equations(text: str) -> tuple[list[Equation], bool]:
+def read_equations(text: str) -> tuple[list[Equation], list[Expression], bool]:
     """
     Read the equations in a text whose left side is computed, such as `48 / 2 = 24` or `59 - 16 is 43`.
 
@@ -81,19 +81,21 @@ def read_equations(text: str) -> tuple[list[Equation], bool]:
     here are left out, together with every equation they are part of. In a chain, each equals sign is an equation.
 
     Returns:
-        `tuple[list[Equation], bool]`:
-            The equations, and whether the last of them is the last thing with a number that the text says.
+        `tuple[list[Equation], list[Expression], bool]`:
+            The equations; the results, which are their right sides and the numbers beside other relations (`x = 5`);
+            and whether the last equation is the last thing with a number that the text says.
     """
     if not any(character.isdigit() for character in text):
-        return [], False
+        return [], [], False
     tokens = read_tokens(text)
-    equations, after = [], -1
+    equations, results, after = [], [], -1
     for index, token in enumerate(tokens):
         if token.kind != "relation":
             continue
         left = _read(tokens, _left_start(tokens, index), index)
         end = _right_end(tokens, index + 1)
         right = _read(tokens, index + 1, end)
+        results += [side for side in (left, right) if side and (side is right or not side.is_computed)]
         if left is None or right is None:
             continue
         if token.text in RELATION_WORDS:
@@ -106,7 +108,7 @@ def read_equations(text: str) -> tuple[list[Equation], bool]:
             after = end
     # "72 clips, which is a lot" says nothing about another number
     rest = {token.kind for token in tokens[max(after, 0) :] if token.text not in RELATION_WORDS}
-    return equations, bool(equations) and rest.isdisjoint(("number", "relation", "unknown"))
+    return equations, results, bool(equations) and rest.isdisjoint(("number", "relation", "unknown"))
 
 
 def read_number(text: str) -> Expression | None:

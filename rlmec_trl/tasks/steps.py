@@ -27,15 +27,15 @@ def check_stated_steps(problem: str, completion: str, step_separator: str = "\n"
     - An equation in it does not hold: `48 / 2 = 23`, one of the equals signs of a chain, `59 - 16 is 42`. A result may
       be rounded, up or down, to the decimals it has.
     - A calculator mark such as `<<48/2=24>>24` does not hold, or the number after it is not its result.
-    - It states the final answer, and that is not the last result.
+    - It states the final answer, and that is none of the results before it.
 
     Everything else passes, so that a correct solution is not rejected: steps without equations, equations with
     variables or with notation that is not understood, equations that mix units such as minutes and hours, and
     numbers on the left of a computation (`40 = 5 * 8` looks like `8 batches = 5 * 8`, which is no claim). For the
     same reason the final answer is compared only if it is a number that is stated by itself (`The answer is 24`,
     `#### 24`, or a box that does not stand in a sentence), and only if no other number stands between the last
-    equation and it. It may be the last result rounded, or a hundred times as much or as little: a percentage, or
-    cents for dollars.
+    equation and it. An earlier result may be the answer too, as where the last equation is a check of it. It may be
+    rounded, or a hundred times as much or as little: a percentage, or cents for dollars.
 
     Args:
         problem (`str`):
@@ -61,39 +61,43 @@ def check_stated_steps(problem: str, completion: str, step_separator: str = "\n"
     found = find_answer(completion)
     position, answer = (-1, "") if found is None else found
     verdicts, start = [], 0
-    last_result: Expression | None = None
+    results: list[Expression] = []
+    ends_in_result = False
     for step in split_steps(completion, step_separator):
-        is_correct, result = _read_step(step)
+        is_correct, step_results, step_ends_in_result = _read_step(step)
         if start <= position < start + len(step):
             before = step[: position - start]
             if _NUMBER_OR_RELATION.search(before):
-                last_result = _read_step(before)[1]
+                _, before_results, ends_in_result = _read_step(before)
+                results += before_results
             in_a_sentence = completion.startswith("\\", position) and not _BEFORE_LONE_BOX.search(before)
-            is_correct = is_correct and (in_a_sentence or _may_follow(last_result, answer))
+            is_compared = ends_in_result and not in_a_sentence
+            is_correct = is_correct and (not is_compared or _is_among(results, answer))
         elif _NUMBER_OR_RELATION.search(step):
-            last_result = result
+            results += step_results
+            ends_in_result = step_ends_in_result
         verdicts.append(is_correct)
         start += len(step)
     return verdicts
 
 
-def _read_step(step: str) -> tuple[bool, Expression | None]:
-    """Whether all that a step states holds, and its last result: `None` if another number follows it."""
+def _read_step(step: str) -> tuple[bool, list[Expression], bool]:
+    """Whether all that a step states holds, its results, and whether no other number follows the last equation."""
     marks_hold = all(_mark_holds(*mark.groups()) for mark in _MARK.finditer(step))
-    equations, is_last = read_equations(_MARK.sub(r" \2", step))
-    holds = marks_hold and all(equation.holds() for equation in equations)
-    return holds, equations[-1].right if is_last else None
+    equations, results, is_last = read_equations(_MARK.sub(r" \2", step))
+    return marks_hold and all(equation.holds() for equation in equations), results, is_last
 
 
 def _mark_holds(mark: str, written: str | None) -> bool:
-    equations, _ = read_equations(mark)
+    equations, *_ = read_equations(mark)
     result, number = read_number(mark.rpartition("=")[2]), read_number(written or "")
     is_copied = result is None or number is None or result.equals(number)
     return is_copied and all(equation.holds() for equation in equations)
 
 
-def _may_follow(result: Expression | None, answer: str) -> bool:
+def _is_among(results: list[Expression], answer: str) -> bool:
     number = read_number(answer)
-    if result is None or number is None or result.equals(number):
-        return True
-    return any(a == 100 * b or b == 100 * a for a in result.values for b in number.values)
+    return number is None or any(
+        result.equals(number) or any(a == 100 * b or b == 100 * a for a in result.values for b in number.values)
+        for result in results
+    )
