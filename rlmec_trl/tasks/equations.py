@@ -33,7 +33,7 @@ class Expression:
 
     Args:
         values (`tuple[Fraction, ...]`):
-            Its value, with percent signs as hundredths and, where that differs, without.
+            Its value, with percent signs as hundredths and, where that differs, without, and as shops mean them.
         tolerances (`tuple[Fraction, ...]`):
             For each value, how far the exact value may be from it: one unit in the last place of a number, which may
             be rounded, and 0 for what is computed.
@@ -99,7 +99,9 @@ def read_equations(text: str) -> tuple[list[Equation], list[Expression], bool]:
         if left is None or right is None:
             continue
         if token.text in RELATION_WORDS:
-            is_equation = left.is_computed and not right.is_computed
+            # "3/4 is $15" rather says what a share comes to
+            is_share = tokens[index - 2].text == "/" and all(0 < value < 1 for value in left.values)
+            is_equation = left.is_computed and not right.is_computed and not is_share
         else:
             # "1 hour = 60 minutes" is none, but in a chain a number goes on from what was computed
             is_equation = left.is_computed or after == index
@@ -179,6 +181,9 @@ def _read(tokens: list[Token], start: int | None, end: int | None) -> Expression
     has_percent = any(part.kind == "percent" for part in parts)
     scales = (Fraction(1, 100), Fraction(1)) if has_percent else (Fraction(1),)
     values = tuple(_evaluate(parts, percent=scale) for scale in scales)
+    if has_percent:
+        scales += (scales[0],)
+        values += (_evaluate(parts, percent=scales[0], of_total=True),)
     if None in values:
         return None
     numbers = [part.text for part in parts if part.kind == "number"]
@@ -187,8 +192,11 @@ def _read(tokens: list[Token], start: int | None, end: int | None) -> Expression
     return Expression(values, tuple(unit * scale for scale in scales), frozenset(units & _DIMENSIONS.keys()))
 
 
-def _evaluate(tokens: list[Token], percent: Fraction) -> Fraction | None:
-    """Value of an expression; `None` if it is malformed or too large."""
+def _evaluate(tokens: list[Token], percent: Fraction, of_total: bool = False) -> Fraction | None:
+    """
+    Value of an expression; `None` if it is malformed or too large. A percent sign multiplies by `percent`. With
+    `of_total`, an added or subtracted percentage is one of what stands before it: "$80 + 8%" is $86.40.
+    """
     values: list[Fraction | None] = []
     operators: list[str] = []
     after_operand = False
@@ -228,6 +236,8 @@ def _evaluate(tokens: list[Token], percent: Fraction) -> Fraction | None:
             return None
         elif kind == "percent":
             values[-1] = _apply("*", values[-1], percent)
+            if of_total and operators and operators[-1] in "+-":
+                values[-1] = _apply("*", values[-2], values[-1])
         else:
             reduce(0)
             if not operators:

@@ -13,6 +13,12 @@ from .equations import Expression, read_equations, read_number
 _MARK = re.compile(r"<<([^<>\n]*)>>(?:[ $€£]*(-?\d[\d,]*(?:\.\d+)?%?))?")
 # What may stand before a box for it to be the answer and nothing else. Others hold the result of an unwritten step
 _BEFORE_LONE_BOX = re.compile(r"(?:^|answer\s+is)\W*$", re.IGNORECASE)
+# In another arithmetic, 7 + 8 = 0 and 1 + 1 = 10
+_OTHER_ARITHMETIC = re.compile(
+    r"(?<![a-z])(?:[pb]?mod(?:ul(?:o|us|ar))?|binary|octal|hex(?:adecimal)?"
+    r"|base[- ](?:\$?\d+|two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen|\$?[bn]\b))(?![a-z])|≡|\\equiv",
+    re.IGNORECASE,
+)
 # Without one of these, a text cannot change what the last result is
 _NUMBER_OR_RELATION = re.compile(r"[\d=]")
 
@@ -31,7 +37,8 @@ def check_stated_steps(problem: str, completion: str, step_separator: str = "\n"
 
     Everything else passes, so that a correct solution is not rejected: steps without equations, equations with
     variables or with notation that is not understood, equations that mix units such as minutes and hours, and
-    numbers on the left of a computation (`40 = 5 * 8` looks like `8 batches = 5 * 8`, which is no claim). For the
+    numbers on the left of a computation (`40 = 5 * 8` looks like `8 batches = 5 * 8`, which is no claim), and all
+    steps of a completion with a modulus or another base. For the
     same reason the final answer is compared only if it is a number that is stated by itself (`The answer is 24`,
     `#### 24`, or a box that does not stand in a sentence), and only if no other number stands between the last
     equation and it. An earlier result may be the answer too, as where the last equation is a check of it. It may be
@@ -39,7 +46,7 @@ def check_stated_steps(problem: str, completion: str, step_separator: str = "\n"
 
     Args:
         problem (`str`):
-            Not used. It is here because every `check_steps` is called as `check_steps(problem, completion)`.
+            Problem. It counts only where it mentions a modulus or the base of numbers: then all steps pass.
         completion (`str`):
             Solution to check.
         step_separator (`str`, *optional*, defaults to `"\n"`):
@@ -58,12 +65,15 @@ def check_stated_steps(problem: str, completion: str, step_separator: str = "\n"
     [True, True, False]
     ```
     """
+    steps = split_steps(completion, step_separator)
+    if _OTHER_ARITHMETIC.search(problem) or _OTHER_ARITHMETIC.search(completion):
+        return [True] * len(steps)
     found = find_answer(completion)
     position, answer = (-1, "") if found is None else found
     verdicts, start = [], 0
     results: list[Expression] = []
     ends_in_result = False
-    for step in split_steps(completion, step_separator):
+    for step in steps:
         is_correct, step_results, step_ends_in_result = _read_step(step)
         if start <= position < start + len(step):
             before = step[: position - start]

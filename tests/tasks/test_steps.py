@@ -95,6 +95,26 @@ def test_the_answer_is_a_result(completion, is_correct):
     assert verdicts[:-1] == [True] * (len(verdicts) - 1)
 
 
+@pytest.mark.parametrize(
+    ("problem", "completion"),
+    [
+        ("", "7 + 8 = 15 = 0 (mod 5)"),
+        ("", r"7 + 8 = 15 = 0 \pmod{5}"),
+        ("", "We work modulo 5:\n7 + 8 = 0\nThe answer is 0"),
+        ("", "In binary, 1 + 1 = 10"),
+        ("", "1 + 1 = 10 in base 2"),
+        ("What is 1 + 1 in base two?", "1 + 1 = 10"),
+    ],
+)
+def test_equations_of_another_arithmetic_are_not_checked(problem, completion):
+    assert all(check_stated_steps(problem, completion))
+
+
+@pytest.mark.parametrize("word", ["base", "baseball", "model", "basement 2"])
+def test_other_words_do_not_switch_the_check_off(word):
+    assert check_stated_steps(f"The {word} costs $2.", f"The {word}: 1 + 1 = 3") == [False]
+
+
 @st.composite
 def arithmetic_attempts(draw):
     """An attempt at the built-in task whose step `index` has another result, which the later steps go on from."""
@@ -159,6 +179,8 @@ def test_only_equations_and_the_answer_can_be_incorrect(steps):
         "<<1+1=3" * 15_000,
         "\\boxed{" * 15_000,
         "#### " + "1" * 100_000 + "x",
+        "1 " * 50_000 + "gives 2",
+        "1 + 1 gives " * 8_000 + "2",
         "five apples " * 10_000 + "= 2",
         "1" + " " * 100_000 + "+ 1 = 2",
         "1" + ",234" * 25_000 + "5 + 1 = 2",
