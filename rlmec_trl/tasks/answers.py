@@ -124,7 +124,8 @@ def check_choice(completion: str, answer: str, problem: str = "") -> bool:
 
     An option is named by its text, its label ("B", "(b)", "option B") or both ("B) Paris", "Paris (B)"). Case,
     whitespace, Unicode variants and the quotes, markup and punctuation around an answer do not count. An answer that
-    names two options, or the label of one with the text of another, is incorrect.
+    names two options, or the label of one with the text of another, is incorrect. So is one whose next line is another
+    option. A reason ("B because ...") does not count where it names no other option.
 
     Args:
         completion (`str`):

@@ -36,13 +36,12 @@ def check_stated_steps(problem: str, completion: str, step_separator: str = "\n"
     - It states the final answer, and that is none of the results before it.
 
     Everything else passes, so that a correct solution is not rejected: steps without equations, equations with
-    variables or with notation that is not understood, equations that mix units such as minutes and hours, and
-    numbers on the left of a computation (`40 = 5 * 8` looks like `8 batches = 5 * 8`, which is no claim), and all
-    steps of a completion with a modulus or another base. For the
-    same reason the final answer is compared only if it is a number that is stated by itself (`The answer is 24`,
-    `#### 24`, or a box that does not stand in a sentence), and only if no other number stands between the last
-    equation and it. An earlier result may be the answer too, as where the last equation is a check of it. It may be
-    rounded, or a hundred times as much or as little: a percentage, or cents for dollars.
+    variables or with notation that is not understood, equations that mix units such as minutes and hours, numbers on
+    the left of a computation (`40 = 5 * 8` looks like `8 batches = 5 * 8`, which is no claim), and every step where a
+    modulus or another base is mentioned. For the same reason the final answer is compared only if it is a number that
+    is stated by itself (`The answer is 24`, `#### 24`, or a box that does not stand in a sentence), and only if no
+    other number stands between the last equation and it. It may be any earlier result, because the last equation may
+    be a check of it. It may be rounded, or a hundred times as much or as little: a percentage, or cents for dollars.
 
     Args:
         problem (`str`):
