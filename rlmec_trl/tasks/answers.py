@@ -9,6 +9,7 @@ import threading
 import unicodedata
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,39 @@ if TYPE_CHECKING:
 
 # A longer "answer" is prose, and a symbolic parser can take very long over prose
 _MAX_EXPRESSION_LENGTH = 200
-_STATEMENT = re.compile(r"\bthe (?:final |correct )?answer is\b[*_\s]*:?(.*)", re.IGNORECASE)
+_STATES = (
+    r"(?:\bthe (?:(?:final |correct )?answer|correct (?:option|choice)) is\b|^[ \t>#*_]*(?:final )?answer(?=[*_]*:))"
+)
+# The answer may be on the next line, in display mathematics too. Where another statement follows, that one counts
+_STATEMENT = re.compile(
+    # The lookahead is never tried again with less, which keeps the effort linear
+    rf"{_STATES}(?=(?P<gap>[*_\s]*:?[*_\s]*(?:(?:\\\[|\$\$)[ \t]*\n\s*)?))(?P=gap)(?!{_STATES})(?P<answer>.*)",
+    re.IGNORECASE | re.MULTILINE,
+)
 _HASHES = re.compile(r"^[ \t]*####[ \t]*((?=[-+$€£.,/%]*\d)[-+$€£\d.,/%]+)[ \t]*$", re.MULTILINE)
 _BOXED = re.compile(r"\\f?boxed\s*\{")
 # A word of prose between or after the mathematics: a unit, "because". Names of mathematical functions are not words
 _WORD = re.compile(
     r"(?<![\\a-zA-Z])(?<!\\begin\{)(?<!\\end\{)(?!(?:and|or|sin|cos|tan|log|ln|exp|sqrt|pi)\b)[a-zA-Z]{2,}"
+)
+# Numbers that end in words, "5 million", and words after which a number is only a part of what is stated
+_MAGNITUDES = {
+    "dozen": 12,
+    "hundred": 10**2,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+}
+_IN_WORDS = re.compile(
+    rf"(?<![\d./,^}}])([-+]?(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+)?)((?:\s+(?:{'|'.join(_MAGNITUDES)})s?\b)+)",
+    re.IGNORECASE,
+)
+_PART = re.compile(
+    rf"[-\s]*(?:(?:{'|'.join(_MAGNITUDES)})s?\b"
+    r"|(?:squared|cubed|factorial|halves|thirds|fourths|quarters|fifths|sixths|eighths|tenths|hundredths)\b"
+    r"|(?:to|not|through|by|plus|minus|times|over|divided by|modulo|mod|choose)\s+[-+$]*\d)",
+    re.IGNORECASE,
 )
 # What cannot end an expression: an operator, or a command that needs an argument
 _UNFINISHED = re.compile(r"(?:[-+*/=^_<>&|]|\\(?!(?:pi|infty|circ)\b)[a-zA-Z]+)$")
@@ -38,8 +66,8 @@ def extract_answer(solution: str) -> str | None:
     r"""
     The final answer that a solution states.
 
-    Three forms are known: `The answer is X` (X reaches to the end of the line), a LaTeX box, and `#### N` with a
-    number. If there are several, the last one counts.
+    Three forms are known: `The answer is X` or `Answer: X` (X reaches to the end of the line, and may be on the next
+    one), a LaTeX box, and `#### N` with a number. If there are several, the last one counts.
 
     Returns:
         `str` or `None`:
@@ -96,7 +124,8 @@ def check_choice(completion: str, answer: str, problem: str = "") -> bool:
 
     An option is named by its text, its label ("B", "(b)", "option B") or both ("B) Paris", "Paris (B)"). Case,
     whitespace, Unicode variants and the quotes, markup and punctuation around an answer do not count. An answer that
-    names two options, or the label of one with the text of another, is incorrect.
+    names two options, or the label of one with the text of another, is incorrect. So is one whose next line is another
+    option. A reason ("B because ...") does not count where it names no other option.
 
     Args:
         completion (`str`):
@@ -208,14 +237,26 @@ def _names_only(completion: str, expected: set[int], options: Options) -> bool:
     found = _last_statement(completion)
     readings = [completion] if found is None else [found[1], found[2], _without_text_mode(found[2])]
     named = named_options(readings, options)
-    return bool(named) and named <= expected
+    return bool(named) and named <= expected and not _goes_on_with_another(completion, found, named, options)
+
+
+def _goes_on_with_another(
+    completion: str, found: tuple[int, str, str] | None, named: set[int], options: Options
+) -> bool:
+    """Whether the line after the statement names another option: "The answer is A) Paris", then "B) London"."""
+    if found is None:
+        return False
+    start, text, _ = found
+    lines = completion[completion.index(text, start) + len(text) :].splitlines()[1:]
+    following = next((line for line in lines if line.strip()), "")
+    return bool(named_options([following], options) - named)
 
 
 def _last_statement(solution: str) -> tuple[int, str, str] | None:
     """Where a solution states its final answer, as it is written there, and without the markup around it."""
     stated = [(match.start(), match.group(1)) for match in _HASHES.finditer(solution)]
     # A box inside the statement is found below, as the last statement
-    stated += [(match.start(), match.group(1)) for match in _STATEMENT.finditer(solution)]
+    stated += [(match.start(), match["answer"]) for match in _STATEMENT.finditer(solution)]
     stated = [(start, text, _strip_markup(text)) for start, text in stated]
     closing = _closing_braces(solution)
     for match in _BOXED.finditer(solution):
@@ -278,16 +319,27 @@ def _expression(answer: str) -> str | None:
     if len(answer) > _MAX_EXPRESSION_LENGTH or "\n" in answer:
         return None
     answer = re.sub(r"\\[()\[\]]|\\?\$", "", _without_text_mode(answer))
-    answer = re.split(r"\.\s", answer)[0]
-    mathematics = _WORD.split(answer)[0].strip(" ,;:")
+    answer = _IN_WORDS.sub(_in_digits, re.split(r"\.\s", answer)[0])
+    word = _WORD.search(answer)
+    mathematics = answer[: word.start() if word else None].strip(" ,;:")
     if len(mathematics) < len(answer.strip(" ,;:")):
         # Cut inside an expression, as in \overline{AB} or (5, six), the rest would equal that of any other answer
+        # "5, not 6" is 5
+        if word and _PART.match(answer, word.start()) and not answer[: word.start()].rstrip().endswith(","):
+            return None
         opened, closed = (len(re.findall(brackets, mathematics)) for brackets in (r"[(\[{]", r"[)\]}]"))
         if opened != closed or _UNFINISHED.search(mathematics):
             return None
     answer = mathematics
     # "1 1/2" is one and a half; the parser would take the first number alone
     return re.sub(r"^([-+]?\d+)\s+(\d+)/(\d+)$", r"\1\\frac{\2}{\3}", answer) or None
+
+
+def _in_digits(match: re.Match) -> str:
+    value = Fraction(match[1].replace(",", ""))
+    for word in match[2].lower().split():
+        value *= _MAGNITUDES[word.removesuffix("s")]
+    return str(value)
 
 
 def clean_solution(solution: str) -> str:

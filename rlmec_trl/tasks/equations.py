@@ -33,7 +33,7 @@ class Expression:
 
     Args:
         values (`tuple[Fraction, ...]`):
-            Its value, with percent signs as hundredths and, where that differs, without.
+            Its value, with percent signs as hundredths and, where that differs, without, and as shops mean them.
         tolerances (`tuple[Fraction, ...]`):
             For each value, how far the exact value may be from it: one unit in the last place of a number, which may
             be rounded, and 0 for a computed value.
@@ -73,7 +73,7 @@ class Equation(NamedTuple):
         return self.left.equals(self.right)
 
 
-def read_equations(text: str) -> tuple[list[Equation], bool]:
+def read_equations(text: str) -> tuple[list[Equation], list[Expression], bool]:
     """
     Read the equations in a text whose left side is computed, such as `48 / 2 = 24` or `59 - 16 is 43`.
 
@@ -81,23 +81,27 @@ def read_equations(text: str) -> tuple[list[Equation], bool]:
     here are left out, together with every equation they are part of. In a chain, each equals sign is an equation.
 
     Returns:
-        `tuple[list[Equation], bool]`:
-            The equations, and whether no number follows the last of them.
+        `tuple[list[Equation], list[Expression], bool]`:
+            The equations; the results, which are their right sides and the numbers beside other relations (`x = 5`);
+            and whether no number follows the last equation.
     """
     if not any(character.isdigit() for character in text):
-        return [], False
+        return [], [], False
     tokens = read_tokens(text)
-    equations, after = [], -1
+    equations, results, after = [], [], -1
     for index, token in enumerate(tokens):
         if token.kind != "relation":
             continue
         left = _read(tokens, _left_start(tokens, index), index)
         end = _right_end(tokens, index + 1)
         right = _read(tokens, index + 1, end)
+        results += [side for side in (left, right) if side and (side is right or not side.is_computed)]
         if left is None or right is None:
             continue
         if token.text in RELATION_WORDS:
-            is_equation = left.is_computed and not right.is_computed
+            # "3/4 is $15" rather says what a share comes to
+            is_share = tokens[index - 2].text == "/" and all(0 < value < 1 for value in left.values)
+            is_equation = left.is_computed and not right.is_computed and not is_share
         else:
             # "1 hour = 60 minutes" is no computation, but in a chain a number may continue one
             is_equation = left.is_computed or after == index
@@ -106,7 +110,7 @@ def read_equations(text: str) -> tuple[list[Equation], bool]:
             after = end
     # "72 clips, which is a lot" says nothing about another number
     rest = {token.kind for token in tokens[max(after, 0) :] if token.text not in RELATION_WORDS}
-    return equations, bool(equations) and rest.isdisjoint(("number", "relation", "unknown"))
+    return equations, results, bool(equations) and rest.isdisjoint(("number", "relation", "unknown"))
 
 
 def read_number(text: str) -> Expression | None:
@@ -177,6 +181,9 @@ def _read(tokens: list[Token], start: int | None, end: int | None) -> Expression
     has_percent = any(part.kind == "percent" for part in parts)
     scales = (Fraction(1, 100), Fraction(1)) if has_percent else (Fraction(1),)
     values = tuple(_evaluate(parts, percent=scale) for scale in scales)
+    if has_percent:
+        scales += (scales[0],)
+        values += (_evaluate(parts, percent=scales[0], of_total=True),)
     if None in values:
         return None
     numbers = [part.text for part in parts if part.kind == "number"]
@@ -185,8 +192,11 @@ def _read(tokens: list[Token], start: int | None, end: int | None) -> Expression
     return Expression(values, tuple(unit * scale for scale in scales), frozenset(units & _DIMENSIONS.keys()))
 
 
-def _evaluate(tokens: list[Token], percent: Fraction) -> Fraction | None:
-    """Value of an expression; `None` if it is malformed or too large."""
+def _evaluate(tokens: list[Token], percent: Fraction, of_total: bool = False) -> Fraction | None:
+    """
+    Value of an expression; `None` if it is malformed or too large. A percent sign multiplies by `percent`. With
+    `of_total`, an added or subtracted percentage is one of what stands before it: "$80 + 8%" is $86.40.
+    """
     values: list[Fraction | None] = []
     operators: list[str] = []
     after_operand = False
@@ -226,6 +236,8 @@ def _evaluate(tokens: list[Token], percent: Fraction) -> Fraction | None:
             return None
         elif kind == "percent":
             values[-1] = _apply("*", values[-1], percent)
+            if of_total and operators and operators[-1] in "+-":
+                values[-1] = _apply("*", values[-2], values[-1])
         else:
             reduce(0)
             if not operators:

@@ -15,12 +15,17 @@ RELATION_WORDS = ("is", "makes", "equals")
 _ARITHMETIC_WORDS = frozenset(
     "times plus minus over by than dozen dozens hundred hundreds thousand thousands million millions billion billions "
     "trillion remainder mod modulo squared cubed power factorial choose half halves third thirds fourths fifths am pm "
-    "st nd rd th".split()
+    "o'clock st nd rd th".split()
 )
-# Anywhere in the clause before an expression, these apply to its value: "half of the 12 + 4", "twice 5 + 3"
+# Anywhere in the clause before an expression, these apply to its value: "half of the 12 + 4", "last digit of 7 * 9"
 _SCALING_WORDS = frozenset(
-    "half twice thrice double triple third thirds quarter quarters fourth fourths fifth fifths tenth average".split()
+    "half twice thrice double triple third thirds quarter quarters fourth fourths fifth fifths tenth average times "
+    "digit digits remainder root square cube negative opposite reciprocal inverse".split()
 )
+# "1 below 9", "1 short of 9"
+_DISTANCE_WORDS = frozenset("below above under short away off shy".split())
+# Before "groups of", they are a factor
+_NUMBER_WORDS = frozenset("two three four five six seven eight nine ten eleven twelve".split())
 # None of these is part of a unit, and words before them do not apply to the expression after them
 _CLAUSE_WORDS = frozenset(
     "and or so as because since then but if that which while leaving thus gives get gets got are was were has had "
@@ -73,6 +78,11 @@ _SPELLINGS = [
         # 8.333... is a rounded number
         (r"(?<=\d)(?:\.{2,}|…)", " "),
         (r"\b([ap])\.m\b\.?", r"\1m"),
+        (r"(?<=\d) per ?cent\b", "%"),
+        (r"\bis equal to\b", "is"),
+        # Only of a computation that begins the line: "Subtracting 2 * 3 gives 4" says nothing about 2 * 3
+        (r"^([ \t]*[$€£(\d][-−–+*/×·÷x$€£()\d,. ]*) gives (?=[$€£]?\d)", r"\1 is "),
+        ("’", "'"),
         # Powers as Python writes them; other runs of asterisks are bold type
         (r"(?<=[\d)])\*\*(?=[\d(])|(?<=[\d)]) \*\* (?=[\d(])", "^"),
         (r"\*{2,}", " "),
@@ -190,7 +200,14 @@ def _resolve_run(resolved: list[Token], words: list[Token], following: Token) ->
         return
     if after_operand:
         is_variable = first.text == "a" and before.end == first.start
-        resolved.append(first._replace(kind="unknown" if is_variable or of_share or _is_arithmetic(first) else "unit"))
+        # "3 + 5 is 1 more than 7" does not state a result, "8 - 5 = 3 more than Tom" does
+        may_compare = before_operand or any(token.text in RELATION_WORDS for token in resolved[-3:])
+        is_part = (
+            (is_variable or of_share or _is_arithmetic(first))
+            or _is_factor(words, following)
+            or (may_compare and _compares(words))
+        )
+        resolved.append(first._replace(kind="unknown" if is_part else "unit"))
     resolved.append(last._replace(kind="break"))
     if before.kind == "operator" or following.kind == "operator" or _goes_on(words, before, following):
         resolved.append(last._replace(kind="unknown"))
@@ -204,18 +221,45 @@ def _are_units(words: list[Token]) -> bool:
     )
 
 
+def _compares(words: list[Token]) -> bool:
+    """Whether the words after a number make it a difference: "1 more than", "1 below"."""
+    texts = [word.text.lower() for word in words]
+    clause_end = next((index for index, text in enumerate(texts) if text in _CLAUSE_WORDS), len(texts))
+    compared = texts[:clause_end]
+    return "than" in compared or not _DISTANCE_WORDS.isdisjoint(compared[:1])
+
+
+def _is_factor(words: list[Token], following: Token) -> bool:
+    """Whether the words after a number make it a factor of the next one: "3 groups of 4"."""
+    texts = [word.text.lower() for word in words]
+    return (
+        following.kind in _OPERAND_STARTS
+        and texts[-1] == "of"
+        and len(texts) <= _MAX_UNIT_WORDS
+        and _CLAUSE_WORDS.union(("total", "sum")).isdisjoint(texts)
+    )
+
+
 def _goes_on(words: list[Token], before: Token, following: Token) -> bool:
     """Whether an expression after these words is only a part of what is computed."""
     if following.kind not in _OPERAND_STARTS:
         return False
     texts = [word.text.lower() for word in words]
     if before.kind in _OPERAND_ENDS and (
-        texts == ["and"] or texts[0] == "of" or "to" in texts or texts[-1] in ("by", "than")
+        texts == ["and"]
+        or texts[0] == "of"
+        or "to" in texts
+        or texts[-1] in ("by", "than")
+        or _is_factor(words, following)
     ):
+        return True
+    if texts[-1] == "of" and texts[-2:-1] != ["total"] and not _NUMBER_WORDS.isdisjoint(texts[-4:]):
         return True
     if words[-1].end == following.start or (following.kind == "number" and texts[-1] in _COUNTED_WORDS):
         return True
-    clause_start = max((i + 1 for i, text in enumerate(texts) if text in _CLAUSE_WORDS), default=0)
+    # "As many as" ends no clause
+    clause_words = _CLAUSE_WORDS - {"as"} if texts.count("as") > 1 else _CLAUSE_WORDS
+    clause_start = max((i + 1 for i, text in enumerate(texts) if text in clause_words), default=0)
     return not _SCALING_WORDS.isdisjoint(texts[clause_start:]) or (
         _is_arithmetic(words[-1]) and texts[-1] not in ("by", "than")
     )

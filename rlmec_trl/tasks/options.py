@@ -15,7 +15,7 @@ _HEADER = re.compile(r"^[ \t]*options:[ \t\r]*$", re.IGNORECASE | re.MULTILINE)
 _LABELED_LINE = re.compile(r"(?:[(\[]([A-Za-z]|\d{1,2})[)\]]|([A-Za-z]|\d{1,2})[).:])(?:\s+(\S.*))?")
 _QUOTES = "\"'`*“”‘’«»"
 
-_WORD = r"(?:option|choice|answer|letter)"
+_WORD = r"(?:the\s+)?(?:option|choice|answer|letter)"
 _LABEL = r"(?P<label>[a-z]|\d{1,2})"
 _BARE_LABEL = re.compile(_LABEL, re.IGNORECASE)
 
@@ -31,12 +31,18 @@ _LABELS_WITH_TEXT = _patterns(
     rf"(?:{_WORD}\s+)?[(\[]?{_LABEL}[)\]]\s*[.:]?\s*(?P<text>\S.*)",
     # "A. Paris", "option A: Paris", "A - Paris"
     rf"(?:{_WORD}\s+)?{_LABEL}(?:\s*[.:]|\s+[-–—])\s*(?P<text>\S.*)",
+    # "A, Paris"
+    rf"(?:{_WORD}\s+)?{_LABEL},\s+(?P<text>\S.*)",
     # "A (Paris)"
     rf"(?:{_WORD}\s+)?{_LABEL}\s+\((?P<text>.+)\)",
     # "Paris (A)", "Paris [option A]"
     rf"(?P<text>.*\S)\s*[(\[](?:{_WORD}\s+)?{_LABEL}[)\]]",
     # "Paris, option A"
     rf"(?P<text>.*[^\s,;:])\s*[,;:–—-]?\s+{_WORD}\s+{_LABEL}",
+)
+# "a" and "I" are words too: a small letter is a label only in brackets or after "option"
+_MENTIONED_LABEL = re.compile(
+    r"\b([A-Z]|\d{1,2})\b|[(\[]([a-z])[)\]]|\b([a-z])\)|\b(?i:option|choice|answer|letter)\s+([a-z])\b"
 )
 # What a text may have beyond its option: a label, a word before it, brackets, markup
 _MAX_EXTRA_LENGTH = 60
@@ -121,11 +127,30 @@ def named_options(readings: Sequence[str], options: Options) -> set[int]:
             option, or a label and a text that do not belong together.
     """
     longest = max(len(text) for text in options.texts) + _MAX_EXTRA_LENGTH
+    explained = readings
     readings = [reading.strip() for reading in readings if len(reading.strip()) <= longest]
     # In this order: exact matches take precedence over abbreviations
     finders = (_by_same_text, _by_explicit_label, _by_text, _by_bare_label, _by_label_and_text)
     found = (finder(reading, options) for finder in finders for reading in readings)
-    return next((indices for indices in found if indices), set())
+    return next((indices for indices in found if indices), None) or _by_explained(explained, options)
+
+
+def _by_explained(readings: Sequence[str], options: Options) -> set[int]:
+    """The option before "because", where no other one is named after it."""
+    for reading in readings:
+        head, because, reason = re.sub(r"\s+", " ", reading).partition(" because ")
+        indices = named_options([head.rstrip(" ,;")], options) if because else set()
+        if indices and not _mentions_another(reason, indices, options):
+            return indices
+    return set()
+
+
+def _mentions_another(reason: str, indices: set[int], options: Options) -> bool:
+    """Whether a text contains the text or the label of an option that is not one of `indices`."""
+    mentioned = {label.casefold() for match in _MENTIONED_LABEL.finditer(reason) for label in match.groups() if label}
+    texts = {text for index, text in enumerate(options.texts) if index not in indices}
+    labels = {label for index, label in enumerate(options.labels) if index not in indices}
+    return bool(mentioned & labels) or any(_folded(text) in _folded(reason) for text in texts)
 
 
 def _by_same_text(text: str, options: Options) -> set[int]:
@@ -184,4 +209,4 @@ def _bare(text: str) -> str:
 
 
 def _folded(text: str) -> str:
-    return unicodedata.normalize("NFKC", one_line(text)).casefold()
+    return unicodedata.normalize("NFKC", one_line(text)).replace("−", "-").casefold()

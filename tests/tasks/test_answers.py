@@ -36,6 +36,17 @@ from rlmec_trl.tasks.answers import check_by_reward, check_choice, check_math, e
         (r"The answer is $\boxed{18}$ years.", "18"),
         ("The answer is:\n\\[\n\\boxed{7}\n\\]", "7"),
         (r"\boxed{3} and then it breaks off \boxed{4", "3"),
+        ("The answer is:\n\n**72**.\nDone", "72"),
+        ("**The answer is:**\n72", "72"),
+        ("The answer is:\n\\[\n72\n\\]", "72"),
+        ("The answer is:\nThe answer is 5", "5"),
+        ("Answer: 72", "72"),
+        ("First 5.\n**Final Answer:** 72", "72"),
+        ("The correct option is B", "B"),
+        ("The correct choice is B.", "B"),
+        ("The answer is 72\nAnswer:", "72"),
+        ("He wrote the answer: 5", None),
+        ("The answer is:\n \n", None),
         ("It is 72", None),
         ("The answer is", None),
         ("The answer is **", None),
@@ -75,6 +86,14 @@ def test_the_last_stated_answer_is_found_bare(solution, answer):
         (r"\begin{pmatrix} 0.5 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1/2 \\ 2 \end{pmatrix}"),
         (r"\overline{AB}", r"\overline{AB}"),
         (r"2\pi units", r"2\pi"),
+        ("5 thousand", "5,000"),
+        ("3.5 million dollars", "3500000"),
+        ("5 hundred thousand", "500,000"),
+        ("2 dozen eggs", "24"),
+        ("5 million", "5 million dollars"),
+        ("5 cm squared", "5"),
+        ("5 times", "5"),
+        ("5, not 6", "5"),
     ],
 )
 def test_equal_mathematics_is_equal_however_it_is_written(stated, answer):
@@ -107,6 +126,17 @@ def test_equal_mathematics_is_equal_however_it_is_written(stated, answer):
         (r"\operatorname{arcsin} 1", r"\operatorname{arccos} 1"),
         ("(5, six)", "(5, seven)"),
         ("5 + six", "5 + seven"),
+        # A number that the next word changes
+        ("5 thousand", "5"),
+        ("5 hundred", "5"),
+        ("5 dozen", "5"),
+        ("3 million", "3"),
+        (r"3 \text{ million}", "3"),
+        ("1/2 million", "1/2"),
+        ("5 squared", "5"),
+        ("5 to 6", "5"),
+        ("5 not 6", "5"),
+        ("5 times 3", "5"),
     ],
 )
 def test_different_mathematics_is_not_equal(stated, answer):
@@ -140,7 +170,17 @@ def test_an_expression_that_is_too_large_is_not_evaluated():
     assert not check_math("The answer is " + "(" * 5000, "5")
 
 
-@pytest.mark.parametrize("text", [r"\boxed{" * 20_000, "#### " + "1" * 100_000 + "x", "the answer is " * 10_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\boxed{" * 20_000,
+        "#### " + "1" * 100_000 + "x",
+        "the answer is " * 10_000,
+        "The answer is" + " " * 100_000 + "the answer is",
+        "the answer is:\n" * 10_000,
+        "#" * 100_000 + "answer:",
+    ],
+)
 def test_the_answer_of_a_long_text_is_found_in_one_pass(text):
     assert extract_answer(text + "\nThe answer is 5") == "5"
 

@@ -18,6 +18,8 @@ def verdicts(text):
         "59 - 16 is 43",
         "59 - 16 makes 43",
         "59 - 16 equals 43",
+        "59 - 16 is equal to 43",
+        "59 - 16 gives 43",
         "59 − 16 = 43",
         "59 – 16 = 43",
         "5 x 3 = 15",
@@ -36,6 +38,10 @@ def verdicts(text):
         "20% of 50 = 10",
         "1/2 of 50 = 25",
         "12/15 = 80%",
+        "12/15 = 80 percent",
+        "$80 + 8% = $86.40",
+        "80 - 25% off = 60",
+        "100% - 25% = 75%",
         "5 / 100 * 100 = 5%",
         "1/12 * 100 = 8.3%",
         "20 minutes / 240 minutes = 8.333...%",
@@ -79,6 +85,15 @@ def test_a_true_equation_is_read_and_holds_in_any_notation(equation):
         "48/2 = 23",
         "59 - 16 is 42",
         "59 - 16 makes 33",
+        "59 - 16 equals 33",
+        "59 - 16 is equal to 33",
+        "59 - 16 gives 33",
+        "$80 + 8% = $87.40",
+        "100% - 25% = 65%",
+        "12/15 = 90 percent",
+        "He has 59 - 16 = 42 more than Tom.",
+        "In three weeks, for a total of 48 + 24 = 62",
+        "As tall as he is, he has 59 - 16 = 42",
         "59 – 16 = 33",
         "5 x 3 = 16",
         "2 + 3 * 4 = 20",
@@ -146,6 +161,24 @@ def test_a_false_equation_does_not_hold(equation):
         "2 + + = 5",
         "5 + (3 = 9",
         "14, 400 / 80 = 180",
+        "10 + 5 = 3 o'clock",
+        "10 + 5 = 3 o’clock",
+        "Subtracting 2 * 3 gives 4",
+        "Since 3/4 is equal to $15, 1/4 is $5",
+        # A part of the other side, or a function of this one
+        "3 + 5 is 1 more than 7",
+        "3 + 5 is 1 more than Tom's 7",
+        "3 + 5 is two more than 6",
+        "3 + 5 = 1 more than 7",
+        "10 - 2 is 2 less than ten",
+        "3 + 5 is 1 short of 9",
+        "3 groups of 4 + 2 = 14",
+        "three groups of 4 + 2 = 14",
+        "twice as many as 4 + 2 is 12",
+        "3 times as many as 4 + 2 is 18",
+        "3 times Bob's 4 + 2 is 18",
+        "the last digit of 7 * 9 is 3",
+        "The square root of 9 + 16 is 5",
         # Not defined
         "5 / 0 = 3",
         "0^-1 = 3",
@@ -162,6 +195,7 @@ def test_each_equals_sign_of_a_chain_is_an_equation():
     assert verdicts("48/2 = 24 = 24") == [True, True]
     assert verdicts("2 * 3 + 4 = 6 + 4 = 11 = 11") == [True, False, True]
     assert verdicts("y = 2x = 2 * 5 = 11") == [False]
+    assert verdicts("3 * 4 = 3 groups of 4 = 12") == []
 
 
 def test_units_of_different_sizes_are_not_compared_as_numbers():

@@ -108,6 +108,11 @@ def test_more_options_than_letters_are_refused():
         "paris [b].",
         "Paris, option B",
         "'Paris' (option B)",
+        "B, Paris",
+        "the option B",
+        "B because it is a large city",
+        "(B), because a king lived there" + " for years" * 20,
+        "Paris because it is large",
         "$B$",
         r"\text{B}",
         r"$\boxed{\text{(B) Paris}}$",
@@ -142,6 +147,13 @@ def test_every_usual_way_to_name_an_option_is_accepted(text, stated):
         "B?A",
         "Paris London",
         "E) Berlin",
+        "A, Paris",
+        "A or B because both are large",
+        "B because Rome is too small",
+        "B because C is too small",
+        "B because (a) is too small",
+        "B because option a is too small",
+        "B) Paris\nC) Rome",
         "2",
     ],
 )
@@ -149,6 +161,38 @@ def test_two_options_or_none_are_incorrect(stated):
     for text in (CAPITALS, LABELED):
         for answer in ("London", "Paris", "Rome"):
             assert not check_choice(f"The answer is {stated}", answer, text)
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "Answer: B",
+        "**Answer:** (B) Paris",
+        "The correct option is B",
+        "The correct choice is B.",
+        "The answer is:\nB",
+        "The answer is B) Paris\nParis is large.",
+    ],
+)
+def test_an_option_may_be_stated_in_other_words(completion):
+    assert [check_choice(completion, option, CAPITALS) for option in ("London", "Paris", "Rome")] == [
+        False,
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize(
+    "completion", ["Answer: A, B", "The correct option is A or B", "The answer is:\nA) London\nB) Paris"]
+)
+def test_two_options_in_other_words_are_incorrect(completion):
+    assert not any(check_choice(completion, option, CAPITALS) for option in ("London", "Paris", "Rome"))
+
+
+def test_a_unicode_minus_is_a_minus():
+    text = problem("1/2", "-1/2")
+    assert check_choice("The answer is −1/2", "-1/2", text)
+    assert not check_choice("The answer is −1/2", "1/2", text)
 
 
 WRITINGS = [

@@ -69,6 +69,13 @@ def test_a_calculator_mark_holds_and_its_result_is_written_after_it(step, is_cor
         ("$0.30 + $0.25 = $0.55\nThe answer is 55 cents", True),
         ("3/4 = 0.75\nThe answer is \\frac{3}{4}", True),
         ("60 + 30 = 90 minutes\nThe answer is 1.5 hours", True),
+        # The last equation is a check, or about something else
+        ("10 - 3 = 7\nCheck: 7 + 3 = 10\nThe answer is 7", True),
+        ("x = 12/4 = 3\nSubstituting back: 4*3 = 12\nThe answer is 3", True),
+        ("Ann has 5+3=8. Bob has 8*2=16. We need Ann's number.\nThe answer is 8", True),
+        ("x = 4\nSubstituting back: 2 * 4 = 8\nThe answer is 4", True),
+        ("1/2 + 1/4 = 3/4\nCheck: 3/4 - 1/4 = 1/2\nThe answer is 0.75", True),
+        ("10 - 3 = 7\nCheck: 7 + 3 = 10\nThe answer is 6", False),
         # The last equation is not the last thing computed
         ("48 + 24 = 72\nShe keeps 14 more of them.\nThe answer is 86", True),
         ("48 + 24 = 72\nx = 86\nThe answer is 86", True),
@@ -82,10 +89,30 @@ def test_a_calculator_mark_holds_and_its_result_is_written_after_it(step, is_cor
         ("48 + 24 = 72", True),
     ],
 )
-def test_the_answer_is_the_last_result(completion, is_correct):
+def test_the_answer_is_a_result(completion, is_correct):
     verdicts = check_stated_steps("", completion)
     assert all(verdicts) == is_correct
     assert verdicts[:-1] == [True] * (len(verdicts) - 1)
+
+
+@pytest.mark.parametrize(
+    ("problem", "completion"),
+    [
+        ("", "7 + 8 = 15 = 0 (mod 5)"),
+        ("", r"7 + 8 = 15 = 0 \pmod{5}"),
+        ("", "We work modulo 5:\n7 + 8 = 0\nThe answer is 0"),
+        ("", "In binary, 1 + 1 = 10"),
+        ("", "1 + 1 = 10 in base 2"),
+        ("What is 1 + 1 in base two?", "1 + 1 = 10"),
+    ],
+)
+def test_equations_of_another_arithmetic_are_not_checked(problem, completion):
+    assert all(check_stated_steps(problem, completion))
+
+
+@pytest.mark.parametrize("word", ["base", "baseball", "model", "basement 2"])
+def test_other_words_do_not_switch_the_check_off(word):
+    assert check_stated_steps(f"The {word} costs $2.", f"The {word}: 1 + 1 = 3") == [False]
 
 
 @st.composite
@@ -140,6 +167,7 @@ def test_only_equations_and_the_answer_can_be_incorrect(steps):
         "9" * 100_000 + " + 1 = 2",
         "+".join("1" * 50_000) + " = 2",
         "=".join(["1+1"] * 25_000),
+        "1 + 1 = 2. " * 10_000 + "The answer is 3",
         "(" * 50_000 + "1" + ")" * 50_000 + " + 1 = 3",
         "1(" * 30_000 + "1" + ")" * 30_000 + " + 1 = 3",
         "\\frac{1}{" * 10_000 + "1" + "}" * 10_000 + " + 1 = 3",
@@ -151,6 +179,8 @@ def test_only_equations_and_the_answer_can_be_incorrect(steps):
         "<<1+1=3" * 15_000,
         "\\boxed{" * 15_000,
         "#### " + "1" * 100_000 + "x",
+        "1 " * 50_000 + "gives 2",
+        "1 + 1 gives " * 8_000 + "2",
         "five apples " * 10_000 + "= 2",
         "1" + " " * 100_000 + "+ 1 = 2",
         "1" + ",234" * 25_000 + "5 + 1 = 2",
@@ -159,3 +189,8 @@ def test_only_equations_and_the_answer_can_be_incorrect(steps):
 )
 def test_long_and_hostile_texts_are_read_in_one_pass(text):
     assert len(check_stated_steps("", text)) == 1
+
+
+def test_a_long_answer_is_compared_with_many_results_in_one_pass():
+    completion = "1 + 1 = 2\n" * 5_000 + "The answer is " + "3 " * 25_000
+    assert all(check_stated_steps("", completion))
