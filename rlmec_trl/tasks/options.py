@@ -126,23 +126,25 @@ def named_options(readings: Sequence[str], options: Options) -> set[int]:
             Indices of the options. More than one only where options have the same text; none where the text names no
             option, or a label and a text that do not belong together.
     """
+    named = _named(readings, options)
+    if named:
+        return named
+    # "B because ...", where the reason names no other option
+    for reading in readings:
+        head, because, reason = one_line(reading).partition(" because ")
+        named = _named([head.rstrip(" ,;")], options) if because else set()
+        if named and not _mentions_another(reason, named, options):
+            return named
+    return set()
+
+
+def _named(readings: Sequence[str], options: Options) -> set[int]:
     longest = max(len(text) for text in options.texts) + _MAX_EXTRA_LENGTH
-    explained = readings
     readings = [reading.strip() for reading in readings if len(reading.strip()) <= longest]
     # In this order: exact matches take precedence over abbreviations
     finders = (_by_same_text, _by_explicit_label, _by_text, _by_bare_label, _by_label_and_text)
     found = (finder(reading, options) for finder in finders for reading in readings)
-    return next((indices for indices in found if indices), None) or _by_explained(explained, options)
-
-
-def _by_explained(readings: Sequence[str], options: Options) -> set[int]:
-    """The option before "because", where no other one is named after it."""
-    for reading in readings:
-        head, because, reason = re.sub(r"\s+", " ", reading).partition(" because ")
-        indices = named_options([head.rstrip(" ,;")], options) if because else set()
-        if indices and not _mentions_another(reason, indices, options):
-            return indices
-    return set()
+    return next((indices for indices in found if indices), set())
 
 
 def _mentions_another(reason: str, indices: set[int], options: Options) -> bool:
