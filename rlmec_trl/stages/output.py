@@ -1,8 +1,9 @@
 """
 Output folders that are replaced only where everything in them is our own.
 
-A finished dataset carries a mark, `rlmec_trl.json`, with the key of what it was made from and the files that were
-written. A folder without it, or with a file that it does not list, is refused by name before any work begins.
+A finished result carries a mark, `rlmec_trl.json`, with the key of what it was made from, and the names and sizes of
+the files that were written. A folder without it, or with a file that it does not list so, is refused by name before any
+work begins.
 """
 
 import json
