@@ -2,8 +2,7 @@
 Output folders that are replaced only where everything in them is our own.
 
 A finished result carries a mark, `rlmec_trl.json`, with the key of what it was made from, and the names and sizes of
-the files that were written. A folder without it, or with a file that it does not list so, is refused by name before any
-work begins.
+the files that were written. A folder without it, or with other files, is refused by name before any work begins.
 """
 
 import json
