@@ -10,6 +10,14 @@ import yaml
 from .pipeline import RUN, Evaluation, Pipeline, PipelineError, Stage, paths_in, plan_run, source_of
 
 
+# Keys, of whatever part of a file, whose values are texts or mappings
+_TEXTS = (
+    *("title", "output_dir", "report", "scored", "tokenizer", "audit", "extends"),
+    *("name", "recipe", "evaluate", "test", "validation"),
+)
+_MAPPINGS = ("defaults",)
+
+
 def load_pipeline(path: str | os.PathLike, output_dir: str | None = None, seeds: list[int] | None = None) -> Pipeline:
     """
     Read a pipeline's YAML file.
@@ -59,7 +67,10 @@ def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
     if not path.is_file():
         by = f", which {extended_by[-1]} extends" if extended_by else ""
         raise PipelineError(f"There is no pipeline file {str(path)!r}{by}.")
-    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{path}: not a YAML file ({' '.join(str(error).split())}).") from None
     _check_keys(settings, Pipeline, str(path), others=["extends"])
     if "stages" in settings:
         if not isinstance(settings["stages"], list):
@@ -100,3 +111,8 @@ def _check_keys(settings: Any, kind: type, where: str, others: list[str] | tuple
     missing = [repr(key) for key in needed if key not in settings]
     if complete and missing:
         raise PipelineError(f"{where}: missing key {', '.join(missing)}.")
+    for key, value in settings.items():
+        kind = dict if key in _MAPPINGS else str
+        if key in (*_TEXTS, *_MAPPINGS) and value is not None and not isinstance(value, kind):
+            expected = "a mapping" if kind is dict else "a text"
+            raise PipelineError(f"{where}: `{key}` has to be {expected}, found {value!r}.")

@@ -163,6 +163,31 @@ def test_a_mistake_in_the_extended_file_names_that_file(write, base, message):
         load_pipeline(write("more.yaml", {"extends": "pipeline.yaml"}))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update(report=5), "`report` has to be a text, found 5"),
+        (lambda s: s.update(output_dir=["a"]), "`output_dir` has to be a text"),
+        (lambda s: s.update(extends=5), "`extends` has to be a text"),
+        (lambda s: s.update(defaults=[]), "`defaults` has to be a mapping"),
+        (lambda s: s["stages"][1].update(recipe=["task"]), "`recipe` has to be a text"),
+        (lambda s: s["stages"][1].update(evaluate=["a"]), "`evaluate` has to be a text"),
+        (lambda s: s["stages"][1].update(args="x"), "`args` has to be a mapping"),
+        (lambda s: s["evaluation"].update(test=3), "`test` has to be a text"),
+    ],
+)
+def test_a_value_of_another_kind_is_named(write, change, message):
+    with pytest.raises(PipelineError, match=message):
+        load_pipeline(write(settings=changed(change)))
+
+
+@pytest.mark.parametrize("content", [b"stages: [", b"a:\n\t- b", b"\xff\xfe"])
+def test_a_file_that_is_no_yaml_is_named(tmp_path, content):
+    (tmp_path / "broken.yaml").write_bytes(content)
+    with pytest.raises(PipelineError, match=r"broken\.yaml: not a YAML file"):
+        load_pipeline(tmp_path / "broken.yaml")
+
+
 def test_an_extended_file_that_does_not_exist_is_named_with_the_one_that_extends_it(write):
     with pytest.raises(PipelineError, match=r"no pipeline file '.*base\.yaml', which .*more\.yaml extends"):
         load_pipeline(write("more.yaml", {"extends": "base.yaml"}))
