@@ -52,7 +52,7 @@ def say(text: str, style: str | None = None) -> None:
 class Run:
     """The stages of one seed."""
 
-    def __init__(self, pipeline: Pipeline, seed: int, not_in_key: dict[str, set[str]]):
+    def __init__(self, pipeline: Pipeline, seed: int, not_in_key: dict[str, set[str]] | None = None):
         self.pipeline, self.seed = pipeline, seed
         self.folder = Path(pipeline.output_dir, f"seed-{seed}")
         self.steps = plan_run(pipeline, seed, not_in_key)

@@ -357,7 +357,7 @@ def test_a_changed_setting_and_a_deleted_and_an_interrupted_stage(finished, copy
     shutil.rmtree(pipeline.run / "edits")
     # ... and a training that was interrupted after a checkpoint
     marker = pipeline.run / ".stages" / "warmup.json"
-    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"finished": False, "files": []}))
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"finished": False, "files": {}}))
     weights = (pipeline.run / "warmup" / "model.safetensors").read_bytes()
     (pipeline.run / "warmup" / "model.safetensors").unlink()
     shutil.rmtree(pipeline.run / "warmup" / "checkpoint-160")
