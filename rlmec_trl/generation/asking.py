@@ -42,11 +42,15 @@ def ask_all(
     """
     questions, end = iter(questions), object()
     lock, stop, errors = threading.Lock(), threading.Event(), []
+    # Numbers of the threads at work, and whether there is none
+    running: set[int] = set()
+    idle = threading.Event()
+    idle.set()
     show = desc is not None and process_state().is_local_main_process
 
-    def work() -> None:
-        while True:
-            try:
+    def work(number: int) -> None:
+        try:
+            while True:
                 with lock:
                     question = end if stop.is_set() else next(questions, end)
                 if question is end:
@@ -54,34 +58,46 @@ def ask_all(
                 ask(question)
                 with lock:
                     progress.update()
-            except BaseException as error:
-                errors.append(error)
-                stop.set()
-                return
+        except BaseException as error:
+            errors.append(error)
+            stop.set()
+        finally:
+            with lock:
+                running.discard(number)
+                if not running:
+                    idle.set()
+
+    def wait() -> None:
+        # Not by `Thread.join`: when Ctrl-C interrupts it, Python takes the thread for one that has ended, and its
+        # response would be lost. With a limit, because a Ctrl-C right before the wait begins does not interrupt it.
+        while not idle.wait(timeout=1):
+            pass
 
     with tqdm(total=total, desc=desc, disable=not show) as progress:
-        # Daemon threads, so that a second Ctrl-C does not wait for them
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(concurrency, total))]
         try:
-            for thread in threads:
-                thread.start()
-            _join(threads)
+            for number in range(min(concurrency, total)):
+                with lock:
+                    running.add(number)
+                    idle.clear()
+                try:
+                    # Daemon threads, so that a second Ctrl-C does not wait for them
+                    threading.Thread(target=work, args=(number,), daemon=True).start()
+                except RuntimeError:
+                    # No more threads can be started
+                    with lock:
+                        running.discard(number)
+                        if not running:
+                            idle.set()
+                    raise
+            wait()
         except KeyboardInterrupt:
             stop.set()
             progress.write("Stopping: waiting for pending responses (Ctrl-C drops them).", file=sys.stderr)
-            _join(threads)
+            wait()
             raise
         except BaseException:
-            # For instance, no more threads can be started
             stop.set()
-            _join(threads)
+            wait()
             raise
     if errors:
         raise errors[0]
-
-
-def _join(threads: list[threading.Thread]) -> None:
-    for thread in threads:
-        # With a limit: a Ctrl-C that arrives right before the wait begins does not interrupt it
-        while thread.is_alive():
-            thread.join(timeout=1)

@@ -202,11 +202,11 @@ asyncio.new_event_loop().run_until_complete(cell())
 class Worker:
     """A process that sends requests until three of them, 5 to 7, are pending."""
 
-    def __init__(self, end):
+    def __init__(self, end, last="asked 7\n"):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         self.process = subprocess.Popen([sys.executable, "-u", "-c", WORKER + end], cwd=ROOT, **pipes)
         self.output = ""
-        self.wait_for("asked 7\n")
+        self.wait_for(last)
 
     def wait_for(self, text):
         while text not in self.output:
@@ -231,8 +231,8 @@ class Worker:
 def start():
     workers = []
 
-    def start(end):
-        workers.append(Worker(end))
+    def start(*args):
+        workers.append(Worker(*args))
         return workers[-1]
 
     yield start
@@ -250,6 +250,18 @@ def test_after_ctrl_c_no_request_is_sent_and_the_pending_ones_end(start, end):
     assert worker.end(lines=50) != 0
     assert worker.numbers("asked") == worker.numbers("answered") == list(range(8))
     assert "KeyboardInterrupt" in worker.output
+
+
+def test_ctrl_c_while_a_single_thread_is_awaited_does_not_lose_its_response(start):
+    """`Thread.join` takes a thread for one that has ended if Ctrl-C interrupts it."""
+    worker = start("ask_all(ask, iter(range(50)), 1, 50, 'Asking')", "asked 5\n")
+    time.sleep(1)
+    worker.interrupt()
+    worker.wait_for("waiting for pending responses")
+    with pytest.raises(subprocess.TimeoutExpired):
+        worker.process.wait(timeout=2)
+    assert worker.end(lines=50) != 0
+    assert worker.numbers("asked") == worker.numbers("answered") == list(range(6))
 
 
 def test_a_second_ctrl_c_drops_the_pending_requests(start):
