@@ -29,7 +29,7 @@ from rlmec_trl.data.loading import load_rows
 from rlmec_trl.reports.tables import accuracy_table, audit_table, pool_audits, summarize_accuracy
 from rlmec_trl.reports.token_views import pick_samples, show_sample
 from rlmec_trl.stages.ledger import Ledger
-from rlmec_trl.stages.output import write_atomically
+from rlmec_trl.stages.output import is_result_file, write_atomically
 from rlmec_trl.stages.pipeline import Job, Pipeline, PipelineError, fill_run, plan_run, result_name
 from rlmec_trl.stages.pipeline_file import load_pipeline
 
@@ -135,7 +135,7 @@ def check_outputs(pipeline: Pipeline, runs: list[Run]) -> None:
     """
     refusals = [refusal for run in runs for refusal in run.ledger.refusals(run.steps)]
     path = Path(pipeline.output_dir, pipeline.report)
-    if path.exists() and not is_report(path):
+    if path.exists() and not is_result_file(path, ("accuracy", "chosen", "seconds")):
         refusals.append(f"{path}: it exists, and is not a report of this pipeline.")
     if refusals:
         listed = "\n".join(f"- {refusal}" for refusal in refusals)
@@ -143,13 +143,6 @@ def check_outputs(pipeline: Pipeline, runs: list[Run]) -> None:
             f"These outputs cannot be replaced:\n{listed}\nNothing was changed. Move them away, or choose another "
             "`--output_dir`."
         )
-
-
-def is_report(path: Path) -> bool:
-    try:
-        return {"accuracy", "chosen", "seconds"} <= json.loads(path.read_text(encoding="utf-8")).keys()
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def report(pipeline: Pipeline, runs: list[Run]) -> None:

@@ -62,10 +62,13 @@ def ask_all(
             errors.append(error)
             stop.set()
         finally:
-            with lock:
-                running.discard(number)
-                if not running:
-                    idle.set()
+            leave(number)
+
+    def leave(number: int) -> None:
+        with lock:
+            running.discard(number)
+            if not running:
+                idle.set()
 
     def wait() -> None:
         # Not by `Thread.join`: when Ctrl-C interrupts it, Python takes the thread for one that has ended, and its
@@ -84,10 +87,7 @@ def ask_all(
                     threading.Thread(target=work, args=(number,), daemon=True).start()
                 except RuntimeError:
                     # No more threads can be started
-                    with lock:
-                        running.discard(number)
-                        if not running:
-                            idle.set()
+                    leave(number)
                     raise
             wait()
         except KeyboardInterrupt:

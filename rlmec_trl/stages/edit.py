@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import ClassVar
@@ -230,16 +230,7 @@ def _edit_here(samples: Dataset, task: Task, config: EditConfig, model_args: Mod
                 "`--model_name_or_path` and `--model_revision` are the policy's, which this stage does not load. Name "
                 "the teacher with `--teacher` and `--teacher_revision`."
             )
-        model_args = ModelConfig(
-            model_name_or_path=config.teacher,
-            model_revision=config.teacher_revision,
-            dtype=model_args.dtype,
-            attn_implementation=model_args.attn_implementation,
-            load_in_8bit=model_args.load_in_8bit,
-            load_in_4bit=model_args.load_in_4bit,
-            bnb_4bit_quant_type=model_args.bnb_4bit_quant_type,
-            use_bnb_nested_quant=model_args.use_bnb_nested_quant,
-        )
+        model_args = replace(model_args, model_name_or_path=config.teacher, model_revision=config.teacher_revision)
         teacher = model_key(model_args, load_tokenizer(model_args, config.trust_remote_code))
         editor = None
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from .output import is_cache, list_files, write_atomically
+from .output import a_few, is_cache, list_files, write_atomically
 from .pipeline import Choice, Job, PipelineError, fill_run
 
 
@@ -138,10 +138,9 @@ class Ledger:
         left = marker["files"]
         foreign = [name for name, size in _left_by(output).items() if left.get(name) != size and not is_cache(name)]
         if foreign:
-            shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
             raise PipelineError(
                 f"{output}: its settings have changed, so it would be replaced, but it holds what the stage did not "
-                f"write: {shown}."
+                f"write: {a_few(foreign)}."
             )
         return "abandoned" if marker["resumed"] else "outdated"
 

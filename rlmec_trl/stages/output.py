@@ -39,7 +39,7 @@ def check_replaceable(output_dir: str | os.PathLike) -> None:
     mark = read_mark(path)
     if mark is None and found:
         raise OutputError(
-            f"{str(output_dir)!r} holds files that this stage did not write ({_some(found)}). Nothing was changed. "
+            f"{str(output_dir)!r} holds files that this stage did not write ({a_few(found)}). Nothing was changed. "
             "Choose another `--output_dir`, or move these files elsewhere."
         )
     known = {MARK: None, **mark["files"]} if mark else {}
@@ -48,7 +48,7 @@ def check_replaceable(output_dir: str | os.PathLike) -> None:
     if foreign:
         raise OutputError(
             f"{str(output_dir)!r} holds an earlier result, and files that were added or replaced since then "
-            f"({_some(foreign)}). Nothing was changed. Choose another `--output_dir`, or move these files elsewhere."
+            f"({a_few(foreign)}). Nothing was changed. Choose another `--output_dir`, or move these files elsewhere."
         )
 
 
@@ -109,7 +109,7 @@ def claim(output_dir: str | os.PathLike, key: str | None = None) -> Iterator[Pat
         foreign = {path.name for path in work_dir.iterdir() if path.name not in names and path.suffix != ".shards"}
         if foreign:
             raise OutputError(
-                f"{str(work_dir)!r}, the folder of unfinished work, contains other files ({_some(foreign)}). Nothing "
+                f"{str(work_dir)!r}, the folder of unfinished work, contains other files ({a_few(foreign)}). Nothing "
                 "was changed. Choose another `--output_dir`, or move these files elsewhere."
             )
     elif key is None or not is_finished(output_dir, key):
@@ -180,17 +180,19 @@ def check_result_file(output_file: str | os.PathLike | None, names: Iterable[str
     Raises:
         [`OutputError`]: If there is another file, or a folder.
     """
-    if output_file is None or not Path(output_file).exists():
-        return
-    try:
-        known = set(names) <= json.loads(Path(output_file).read_text(encoding="utf-8")).keys()
-    except (OSError, ValueError, AttributeError):
-        known = False
-    if not known:
+    if output_file is not None and Path(output_file).exists() and not is_result_file(output_file, names):
         raise OutputError(
             f"{str(output_file)!r} exists and is not a result of this stage. Nothing was changed. Choose another "
             "`--output_file`."
         )
+
+
+def is_result_file(path: str | os.PathLike, names: Iterable[str]) -> bool:
+    """Whether a file is a JSON object with these names."""
+    try:
+        return set(names) <= json.loads(Path(path).read_text(encoding="utf-8")).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:
@@ -238,6 +240,7 @@ def list_files(folder: Path) -> dict[str, int]:
     return found
 
 
-def _some(names: Iterable[str]) -> str:
+def a_few(names: Iterable[str]) -> str:
+    """The first of several names, for a message."""
     names = sorted(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
