@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -40,63 +41,74 @@ def ask_all(
     Raises:
         `Exception`: The first exception raised by `ask` or by the iterator.
     """
+    if total == 0:
+        return
     questions, end = iter(questions), object()
-    lock, stop, errors = threading.Lock(), threading.Event(), []
-    # Numbers of the threads at work, and whether there is none
-    running: set[int] = set()
-    idle = threading.Event()
-    idle.set()
+    # Guards the iterator, the progress bar and `pending`. A plain lock and plain values, no `Event` and no
+    # `Thread.join`: a Ctrl-C in the middle of those leaves a lock held for good, or takes a thread for ended.
+    lock = threading.Lock()
+    pending, stopped, errors = 0, False, []
     show = desc is not None and process_state().is_local_main_process
 
-    def work(number: int) -> None:
-        try:
-            while True:
-                with lock:
-                    question = end if stop.is_set() else next(questions, end)
-                if question is end:
-                    return
+    def work() -> None:
+        while (question := take()) is not end:
+            try:
                 ask(question)
-                with lock:
-                    progress.update()
-        except BaseException as error:
-            errors.append(error)
-            stop.set()
-        finally:
-            leave(number)
+            except BaseException as error:
+                stop(error)
+            finally:
+                finish()
 
-    def leave(number: int) -> None:
+    def take() -> T | object:
+        nonlocal pending, stopped
         with lock:
-            running.discard(number)
-            if not running:
-                idle.set()
+            if stopped:
+                return end
+            try:
+                question = next(questions, end)
+            except BaseException as error:
+                question = end
+                stop(error)
+            if question is end:
+                stopped = True
+            else:
+                pending += 1
+            return question
+
+    def stop(error: BaseException) -> None:
+        nonlocal stopped
+        errors.append(error)
+        stopped = True
+
+    def finish() -> None:
+        nonlocal pending
+        with lock:
+            pending -= 1
+            if not errors:
+                progress.update()
 
     def wait() -> None:
-        # Not by `Thread.join`: when Ctrl-C interrupts it, Python takes the thread for one that has ended, and its
-        # response would be lost. With a limit, because a Ctrl-C right before the wait begins does not interrupt it.
-        while not idle.wait(timeout=1):
-            pass
+        while True:
+            # Under the lock: a thread may be about to send what it has just taken
+            with lock:
+                if stopped and not pending:
+                    return
+            time.sleep(0.01)
 
     with tqdm(total=total, desc=desc, disable=not show) as progress:
         try:
-            for number in range(min(concurrency, total)):
-                with lock:
-                    running.add(number)
-                    idle.clear()
-                try:
-                    # Daemon threads, so that a second Ctrl-C does not wait for them
-                    threading.Thread(target=work, args=(number,), daemon=True).start()
-                except RuntimeError:
-                    # No more threads can be started
-                    leave(number)
-                    raise
+            for _ in range(min(concurrency, total)):
+                # Daemon threads, so that a second Ctrl-C does not wait for them
+                threading.Thread(target=work, daemon=True).start()
             wait()
         except KeyboardInterrupt:
-            stop.set()
+            stopped = True
             progress.write("Stopping: waiting for pending responses (Ctrl-C drops them).", file=sys.stderr)
             wait()
             raise
         except BaseException:
-            stop.set()
+            # No more threads can be started
+            stopped = True
             wait()
             raise
     if errors:
