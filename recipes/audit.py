@@ -10,6 +10,7 @@ python recipes/audit.py --task arithmetic --dataset_name runs/arithmetic/seed-0/
 from trl import TrlParser
 
 from rlmec_trl.stages import audit
+from rlmec_trl.stages.command import run_command
 
 
 def make_parser() -> TrlParser:
@@ -21,4 +22,4 @@ def main(config: audit.AuditConfig) -> audit.GRMAudit:
 
 
 if __name__ == "__main__":
-    print(main(*make_parser().parse_args_and_config()))
+    print(run_command(make_parser, main))

@@ -18,9 +18,9 @@ python recipes/edit.py --config recipes/configs/edit_anthropic.yaml --task gsm8k
 
 from trl import ModelConfig, TrlParser
 
-from rlmec_trl.generation.processes import end_processes
 from rlmec_trl.generation.server import ServerConfig
 from rlmec_trl.stages import edit
+from rlmec_trl.stages.command import run_command
 from rlmec_trl.teachers.api.config import TeacherConfig
 
 
@@ -33,5 +33,4 @@ def main(*configs) -> None:
 
 
 if __name__ == "__main__":
-    main(*make_parser().parse_args_and_config())
-    end_processes()
+    run_command(make_parser, main)

@@ -9,8 +9,8 @@ accelerate launch recipes/evaluate.py --config recipes/configs/evaluate.yaml --t
 
 from trl import ModelConfig, TrlParser
 
-from rlmec_trl.generation.processes import end_processes
 from rlmec_trl.stages import evaluate
+from rlmec_trl.stages.command import run_command
 from rlmec_trl.tasks.problems import ProblemConfig
 
 
@@ -23,5 +23,4 @@ def main(*configs) -> None:
 
 
 if __name__ == "__main__":
-    main(*make_parser().parse_args_and_config())
-    end_processes()
+    run_command(make_parser, main)

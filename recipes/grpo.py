@@ -16,6 +16,7 @@ from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config
 
 from rlmec_trl.data.loading import load_rows
 from rlmec_trl.data.messages import message_text
+from rlmec_trl.stages.command import run_command
 from rlmec_trl.tasks.task import Task, load_task
 from rlmec_trl.trainers.launch import set_model_init_kwargs, train_and_save
 
@@ -57,4 +58,4 @@ def main(args: GRPOArguments, training_args: GRPOConfig, model_args: ModelConfig
 
 
 if __name__ == "__main__":
-    main(*make_parser().parse_args_and_config())
+    run_command(make_parser, main)

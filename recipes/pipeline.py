@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from transformers import AutoTokenizer
 
+from rlmec_trl.data.errors import UserError
 from rlmec_trl.data.loading import load_rows
 from rlmec_trl.reports.tables import accuracy_table, audit_table, pool_audits, summarize_accuracy
 from rlmec_trl.reports.token_views import pick_samples, show_sample
@@ -193,8 +194,8 @@ def main() -> None:
         sys.exit(
             f"Another pipeline is running in {pipeline.output_dir}. Wait for it, or choose another `--output_dir`."
         )
-    except PipelineError as error:
-        sys.exit(str(error))
+    except UserError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from rlmec_trl import RLMECConfig, RLMECTrainer
 from rlmec_trl.data.loading import load_rows
 from rlmec_trl.stages import score
+from rlmec_trl.stages.command import run_command
 from rlmec_trl.stages.score import ScoreConfig
 from rlmec_trl.trainers.launch import set_model_init_kwargs, train_and_save
 
@@ -54,4 +55,4 @@ def main(args: RLMECArguments, training_args: RLMECConfig, score_config: ScoreCo
 
 
 if __name__ == "__main__":
-    main(*make_parser().parse_args_and_config())
+    run_command(make_parser, main)

@@ -19,9 +19,9 @@ Each shard is saved as soon as it is done: re-running the command resumes it, an
 
 from trl import ModelConfig, TrlParser
 
-from rlmec_trl.generation.processes import end_processes
 from rlmec_trl.generation.server import ServerConfig
 from rlmec_trl.stages import sample
+from rlmec_trl.stages.command import run_command
 from rlmec_trl.tasks.problems import ProblemConfig
 
 
@@ -34,5 +34,4 @@ def main(*configs) -> None:
 
 
 if __name__ == "__main__":
-    main(*make_parser().parse_args_and_config())
-    end_processes()
+    run_command(make_parser, main)

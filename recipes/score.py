@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from trl import ModelConfig, TrlParser
 
 from rlmec_trl.data.loading import load_rows
-from rlmec_trl.generation.processes import end_processes
 from rlmec_trl.generation.server import ServerConfig
 from rlmec_trl.stages import score
+from rlmec_trl.stages.command import run_command
 
 
 @dataclass
@@ -47,5 +47,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main(*make_parser().parse_args_and_config())
-    end_processes()
+    run_command(make_parser, main)

@@ -15,6 +15,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, 
 
 from rlmec_trl.data.loading import load_rows
 from rlmec_trl.data.messages import is_conversational
+from rlmec_trl.stages.command import run_command
 from rlmec_trl.trainers.launch import set_model_init_kwargs, train_and_save
 
 
@@ -62,4 +63,4 @@ def main(args: SFTArguments, training_args: SFTConfig, model_args: ModelConfig) 
 
 
 if __name__ == "__main__":
-    main(*make_parser().parse_args_and_config())
+    run_command(make_parser, main)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from trl import TrlParser
 
+from rlmec_trl.stages.command import run_command
 from rlmec_trl.stages.output import claim, is_finished, publish
 from rlmec_trl.tasks.arithmetic import make_arithmetic, make_policy, make_tokenizer
 
@@ -52,4 +53,4 @@ def main(args: TaskArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*make_parser().parse_args_and_config())
+    run_command(make_parser, main)

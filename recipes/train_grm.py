@@ -13,6 +13,7 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from rlmec_trl import GRMConfig, GRMTrainer
 from rlmec_trl.data.loading import load_rows
+from rlmec_trl.stages.command import run_command
 from rlmec_trl.tasks.task import load_task
 from rlmec_trl.trainers.launch import set_model_init_kwargs, train_and_save
 
@@ -46,4 +47,4 @@ def main(args: GRMArguments, training_args: GRMConfig, model_args: ModelConfig) 
 
 
 if __name__ == "__main__":
-    main(*make_parser().parse_args_and_config())
+    run_command(make_parser, main)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
+from .errors import UserError
 from .messages import message_text, problem_text
 
 
@@ -66,7 +67,7 @@ _BATCH_SIZE = 5_000
 _BIG = 50_000
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError, ValueError):
     """A dataset that a stage cannot use. The message names the row, the column, the value, and the fix."""
 
 

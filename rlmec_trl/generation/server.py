@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
+from ..data.errors import UserError
 from .asking import ask_all
 
 
@@ -91,7 +92,7 @@ _NO_KEY = "no-key"
 _MANY = 20
 
 
-class ServerError(RuntimeError):
+class ServerError(UserError, RuntimeError):
     """The server cannot be used."""
 
 

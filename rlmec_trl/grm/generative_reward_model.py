@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import pad
 
+from ..data.errors import UserError
 from ..data.messages import message_text
 from ..data.steps import split_steps
 from ..data.tokens import step_prefix_ids
@@ -20,7 +21,7 @@ from ..tasks.wording import WORDING, Wording, parse_locate
 from .prompts import encode_locate_prompt, encode_rewrite_prompt, load_wording
 
 
-class TokenizerMismatchError(ValueError):
+class TokenizerMismatchError(UserError, ValueError):
     """The completion ids do not come from the reward model's tokenizer."""
 
 

@@ -16,12 +16,14 @@ from pathlib import Path
 from datasets import Dataset
 from filelock import FileLock, Timeout
 
+from ..data.errors import UserError
+
 
 MARK = "rlmec_trl.json"
 _CACHE = re.compile(r"(.*/)?(cache-[0-9a-f]{16}(_\d+_of_\d+)?\.arrow)")
 
 
-class OutputError(RuntimeError):
+class OutputError(UserError, RuntimeError):
     """An output folder cannot be used; the message says which, why, and what to do."""
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..data.errors import UserError
+
 
 # What a YAML file writes for the folder of a run, and for its seed
 RUN, SEED = "{run}", "{seed}"
@@ -22,7 +24,7 @@ _NAME = re.compile(r"\w[\w.-]*")
 _NOT_IN_NAME = re.compile(r"[^\w.+-]")
 
 
-class PipelineError(ValueError):
+class PipelineError(UserError, ValueError):
     """A pipeline that cannot run: a mistake in its file, or files in its folder that it must not touch."""
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from datasets import Dataset, Value
 
 from ..credit.alignment import edit_distance
+from ..data.errors import UserError
 from ..data.messages import is_conversational, message_text
 from ..data.steps import first_changed_step, split_steps
 from ..tasks.task import Task, load_object
@@ -84,7 +85,7 @@ class Editor(Protocol):
     ) -> list[Edit]: ...
 
 
-class EditorError(ValueError):
+class EditorError(UserError, ValueError):
     """An editor returned something that is not a list with one edit per attempt."""
 
 

@@ -1,7 +1,9 @@
 """Errors of API teachers: for one row, or for all."""
 
+from ...data.errors import UserError
 
-class TeacherError(RuntimeError):
+
+class TeacherError(UserError, RuntimeError):
     """The teacher cannot be used, and every row would fail in the same way."""
 
 

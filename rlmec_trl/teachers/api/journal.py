@@ -10,8 +10,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ...data.errors import UserError
 
-class JournalInUseError(RuntimeError):
+
+class JournalInUseError(UserError, RuntimeError):
     """Another run is writing to the journal."""
 
 

@@ -1,0 +1,12 @@
+"""What a user has to fix."""
+
+
+class UserError(Exception):
+    """
+    Something that only the user can fix: an input, a setting, a folder. The message says in one sentence what was
+    found, where (row, column, file or setting), and what to do. Recipes print it without a traceback.
+    """
+
+
+class ConfigError(UserError, ValueError):
+    """A setting, or a combination of settings, that cannot work."""
