@@ -109,9 +109,10 @@ class FakeAnthropic:
         self.requests: Counter[str] = Counter()
         # The real API keeps them for some weeks
         self.keeps_results = True
-        # Number of result lines sent, and the maximum
+        # Number of result lines sent
         self.num_lines = 0
-        self.max_lines = float("inf")
+        # How many more may be sent, in a list that the responses share: see `allow_lines`
+        self._lines_left = [float("inf")]
         # Requests that the real API would have rejected
         self.complaints: list[str] = []
         self.batches: dict[str, Batch] = {}
@@ -140,6 +141,13 @@ class FakeAnthropic:
         while not condition():
             assert time.monotonic() < end, "what a test waits for does not happen"
             time.sleep(0.001)
+
+    def allow_lines(self, number):
+        """
+        Send so many lines of results in the responses that begin from now on. Earlier ones get no more: their client
+        may be dead, which the server notices late.
+        """
+        self._lines_left = [number]
 
     def _app(self):
         return Starlette(
@@ -398,9 +406,11 @@ class FakeAnthropic:
             return CutOff("".join(lines), media_type="application/x-jsonl")
 
         async def stream():
+            left = self._lines_left
             for line in lines:
-                while self.num_lines >= self.max_lines:
+                while not left[0]:
                     await asyncio.sleep(0.001)
+                left[0] -= 1
                 self.num_lines += 1
                 yield line
                 await asyncio.sleep(self.chunk_delay)

@@ -165,11 +165,10 @@ def test_a_kill_while_a_batch_is_submitted_does_not_pay_it_twice(worker, server,
 
 def test_a_kill_while_results_are_fetched_does_not_pay_them_twice(worker, server, samples, tmp_path):
     samples.select(range(20)).save_to_disk(tmp_path / "samples")
-    server.max_lines = 0
     # Two batches of ten. The first is sent again to each run until it is complete, and the client sees a line when the
     # next one arrives.
     for num_answers, num_lines in ((3, 4), (7, 8), (12, 13), (17, 8)):
-        server.max_lines += num_lines
+        server.allow_lines(num_lines)
         worker.start(tmp_path, server, True)
         path = tmp_path / "journal" / "answers-0.jsonl"
         server.wait_until(
@@ -177,7 +176,7 @@ def test_a_kill_while_results_are_fetched_does_not_pay_them_twice(worker, server
         )
         worker.kill()
         assert answered_keys(tmp_path).total() < 20
-    server.max_lines = float("inf")
+    server.allow_lines(float("inf"))
     worker.start(tmp_path, server, True)
     assert worker.wait() == 0
     assert set(answered_keys(tmp_path).values()) == {1}
