@@ -57,8 +57,6 @@ def load_pipeline(path: str | os.PathLike, output_dir: str | None = None, seeds:
     rows = [stage.evaluate for stage in pipeline.stages if stage.evaluate is not None]
     if len(set(rows)) < len(rows):
         raise PipelineError(f"{path}: two stages are evaluated under one name; the rows are {', '.join(rows)}.")
-    if pipeline.scored is not None and pipeline.tokenizer is None:
-        raise PipelineError(f"{path}: `scored` needs a `tokenizer` to show its samples with.")
     if Path(pipeline.report).name in ("", ".."):
         raise PipelineError(f"{path}: `report` has to be the name of a file, found {pipeline.report!r}.")
     written = {step.name for step in plan_run(pipeline, seeds[0])}
@@ -66,6 +64,8 @@ def load_pipeline(path: str | os.PathLike, output_dir: str | None = None, seeds:
         for read in paths_in(getattr(pipeline, name)):
             if source_of(read, written) is None:
                 raise PipelineError(f"{path}: `{name}` is `{RUN}/{read}`, which no stage writes.")
+    if pipeline.scored is not None and pipeline.tokenizer is None:
+        raise PipelineError(f"{path}: `scored` needs a `tokenizer` to show its samples with.")
     return pipeline
 
 

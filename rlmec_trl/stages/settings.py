@@ -152,7 +152,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _check_values(value: Any, where: str, parents: tuple[int, ...]) -> None:
-    """What settings consist of: texts, numbers, booleans and nulls in lists and mappings, and nothing inside itself."""
+    """Settings are texts, numbers, booleans and nulls in lists and mappings, none of which contains itself."""
     if id(value) in parents:
         raise ConfigError(f"{where}: a value contains itself.")
     if isinstance(value, dict):
