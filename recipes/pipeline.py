@@ -35,12 +35,12 @@ from rlmec_trl.stages.pipeline_file import load_pipeline
 from rlmec_trl.stages.settings import did_you_mean, make_configs, parse_settings
 
 
-RECIPES = Path(__file__).parent
+RECIPES = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.py")) if path.stem != "pipeline"}
 console = Console()
 
 
 def load_recipe(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"recipe_{name}", RECIPES / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", RECIPES[name])
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -93,7 +93,7 @@ def settings_without_effect(pipeline: Pipeline) -> dict[str, set[str]]:
     """For each recipe, the settings that say of themselves that they do not change its result (`key_parts`)."""
     found = {}
     for recipe in {stage.recipe for stage in pipeline.stages} | {"evaluate"}:
-        if (RECIPES / f"{recipe}.py").exists():
+        if recipe in RECIPES:  # `check_settings` refuses others
             configs = load_recipe(recipe).make_parser().dataclass_types
             parts = [part for config in configs for part in getattr(config, "key_parts", {}).items()]
             found[recipe] = {name for name, kind in parts if kind == "none"}
@@ -108,14 +108,13 @@ def check_settings(runs: list[Run]) -> None:
         [`PipelineError`]: If a recipe does not exist, or a stage gives its recipe a setting that it does not have or
             that cannot have its value, or leaves out one that it needs.
     """
-    recipes = sorted(path.stem for path in RECIPES.glob("*.py") if path.stem != "pipeline")
     for recipe in runs[0].pipeline.defaults:
-        if recipe not in recipes:
-            raise PipelineError(f"`defaults`: no recipe {recipe!r}. Choose one of {', '.join(recipes)}.")
+        if recipe not in RECIPES:
+            raise PipelineError(f"`defaults`: no recipe {recipe!r}. Choose one of {', '.join(RECIPES)}.")
     modules = {}
     for folder, step in ((run.folder, step) for run in runs for step in run.steps if isinstance(step, Job)):
-        if step.recipe not in recipes:
-            raise PipelineError(f"Stage {step.name!r}: no recipe {step.recipe!r}. Choose one of {', '.join(recipes)}.")
+        if step.recipe not in RECIPES:
+            raise PipelineError(f"Stage {step.name!r}: no recipe {step.recipe!r}. Choose one of {', '.join(RECIPES)}.")
         if step.recipe not in modules:
             modules[step.recipe] = load_recipe(step.recipe)
         parser = modules[step.recipe].make_parser()

@@ -183,6 +183,7 @@ def test_a_stage_that_does_not_fit_its_recipe_is_named_before_any_work(tmp_path,
         ),
         ({"args": {"logging_steps": 2.5}}, r"Stage 'last': --logging_steps must be an integer"),
         ({"choose": {"epsilon": [0.3, -1]}}, r"Stage 'last-epsilon--1': `epsilon` must be positive, got -1"),
+        ({"recipe": "pipeline"}, r"Stage 'last': no recipe 'pipeline'\. Choose one of audit, edit"),
         ({"args": {"help": 3}}, r"Stage 'last': the recipe 'rlmec' has no setting 'help'"),
     ],
 )
@@ -201,7 +202,8 @@ def test_a_value_that_cannot_work_in_the_last_stage_is_found_before_the_first_on
     (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     pipeline = load_pipeline(tmp_path / "pipeline.yaml")
     with pytest.raises(PipelineError, match=message):
-        pipeline_recipe.check_settings([pipeline_recipe.Run(pipeline, seed) for seed in pipeline.seeds])
+        not_in_key = pipeline_recipe.settings_without_effect(pipeline)
+        pipeline_recipe.check_settings([pipeline_recipe.Run(pipeline, seed, not_in_key) for seed in pipeline.seeds])
 
 
 def test_a_pipelines_folder_that_is_a_file_is_named(tmp_path, monkeypatch):
