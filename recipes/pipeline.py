@@ -13,7 +13,6 @@ stage by hand, pass its settings to its recipe: `--config <output_dir>/seed-<see
 """
 
 import argparse
-import difflib
 import importlib.util
 import json
 import sys
@@ -25,7 +24,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from rlmec_trl.data.errors import UserError
+from rlmec_trl.data.errors import ConfigError, UserError
 from rlmec_trl.data.loading import load_rows
 from rlmec_trl.reports.tables import accuracy_table, audit_table, pool_audits, summarize_accuracy
 from rlmec_trl.reports.token_views import pick_samples, show_sample
@@ -33,14 +32,15 @@ from rlmec_trl.stages.ledger import Ledger
 from rlmec_trl.stages.output import is_result_file, write_atomically
 from rlmec_trl.stages.pipeline import Job, Pipeline, PipelineError, fill_run, plan_run, result_name
 from rlmec_trl.stages.pipeline_file import load_pipeline
+from rlmec_trl.stages.settings import did_you_mean, make_configs, parse_settings
 
 
-RECIPES = Path(__file__).parent
+RECIPES = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.py")) if path.stem != "pipeline"}
 console = Console()
 
 
 def load_recipe(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"recipe_{name}", RECIPES / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", RECIPES[name])
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -74,7 +74,7 @@ class Run:
                 self.ledger.run(
                     step,
                     lambda config, recipe=recipe: recipe.main(
-                        *recipe.make_parser().parse_args_and_config(["--config", str(config)])
+                        *parse_settings(recipe.make_parser(), ["--config", str(config)])
                     ),
                 )
 
@@ -93,7 +93,7 @@ def settings_without_effect(pipeline: Pipeline) -> dict[str, set[str]]:
     """For each recipe, the settings that say of themselves that they do not change its result (`key_parts`)."""
     found = {}
     for recipe in {stage.recipe for stage in pipeline.stages} | {"evaluate"}:
-        if (RECIPES / f"{recipe}.py").exists():
+        if recipe in RECIPES:  # `check_settings` refuses others
             configs = load_recipe(recipe).make_parser().dataclass_types
             parts = [part for config in configs for part in getattr(config, "key_parts", {}).items()]
             found[recipe] = {name for name, kind in parts if kind == "none"}
@@ -102,31 +102,33 @@ def settings_without_effect(pipeline: Pipeline) -> dict[str, set[str]]:
 
 def check_settings(runs: list[Run]) -> None:
     """
+    Check the settings of every stage as its recipe will.
+
     Raises:
-        [`PipelineError`]: If a recipe does not exist, or a stage gives its recipe a setting that it does not have, or
-            leaves out one that it needs.
+        [`PipelineError`]: If a recipe does not exist, or a stage gives its recipe a setting that it does not have or
+            that cannot have its value, or leaves out one that it needs.
     """
-    recipes = sorted(path.stem for path in RECIPES.glob("*.py") if path.stem != "pipeline")
     for recipe in runs[0].pipeline.defaults:
-        if recipe not in recipes:
-            raise PipelineError(f"`defaults`: no recipe {recipe!r}. Choose one of {', '.join(recipes)}.")
-    required = {}  # recipe -> setting -> whether it has to be given
-    for step in runs[0].steps:
-        if not isinstance(step, Job):
-            continue
-        if step.recipe not in recipes:
-            raise PipelineError(f"Stage {step.name!r}: no recipe {step.recipe!r}. Choose one of {', '.join(recipes)}.")
-        if step.recipe not in required:
-            actions = load_recipe(step.recipe).make_parser()._actions
-            required[step.recipe] = {action.dest: action.required for action in actions}
-        settings = required[step.recipe]
-        for name in step.settings.keys() - settings.keys():
-            close = difflib.get_close_matches(name, settings)
-            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        if recipe not in RECIPES:
+            raise PipelineError(f"`defaults`: no recipe {recipe!r}. Choose one of {', '.join(RECIPES)}.")
+    modules = {}
+    for folder, step in ((run.folder, step) for run in runs for step in run.steps if isinstance(step, Job)):
+        if step.recipe not in RECIPES:
+            raise PipelineError(f"Stage {step.name!r}: no recipe {step.recipe!r}. Choose one of {', '.join(RECIPES)}.")
+        if step.recipe not in modules:
+            modules[step.recipe] = load_recipe(step.recipe)
+        parser = modules[step.recipe].make_parser()
+        known = {action.dest: action.required for action in parser._actions if action.dest != "help"}
+        for name in step.settings.keys() - known.keys():
+            hint = did_you_mean(name, known)
             raise PipelineError(f"Stage {step.name!r}: the recipe {step.recipe!r} has no setting {name!r}.{hint}")
-        missing = [name for name, needed in settings.items() if needed and name not in step.settings]
+        missing = [name for name, needed in known.items() if needed and name not in step.settings]
         if missing:
             raise PipelineError(f"Stage {step.name!r}: the recipe {step.recipe!r} needs {', '.join(missing)}.")
+        try:
+            make_configs(parser, fill_run(step.settings, folder))
+        except ConfigError as error:
+            raise PipelineError(f"Stage {step.name!r}: {error}") from None
 
 
 def check_outputs(pipeline: Pipeline, runs: list[Run]) -> None:
@@ -184,7 +186,10 @@ def main() -> None:
         not_in_key = settings_without_effect(pipeline)
         runs = [Run(pipeline, seed, not_in_key) for seed in pipeline.seeds]
         check_settings(runs)
-        Path(pipeline.output_dir).mkdir(parents=True, exist_ok=True)
+        try:
+            Path(pipeline.output_dir).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PipelineError(f"`output_dir` {pipeline.output_dir!r} is no folder ({error.strerror}).") from None
         with FileLock(Path(pipeline.output_dir, ".pipeline.lock"), timeout=0):
             check_outputs(pipeline, runs)
             for run in runs:

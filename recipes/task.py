@@ -12,6 +12,8 @@ from pathlib import Path
 
 from trl import TrlParser
 
+from rlmec_trl.data.checks import check_config
+from rlmec_trl.data.errors import ConfigError
 from rlmec_trl.stages.command import run_command
 from rlmec_trl.stages.output import claim, is_finished, publish
 from rlmec_trl.tasks.arithmetic import make_arithmetic, make_policy, make_tokenizer
@@ -27,8 +29,13 @@ class TaskArguments:
     train_size: int = field(default=4000, metadata={"help": "Number of problems for everything after the warm-up."})
     validation_size: int = field(default=500, metadata={"help": "Number of problems to choose settings on."})
     test_size: int = field(default=1000, metadata={"help": "Number of problems to report."})
-    hidden_size: int = field(default=128, metadata={"help": "Width of the policy."})
+    hidden_size: int = field(default=128, metadata={"help": "Width of the policy, a multiple of 8."})
     num_hidden_layers: int = field(default=3, metadata={"help": "Layers of the policy."})
+
+    def __post_init__(self):
+        check_config(self)
+        if self.hidden_size % 8 != 0:
+            raise ConfigError(f"`hidden_size` must be a multiple of 8 (4 heads of even size), got {self.hidden_size}.")
 
 
 def make_parser() -> TrlParser:

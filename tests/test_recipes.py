@@ -163,6 +163,60 @@ def test_a_stage_that_does_not_fit_its_recipe_is_named_before_any_work(tmp_path,
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"args": {"max_steps": 0}}, r"Stage 'last': `max_steps` must be -1 or at least 1, got 0"),
+        ({"args": {"reward_baseline": float("nan")}}, r"Stage 'last': `reward_baseline` must be finite"),
+        (
+            {"args": {"per_device_train_batch_size": None}},
+            r"Stage 'last': `per_device_train_batch_size` must be an int",
+        ),
+        ({"args": {"score_batch_size": 2.5}}, r"Stage 'last': `score_batch_size` must be an integer, got 2\.5"),
+        (
+            {"args": {"max_length": "{seed}"}},
+            r"Stage 'last': `max_length` must be at least 2, got 1",
+        ),  # of seed 1 only
+        (
+            {"args": {"policy_coef": 0, "imitation_coef": 0}},
+            r"Stage 'last': `policy_coef` and `imitation_coef` are both",
+        ),
+        ({"args": {"logging_steps": 2.5}}, r"Stage 'last': --logging_steps must be an integer"),
+        ({"choose": {"epsilon": [0.3, -1]}}, r"Stage 'last-epsilon--1': `epsilon` must be positive, got -1"),
+        ({"recipe": "pipeline"}, r"Stage 'last': no recipe 'pipeline'\. Choose one of audit, edit"),
+        ({"args": {"help": 3}}, r"Stage 'last': the recipe 'rlmec' has no setting 'help'"),
+    ],
+)
+def test_a_value_that_cannot_work_in_the_last_stage_is_found_before_the_first_one_runs(tmp_path, change, message):
+    pipeline_recipe = importlib.import_module("recipes.pipeline")
+    last = {"name": "last", "recipe": "rlmec"} | change
+    shared = {"dataset_name": "{run}/task/train", "use_cpu": True, "bf16": False, "seed": "{seed}"}
+    settings = {
+        "title": "Small",
+        "output_dir": str(tmp_path / "runs"),
+        "seeds": [2, 1],
+        "defaults": {"rlmec": shared, "evaluate": {"task": "arithmetic"}},
+        "stages": [{"name": "task", "recipe": "task"}, last],
+        "evaluation": {"test": "{run}/task/test", "validation": "{run}/task/validation"},
+    }
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    pipeline = load_pipeline(tmp_path / "pipeline.yaml")
+    with pytest.raises(PipelineError, match=message):
+        not_in_key = pipeline_recipe.settings_without_effect(pipeline)
+        pipeline_recipe.check_settings([pipeline_recipe.Run(pipeline, seed, not_in_key) for seed in pipeline.seeds])
+
+
+def test_a_pipelines_folder_that_is_a_file_is_named(tmp_path, monkeypatch):
+    pipeline_recipe = importlib.import_module("recipes.pipeline")
+    (tmp_path / "runs").write_text("mine")
+    stages = [{"name": "task", "recipe": "task"}]
+    settings = {"title": "Small", "output_dir": str(tmp_path / "runs"), "seeds": [0], "stages": stages}
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["pipeline.py", "--config", str(tmp_path / "pipeline.yaml")])
+    with pytest.raises(SystemExit, match=r"PipelineError: `output_dir` '.*runs' is no folder \(File exists\)"):
+        pipeline_recipe.main()
+
+
 def test_defaults_of_a_recipe_that_does_not_exist_are_refused(tmp_path):
     pipeline_recipe = importlib.import_module("recipes.pipeline")
     settings = {

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
-from ..data.errors import UserError
+from ..data.checks import check_config
+from ..data.errors import ConfigError, UserError
 from .asking import ask_all
 
 
@@ -72,17 +73,14 @@ class ServerConfig:
     }
 
     def __post_init__(self):
+        check_config(self)
         if isinstance(self.extra_body, str):
             try:
                 self.extra_body = json.loads(self.extra_body)
             except ValueError as error:
-                raise ValueError(f"`extra_body` is not JSON ({error}): {self.extra_body!r}") from None
+                raise ConfigError(f"`extra_body` is not JSON ({error}): {self.extra_body!r}") from None
         if self.extra_body is not None and not isinstance(self.extra_body, dict):
-            raise ValueError(f"`extra_body` must be a JSON object, got {self.extra_body!r}.")
-        if self.concurrency < 1:
-            raise ValueError(f"`concurrency` must be at least 1, got {self.concurrency}.")
-        if self.max_retries < 0:
-            raise ValueError(f"`max_retries` must not be negative, got {self.max_retries}.")
+            raise ConfigError(f"`extra_body` must be a JSON object, got {self.extra_body!r}.")
 
 
 # Statuses that concern this request only, for instance because it is too long or has an unknown field

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from trl import SFTConfig
 
+from ..data.checks import check_config
+
 
 @dataclass
 class GRMConfig(SFTConfig):
@@ -52,8 +54,5 @@ class GRMConfig(SFTConfig):
     )
 
     def __post_init__(self):
+        check_config(self)
         super().__post_init__()
-        if not 0 <= self.locate_fraction <= 1:
-            raise ValueError(f"`locate_fraction` must be between 0 and 1, got {self.locate_fraction}.")
-        if self.max_correct_ratio is not None and self.max_correct_ratio < 0:
-            raise ValueError(f"`max_correct_ratio` must not be negative, got {self.max_correct_ratio}.")

@@ -8,6 +8,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..credit.alignment import edit_distance
+from ..data.checks import check_config
 from ..data.loading import load_rows
 from ..data.messages import message_text
 from ..data.schema import check_dataset
@@ -47,6 +48,9 @@ class AuditConfig:
         }
     )
     output_file: str | None = field(default=None, metadata={"help": "JSON file to write the audit to."})
+
+    def __post_init__(self):
+        check_config(self)
 
 
 @dataclass(frozen=True)

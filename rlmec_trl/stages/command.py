@@ -8,6 +8,7 @@ from trl import TrlParser
 
 from ..data.errors import UserError
 from ..generation.processes import end_processes
+from .settings import parse_settings
 
 
 def run_command(make_parser: Callable[[], TrlParser], main: Callable[..., Any]) -> Any:
@@ -25,7 +26,7 @@ def run_command(make_parser: Callable[[], TrlParser], main: Callable[..., Any]) 
         What `main` returns.
     """
     try:
-        result = main(*make_parser().parse_args_and_config())
+        result = main(*parse_settings(make_parser()))
     except UserError as error:
         sys.exit(f"{type(error).__name__}: {error}")
     end_processes()

@@ -11,6 +11,7 @@ from typing import ClassVar
 from datasets import Dataset, load_from_disk
 from trl import ModelConfig
 
+from ..data.checks import check_config
 from ..data.loading import load_rows
 from ..data.schema import check_dataset
 from ..generation.loading import load_model, load_tokenizer
@@ -144,6 +145,9 @@ class EditConfig:
         "dry_run": "none",
         "trust_remote_code": "none",
     }
+
+    def __post_init__(self):
+        check_config(self)
 
 
 def run(

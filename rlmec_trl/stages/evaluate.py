@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
+from ..data.checks import check_config
 from ..data.messages import template_kwargs
 from ..generation.loading import load_model, load_tokenizer
 from ..generation.processes import process_state
@@ -61,6 +62,9 @@ class EvaluateConfig:
         "batch_size": "none",
         "trust_remote_code": "none",
     }
+
+    def __post_init__(self):
+        check_config(self)
 
 
 def run(config: EvaluateConfig, problem_config: ProblemConfig, model_args: ModelConfig) -> Accuracy:

@@ -21,6 +21,8 @@ from ..data.errors import UserError
 RUN, SEED = "{run}", "{seed}"
 
 _NAME = re.compile(r"\w[\w.-]*")
+# Bytes, so that the files beside an output can have longer names than it
+_LONGEST_NAME = 200
 _NOT_IN_NAME = re.compile(r"[^\w.+-]")
 
 
@@ -41,7 +43,7 @@ class Stage:
         args (`dict`, *optional*):
             Settings of the recipe, on top of the pipeline's `defaults` for it.
         choose (`dict[str, list]`, *optional*):
-            One argument and its candidate values. Each is run; the one with the best accuracy on validation is kept.
+            One argument and two or more candidate values. Each is run; the one with the best accuracy on validation is kept.
         evaluate (`str`, *optional*):
             Row of the model in the table of accuracies. By default the stage is not evaluated.
     """
@@ -177,6 +179,9 @@ def plan_run(
         for taken in {"output_file", "output_dir"} & args.keys():
             raise PipelineError(f"Stage {name!r}: `{taken}` is set by the pipeline, to `{RUN}/{name}`.")
         settings = {**pipeline.defaults.get(recipe, {}), **args, output: f"{RUN}/{name}"}
+        for setting in settings:
+            if not isinstance(setting, str):
+                raise PipelineError(f"Stage {name!r}: a setting has a name, found {setting!r}.")
         settings = {key: _fill_seed(value, seed) for key, value in settings.items()}
         read = {}
         for path in paths_in({**settings, output: None}):
@@ -196,6 +201,8 @@ def plan_run(
         return add_job(result_name(name, split), "evaluate", args)
 
     def add(step: Job | Choice) -> Job | Choice:
+        if len(os.fsencode(step.name)) > _LONGEST_NAME:
+            raise PipelineError(f"Stage {step.name!r}: the name is too long for a folder. Give it a shorter one.")
         if step.name in steps:
             raise PipelineError(f"Two stages write to `{RUN}/{step.name}`: give each stage a name of its own.")
         steps[step.name] = step
@@ -207,6 +214,8 @@ def plan_run(
                 f"Stage {stage.name!r}: a name consists of letters, digits, '_', '-' and '.', begins with none of the "
                 "last two, and is not 'results', the folder of all evaluations."
             )
+        if stage.name.endswith(".json") and (stage.evaluate is not None or stage.choose is not None):
+            raise PipelineError(f"Stage {stage.name!r} writes a file, which is no model to evaluate.")
         if not isinstance(stage.args, dict):
             raise PipelineError(f"Stage {stage.name!r}: `args` has to be a mapping, found {stage.args!r}.")
         if stage.choose is None:
@@ -263,10 +272,16 @@ def _read_choice(stage: Stage) -> tuple[str, list]:
     if not (isinstance(stage.choose, dict) and len(stage.choose) == 1):
         raise PipelineError(f"Stage {stage.name!r}: `choose` has one argument and its values, found {stage.choose!r}.")
     ((argument, values),) = stage.choose.items()
+    if not isinstance(argument, str):
+        raise PipelineError(f"Stage {stage.name!r}: `choose` has the name of an argument, found {argument!r}.")
     if not (isinstance(values, list) and values and all(isinstance(value, (str, int, float)) for value in values)):
         raise PipelineError(
             f"Stage {stage.name!r}: `choose` needs a list of numbers or strings for `{argument}`, found {values!r}."
         )
+    if len(values) == 1:
+        raise PipelineError(f"Stage {stage.name!r}: `choose` has only one value for `{argument}`. Move it to `args`.")
+    if len(set(values)) < len(values):
+        raise PipelineError(f"Stage {stage.name!r}: `choose` has a value of `{argument}` twice: {values!r}.")
     return argument, values
 
 

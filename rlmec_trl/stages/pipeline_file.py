@@ -3,11 +3,12 @@
 import os
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
-import yaml
-
+from ..data.checks import check_setting
+from ..data.errors import ConfigError
 from .pipeline import RUN, Evaluation, Pipeline, PipelineError, Stage, paths_in, plan_run, source_of
+from .settings import read_yaml
 
 
 # Keys, of whatever part of a file, whose values are texts or mappings
@@ -45,6 +46,10 @@ def load_pipeline(path: str | os.PathLike, output_dir: str | None = None, seeds:
     seeds = pipeline.seeds
     if not (isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)):
         raise PipelineError(f"{path}: `seeds` has to be a list of at least one integer, found {seeds!r}.")
+    try:
+        check_setting(Pipeline, "seeds", seeds)
+    except ConfigError as error:
+        raise PipelineError(f"{path}: {error}") from None
     if len(set(seeds)) < len(seeds):
         raise PipelineError(f"{path}: `seeds` has a seed twice: {seeds}.")
     if not pipeline.stages:
@@ -52,11 +57,15 @@ def load_pipeline(path: str | os.PathLike, output_dir: str | None = None, seeds:
     rows = [stage.evaluate for stage in pipeline.stages if stage.evaluate is not None]
     if len(set(rows)) < len(rows):
         raise PipelineError(f"{path}: two stages are evaluated under one name; the rows are {', '.join(rows)}.")
+    if Path(pipeline.report).name in ("", ".."):
+        raise PipelineError(f"{path}: `report` has to be the name of a file, found {pipeline.report!r}.")
     written = {step.name for step in plan_run(pipeline, seeds[0])}
     for name in ("scored", "tokenizer", "audit"):
         for read in paths_in(getattr(pipeline, name)):
             if source_of(read, written) is None:
                 raise PipelineError(f"{path}: `{name}` is `{RUN}/{read}`, which no stage writes.")
+    if pipeline.scored is not None and pipeline.tokenizer is None:
+        raise PipelineError(f"{path}: `scored` needs a `tokenizer` to show its samples with.")
     return pipeline
 
 
@@ -68,9 +77,9 @@ def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
         by = f", which {extended_by[-1]} extends" if extended_by else ""
         raise PipelineError(f"There is no pipeline file {str(path)!r}{by}.")
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PipelineError(f"{path}: not a YAML file ({' '.join(str(error).split())}).") from None
+        settings = read_yaml(path)
+    except ConfigError as error:
+        raise PipelineError(str(error)) from None
     _check_keys(settings, Pipeline, str(path), others=["extends"])
     if "stages" in settings:
         if not isinstance(settings["stages"], list):
@@ -80,7 +89,7 @@ def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
         ]
     if settings.get("evaluation") is not None:
         settings["evaluation"] = _make(Evaluation, settings["evaluation"], f"{path}, evaluation")
-    for recipe, defaults in (settings.get("defaults") or {}).items():
+    for recipe, defaults in settings.get("defaults", {}).items():
         if not isinstance(defaults, dict):
             raise PipelineError(f"{path}: `defaults` of {recipe!r} has to be a mapping, found {defaults!r}.")
     base = settings.pop("extends", None)
@@ -111,8 +120,10 @@ def _check_keys(settings: Any, kind: type, where: str, others: list[str] | tuple
     missing = [repr(key) for key in needed if key not in settings]
     if complete and missing:
         raise PipelineError(f"{where}: missing key {', '.join(missing)}.")
+    hints = {"extends": str | None, **get_type_hints(kind)}
     for key, value in settings.items():
-        kind = dict if key in _MAPPINGS else str
-        if key in (*_TEXTS, *_MAPPINGS) and value is not None and not isinstance(value, kind):
-            expected = "a mapping" if kind is dict else "a text"
+        may_be_null = type(None) in get_args(hints[key])
+        is_fine = (may_be_null and value is None) or isinstance(value, dict if key in _MAPPINGS else str)
+        if key in (*_TEXTS, *_MAPPINGS) and not is_fine:
+            expected = "a mapping" if key in _MAPPINGS else "a text"
             raise PipelineError(f"{where}: `{key}` has to be {expected}, found {value!r}.")

@@ -10,6 +10,7 @@ from datasets import Dataset, Features
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
+from ..data.checks import check_config
 from ..data.messages import is_conversational, template_kwargs
 from ..data.schema import column_features
 from ..generation.loading import load_eos_token_ids, load_model, load_tokenizer
@@ -87,6 +88,9 @@ class SampleConfig:
         "shard_size": "none",
         "trust_remote_code": "none",
     }
+
+    def __post_init__(self):
+        check_config(self)
 
 
 def run(

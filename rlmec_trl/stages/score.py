@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import ModelConfig
 
+from ..data.checks import check_config
 from ..data.messages import is_conversational, template_kwargs
 from ..data.schema import check_dataset, column_features
 from ..data.tokens import encode_prompt
@@ -138,6 +139,9 @@ class ScoreConfig:
         "score_batch_size": "none",
         "shard_size": "none",
     }
+
+    def __post_init__(self):
+        check_config(self)
 
     def grm_model_args(self, model_args: ModelConfig) -> ModelConfig:
         """

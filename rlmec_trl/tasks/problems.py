@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from datasets import Dataset, Features, concatenate_datasets
 from datasets.fingerprint import get_temporary_cache_files_directory
 
+from ..data.checks import check_config
 from ..data.loading import load_rows
 from ..data.messages import is_conversational
 from ..data.schema import DatasetError, check_dataset, column_features
@@ -85,6 +86,9 @@ class ProblemConfig:
         "reference_column": "content",
         "answer_column": "content",
     }
+
+    def __post_init__(self):
+        check_config(self)
 
 
 def load_problems(

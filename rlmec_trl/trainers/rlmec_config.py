@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 
 from trl import SFTConfig
 
+from ..data.checks import check_config
+from ..data.errors import ConfigError
+
 
 @dataclass
 class RLMECConfig(SFTConfig):
@@ -176,31 +179,11 @@ class RLMECConfig(SFTConfig):
     )
 
     def __post_init__(self):
+        check_config(self)
         super().__post_init__()
         for name in ("positive_reward_range", "negative_reward_range"):
             bounds = getattr(self, name)
             if len(bounds) != 2 or bounds[0] > bounds[1]:
-                raise ValueError(f"`{name}` must be two numbers, the lower bound first, got {bounds}.")
-        for name in ("policy_coef", "imitation_coef", "edited_weight", "unedited_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+                raise ConfigError(f"`{name}` must be two numbers, the lower bound first, got {bounds}.")
         if self.policy_coef == 0 and self.imitation_coef == 0:
-            raise ValueError("`policy_coef` and `imitation_coef` are both 0, so there is nothing to train on.")
-        if self.epsilon <= 0:
-            raise ValueError(f"`epsilon` must be positive, got {self.epsilon}.")
-        if self.imitation_temperature <= 0:
-            raise ValueError(f"`imitation_temperature` must be positive, got {self.imitation_temperature}.")
-        if not 0 <= self.imitation_label_smoothing < 1:
-            raise ValueError(
-                f"`imitation_label_smoothing` must be at least 0 and under 1, got {self.imitation_label_smoothing}."
-            )
-        for name, choices in (
-            ("loss_type", ("rlmec", "ppo")),
-            ("normalize_by", ("active_tokens", "completion_tokens")),
-            ("negative_credit", ("all", "first_error")),
-            ("correct_samples", ("keep", "cut", "rewrite")),
-            ("truncated_rewrites", ("drop", "keep")),
-            ("imitation_targets", ("hard", "soft")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
+            raise ConfigError("`policy_coef` and `imitation_coef` are both 0, so there is nothing to train on.")

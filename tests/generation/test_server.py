@@ -502,7 +502,7 @@ def test_additional_fields_can_be_given_as_json():
         ({"extra_body": "{top_k: -1}"}, "`extra_body` is not JSON .*top_k: -1"),
         ({"extra_body": "[1]"}, r"`extra_body` must be a JSON object, got \[1\]"),
         ({"extra_body": "null "}, None),
-        ({"concurrency": 0}, "`concurrency` must be at least 1, got 0"),
+        ({"concurrency": 0}, "`concurrency` must be at least 1 and at most 10,000, got 0"),
     ],
 )
 def test_an_invalid_setting_is_refused(settings, message):

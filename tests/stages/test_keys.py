@@ -38,8 +38,10 @@ def other_value(field, value):
         return not value
     if "choices" in field.metadata:
         return next(choice for choice in field.metadata["choices"] if choice != value)
-    if isinstance(value, (int, float)):
-        return value + 1
+    if isinstance(value, float):
+        return value / 2
+    if isinstance(value, int) or field.name in ("max_rows", "max_problems"):
+        return (value or 0) + 1
     return {"more": 1} if field.name == "extra_body" else f"{value}-other" if value else "other"
 
 

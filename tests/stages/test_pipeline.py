@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from rlmec_trl.stages.pipeline import Choice, Job, PipelineError, fill_run, plan_run
 from rlmec_trl.stages.pipeline_file import load_pipeline
@@ -179,6 +181,89 @@ def test_a_mistake_in_the_extended_file_names_that_file(write, base, message):
 def test_a_value_of_another_kind_is_named(write, change, message):
     with pytest.raises(PipelineError, match=message):
         load_pipeline(write(settings=changed(change)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update(title=None), "`title` has to be a text, found None"),
+        (lambda s: s.update(output_dir=None), "`output_dir` has to be a text, found None"),
+        (lambda s: s.update(report=None), "`report` has to be a text, found None"),
+        (lambda s: s.update(report=""), "`report` has to be the name of a file, found ''"),
+        (lambda s: s.update(report="a/.."), "`report` has to be the name of a file"),
+        (lambda s: s.update(defaults=None), "`defaults` has to be a mapping, found None"),
+        (lambda s: s["defaults"].update(sft=None), "`defaults` of 'sft' has to be a mapping, found None"),
+        (lambda s: s["defaults"]["sft"].update({3: 4}), "all keys have to be texts"),
+        (lambda s: s["defaults"].update(sft={3: 4}), "Stage 'warmup': a setting has a name, found 3"),
+        (lambda s: s.update(seeds=None), "`seeds` has to be a list of at least one integer, found None"),
+        (lambda s: s.update(seeds=0), "at least one integer, found 0"),
+        (lambda s: s.update(seeds=[True]), "at least one integer"),
+        (lambda s: s.update(seeds=[0.0]), "at least one integer"),
+        (lambda s: s.update(seeds=[-1]), r"pipeline\.yaml: every number of `seeds` must be at least 0"),
+        (lambda s: s.update(seeds=[2**32]), "every number of `seeds` must be at least 0 and at most 4,294,967,295"),
+        (lambda s: s.update(stages=None), "`stages` has to be a list"),
+        (lambda s: s.update(stages={"task": {}}), "`stages` has to be a list"),
+        (lambda s: s["stages"].append(None), "stage 4: expected a mapping, found None"),
+        (lambda s: s["stages"].append([{"name": "a"}]), "stage 4: expected a mapping"),
+        (lambda s: s["stages"][1].update(name=None), "`name` has to be a text, found None"),
+        (lambda s: s["stages"][1].update(recipe=None), "`recipe` has to be a text, found None"),
+        (lambda s: s["stages"][1].update(args={3: 4}), "Stage 'warmup': a setting has a name, found 3"),
+        (lambda s: s["stages"][1].update(name="w" * 201), "the name is too long for a folder"),
+        (lambda s: s["stages"][1].update(name="w.json"), r"Stage 'w\.json' writes a file, which is no model"),
+        (lambda s: s["stages"][2].update(choose=[]), "`choose` has one argument and its values, found \\[\\]"),
+        (lambda s: s["stages"][2].update(choose={}), "`choose` has one argument and its values"),
+        (lambda s: s["stages"][2].update(choose={3: [1, 2]}), "`choose` has the name of an argument, found 3"),
+        (lambda s: s["stages"][2].update(choose={"a": None}), "`choose` needs a list of numbers or strings for `a`"),
+        (lambda s: s["stages"][2].update(choose={"a": [[1], [2]]}), "`choose` needs a list of numbers or strings"),
+        (lambda s: s["stages"][2].update(choose={"a": [1]}), "Stage 'policy': `choose` has only one value for `a`"),
+        (lambda s: s["stages"][2].update(choose={"a": [1, 2, 1.0]}), "`choose` has a value of `a` twice"),
+        (lambda s: s["evaluation"].update(test=None), "evaluation: `test` has to be a text, found None"),
+        (lambda s: s.update(evaluation=[]), r"evaluation: expected a mapping, found \[\]"),
+        (lambda s: s.update(scored="{run}/task/train"), "`scored` needs a `tokenizer`"),
+    ],
+)
+def test_an_empty_or_doubled_or_wrongly_nested_value_is_named(write, change, message):
+    with pytest.raises(PipelineError, match=message) as caught:
+        load_pipeline(write(settings=changed(change)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "title: a\ntitle: b", "title: 2024-01-01", "title: &a [*a]", "[" * 900])
+def test_a_file_that_holds_no_settings_is_named(tmp_path, content):
+    (tmp_path / "broken.yaml").write_text(content)
+    with pytest.raises(PipelineError, match=r"broken\.yaml: "):
+        load_pipeline(tmp_path / "broken.yaml")
+
+
+# Values of every kind that YAML has
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", max_size=2), inner, max_size=3),
+    max_leaves=5,
+)
+PLACES = [
+    *((key,) for key in [*SETTINGS, "extends", "scored", "tokenizer", "audit", "report"]),
+    *(("stages", 2, key) for key in ("name", "recipe", "args", "choose", "evaluate")),
+    *(("evaluation", key) for key in ("test", "validation")),
+    *(("stages", 1), ("defaults", "sft"), ("defaults", "sft", "max_steps"), ("seeds", 0)),
+    ("stages", 2, "choose", "learning_rate"),
+]
+
+
+@settings(max_examples=150, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(PLACES), VALUES)
+def test_any_value_anywhere_is_a_pipeline_or_answered_in_one_sentence(write, place, value):
+    changed_settings = copy.deepcopy(SETTINGS)
+    inner = changed_settings
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    try:
+        pipeline = load_pipeline(write(settings=changed_settings))
+        for seed in pipeline.seeds:
+            plan_run(pipeline, seed)
+    except PipelineError as error:
+        assert str(error) and "\n" not in str(error)
 
 
 @pytest.mark.parametrize("content", [b"stages: [", b"a:\n\t- b", b"\xff\xfe"])

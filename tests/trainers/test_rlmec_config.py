@@ -91,7 +91,7 @@ def test_the_config_accepts_exactly_the_choices_of_the_command_line(name):
         ({"policy_coef": 0.0, "imitation_coef": 0.0}, "nothing to train on"),
         ({"epsilon": 0.0}, "`epsilon` must be positive"),
         ({"epsilon": -0.3}, "`epsilon` must be positive"),
-        ({"imitation_temperature": 0.0}, "`imitation_temperature` must be positive"),
+        ({"imitation_temperature": 0.0}, "`imitation_temperature` must be at least 0.001"),
         ({"imitation_label_smoothing": -0.1}, "`imitation_label_smoothing` must be at least 0 and under 1"),
         ({"imitation_label_smoothing": 1.0}, "`imitation_label_smoothing` must be at least 0 and under 1"),
     ],

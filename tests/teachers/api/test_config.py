@@ -34,9 +34,12 @@ def test_every_field_is_in_the_docstring_with_its_default_and_has_help(name):
         ({"input_price": 5.0}, "Set both `--input_price` and `--output_price`, or neither"),
         ({"output_price": 5.0}, "Set both `--input_price` and `--output_price`, or neither"),
         ({"max_cost": 10.0}, "`--max_cost` needs the teacher's prices.*`--input_price` and `--output_price`"),
-        ({"max_attempts": 0}, "`max_attempts` is 0"),
-        ({"questions_per_batch": 0}, "`questions_per_batch` is 0; the API accepts 1 to 100,000"),
-        ({"questions_per_batch": 100_001}, "`questions_per_batch` is 100001; the API accepts 1 to 100,000"),
+        ({"max_attempts": 0}, "`max_attempts` must be at least 1, got 0"),
+        ({"questions_per_batch": 0}, "`questions_per_batch` must be .* at most 100,000, got 0: the API accepts"),
+        (
+            {"questions_per_batch": 100_001},
+            "`questions_per_batch` must be .* at most 100,000, got 100001: the API accepts",
+        ),
     ],
 )
 def test_an_impossible_setting_is_refused_with_a_fix(fields, message):
