@@ -86,7 +86,7 @@ class RowCheck:
             return pa.array(values)
         except _NO_ARRAY:
             index = next(index for index in range(len(values)) if not _is_array(values[: index + 1]))
-            raise _error(rows[index], name, values[index], _NUMBER_FIXES[name]) from None
+            raise row_error(rows[index], name, values[index], _NUMBER_FIXES[name]) from None
 
     def _check_texts(self, batch: dict[str, Any], rows: np.ndarray) -> dict[str, list[str | None]]:
         texts = {}
@@ -101,15 +101,15 @@ class RowCheck:
                 text = _read(name, value)
                 if not isinstance(text, str):
                     kind = "a string or a list of messages" if name in _READ else "a string"
-                    raise _error(row, name, value, f"It must be {kind}. {fix}")
+                    raise row_error(row, name, value, f"It must be {kind}. {fix}")
                 if not text.strip():
-                    raise _error(row, name, f"an empty text ({value!r})", fix, quote=False)
+                    raise row_error(row, name, f"an empty text ({value!r})", fix, quote=False)
                 if not text.isascii() and not _is_unicode(text):
                     found = f"{text!r}, in which a character is broken (half of a surrogate pair)"
-                    raise _error(row, name, found, f"Drop the row, or read its source again. {fix}", quote=False)
+                    raise row_error(row, name, found, f"Drop the row, or read its source again. {fix}", quote=False)
                 if self.has_texts.setdefault(name, isinstance(value, str)) != isinstance(value, str):
                     fix = "The rows before have another form: use strings or messages in all."
-                    raise _error(row, name, value, fix)
+                    raise row_error(row, name, value, fix)
                 texts[name].append(text)
         return texts
 
@@ -127,7 +127,7 @@ class RowCheck:
                 tokens = _lengths(batch["completion_ids"])
                 for index in np.flatnonzero(lists.lengths != tokens)[:1]:
                     found = f"{lists.lengths[index]} values for {tokens[index]} completion_ids"
-                    raise _error(rows[index], name, found, _ONE_EACH, quote=False)
+                    raise row_error(rows[index], name, found, _ONE_EACH, quote=False)
             values = lists.values.to_numpy()
             if name == "token_probs":
                 # Written so that NaN, which is in no interval, is refused too
@@ -142,7 +142,7 @@ class RowCheck:
         must = _NUMBER_FIXES[name]
         lists = _flat(column, rows, name, pa.types.is_integer, must, optional)
         for index in np.flatnonzero(lists.present & (lists.lengths == 0))[:1]:
-            raise _error(rows[index], name, [], must.partition(". ")[2])
+            raise row_error(rows[index], name, [], must.partition(". ")[2])
         _check_vocabulary(lists, name, self.vocab_size)
         if self.eos_token_ids is None:
             return
@@ -155,7 +155,7 @@ class RowCheck:
                 "A text that is truncated at `max_new_tokens` does not teach where to stop. Drop the row, or "
                 "generate it again with a larger `max_new_tokens`."
             )
-            raise _error(rows[index], name, found, fix, quote=False)
+            raise row_error(rows[index], name, found, fix, quote=False)
 
 
 def _is_array(values: list[Any]) -> bool:
@@ -193,7 +193,7 @@ def _check_vocabulary(lists: "_FlatLists", name: str, vocab_size: int | None) ->
         known = "from 0" if vocab_size is None else f"from 0 to {vocab_size - 1}"
         found = f"the id {ids[index]}, where the ids of the model's vocabulary are {known}"
         fix = "Use the model and the tokenizer that the ids were made with, or drop the row."
-        raise _error(lists.rows[index], name, found, fix, quote=False)
+        raise row_error(lists.rows[index], name, found, fix, quote=False)
 
 
 def _check_copies(texts: dict[str, list[str | None]], batch: dict[str, Any], rows: np.ndarray) -> None:
@@ -204,7 +204,7 @@ def _check_copies(texts: dict[str, list[str | None]], batch: dict[str, Any], row
                 "The sample is correct and none of its steps is incorrect (error_step is -1), so its rewrite must be "
                 "the completion, word for word. Copy it, or run `recipes/edit.py` again on this row."
             )
-            raise _error(rows[index], "rewrite", texts["rewrite"][index], fix)
+            raise row_error(rows[index], "rewrite", texts["rewrite"][index], fix)
 
 
 def _check_rewrite_texts(texts: dict[str, list[str | None]], batch: dict[str, Any], rows: np.ndarray) -> None:
@@ -221,7 +221,7 @@ def _check_rewrite_texts(texts: dict[str, list[str | None]], batch: dict[str, An
                 "The steps that the two texts share keep the sampled ids, so the trainer needs both. Add the column "
                 "`completion` (`recipes/sample.py` writes it) or `rewrite_ids` (`recipes/score.py` writes it)."
             )
-            raise _error(row, "rewrite", found, fix, quote=False)
+            raise row_error(row, "rewrite", found, fix, quote=False)
 
 
 def _check_verdicts(batch: dict[str, Any], rows: np.ndarray) -> None:
@@ -247,16 +247,18 @@ def _check_topk(batch: dict[str, Any], rows: np.ndarray, vocab_size: int | None)
         lists = _flat(batch[name], rows, name, _is_list, must, optional=True)
         for index in np.flatnonzero(lists.lengths != tokens)[:1]:
             found = f"candidates for {lists.lengths[index]} tokens, where rewrite_ids has {tokens[index]}"
-            raise _error(rows[index], name, found, fix, quote=False)
+            raise row_error(rows[index], name, found, fix, quote=False)
         num_candidates[name] = _lengths(lists.values)
         for index in np.flatnonzero(num_candidates[name] == 0)[:1]:
-            raise _error(lists.rows[index], name, "a token without candidates", must, quote=False)
+            raise row_error(lists.rows[index], name, "a token without candidates", must, quote=False)
         counts = num_candidates[name]
         # Neighbors of the same row are compared: if none differ, all tokens of the row have as many candidates
         differ = (counts[1:] != counts[:-1]) & (lists.rows[1:] == lists.rows[:-1])
         for index in np.flatnonzero(differ)[:1]:
             found = f"{counts[index]} candidates for one token and {counts[index + 1]} for the next"
-            raise _error(lists.rows[index], name, found, f"Every token of a row must have as many. {fix}", quote=False)
+            raise row_error(
+                lists.rows[index], name, found, f"Every token of a row must have as many. {fix}", quote=False
+            )
         candidates = _flat(lists.values, lists.rows, name, is_element, must)
         if name == "rewrite_topk_ids":
             _check_vocabulary(candidates, name, vocab_size)
@@ -267,7 +269,7 @@ def _check_topk(batch: dict[str, Any], rows: np.ndarray, vocab_size: int | None)
     for index in np.flatnonzero(differ)[:1]:
         counts = [num_candidates[name][index] for name in num_candidates]
         found = f"{counts[1]} log-probabilities at a token where rewrite_topk_ids has {counts[0]} ids"
-        raise _error(lists.rows[index], "rewrite_topk_logps", found, fix, quote=False)
+        raise row_error(lists.rows[index], "rewrite_topk_logps", found, fix, quote=False)
 
 
 class _FlatLists(NamedTuple):
@@ -289,10 +291,10 @@ def _flat(
     present = column.is_valid().to_numpy(zero_copy_only=False)
     for index in np.flatnonzero(~present)[:1]:
         if not optional:
-            raise _error(rows[index], name, None, fix)
+            raise row_error(rows[index], name, None, fix)
     if present.any() and not _is_list(column.type):
         index = np.flatnonzero(present)[0]
-        raise _error(rows[index], name, column[index].as_py(), fix)
+        raise row_error(rows[index], name, column[index].as_py(), fix)
     lengths = _lengths(column)
     values = pc.list_flatten(column) if present.any() else pa.nulls(0)
     rows = np.repeat(rows, lengths)
@@ -300,7 +302,7 @@ def _flat(
     if not is_element(values.type):
         wrong[:] = True
     for index in np.flatnonzero(wrong)[:1]:
-        raise _error(rows[index], name, f"{values[index].as_py()!r} among its values", fix, quote=False)
+        raise row_error(rows[index], name, f"{values[index].as_py()!r} among its values", fix, quote=False)
     # Where every list is empty or None, Arrow knows no type
     return _FlatLists(present, lengths, values if len(values) else pa.array([], pa.int64()), rows)
 
@@ -310,7 +312,7 @@ def _check_scalars(
 ) -> None:
     for index, value in enumerate(column.to_pylist()):
         if value is None or not is_type(column.type):
-            raise _error(rows[index], name, value, fix)
+            raise row_error(rows[index], name, value, fix)
 
 
 def _lengths(column: pa.Array) -> np.ndarray:
@@ -330,11 +332,13 @@ def _is_number(kind: pa.DataType) -> bool:
 
 def _refuse_first(wrong: np.ndarray, values: np.ndarray, rows: np.ndarray, name: str, fix: str) -> None:
     for index in np.flatnonzero(wrong)[:1]:
-        raise _error(rows[index], name, values[index].item(), fix)
+        raise row_error(rows[index], name, values[index].item(), fix)
 
 
-def _error(row: int, name: str, found: Any, fix: str, quote: bool = True) -> DatasetError:
+def row_error(row: int | None, name: str, found: Any, fix: str, quote: bool = True) -> DatasetError:
+    """The error for a value, in the form that all have. `row` is `None` where its number is not known."""
     shown = repr(found) if quote else str(found)
     if len(shown) > 100:
         shown = shown[:100] + "..."
-    return DatasetError(f"Row {row}, column '{name}': found {shown}. {fix}")
+    where = f"Column '{name}'" if row is None else f"Row {row}, column '{name}'"
+    return DatasetError(f"{where}: found {shown}. {fix}")
