@@ -14,7 +14,7 @@ from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from ..credit.paper import PAPER
-from ..credit.trainer_checks import TrainerChecks
+from ..credit.trainer_checks import TrainerChecks, check_inputs, check_num_rows, list_rows, vocabulary_size
 from ..data.errors import ConfigError, DatasetError
 from ..data.inputs import check_input
 from ..data.messages import message_text

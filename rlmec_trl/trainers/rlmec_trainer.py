@@ -18,7 +18,7 @@ from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 from ..credit.paper import PAPER
 from ..credit.preparation import PREPARED_COLUMNS, PREPARED_FEATURES, RewardSettings, prepare_row
 from ..credit.trainer_checks import TrainerChecks, check_inputs, check_num_rows, list_rows, vocabulary_size
-from ..data.errors import DatasetError
+from ..data.errors import ConfigError, DatasetError
 from ..data.inputs import check_input
 from ..data.schema import StreamCheck, check_dataset
 from ..data.tokens import check_prompts
@@ -40,8 +40,9 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
     (https://huggingface.co/papers/2401.06081).
 
     It trains on completions sampled from the policy, each with one reward per token and a minimally edited, correct
-    rewrite. It checks every row, and stops where the loss or the gradient norm is not finite. It overrides the
-    data preparation, the data collator, the loss and the metrics of [`~trl.SFTTrainer`]. Everything else (model loading, PEFT, quantization, distributed training, checkpoints, the Hub) is inherited.
+    rewrite. It checks every row, and stops where the loss or the gradient norm is not finite. It overrides the data
+    preparation, the data collator, the loss and the metrics of [`~trl.SFTTrainer`]. Everything else (model loading,
+    PEFT, quantization, distributed training, checkpoints, the Hub) is inherited.
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
