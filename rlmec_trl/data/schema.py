@@ -186,6 +186,16 @@ class StreamCheck:
         self.check = RowCheck(stage, eos_token_ids, vocab_size)
 
     def __call__(self, rows: dict[str, list[Any]], row_numbers: list[int]) -> dict[str, list[Any]]:
+        try:
+            return self._check_batch(rows, row_numbers)
+        except DatasetError:
+            # Arrow finds one type for all rows, such as float where one of them has floats for ids, so the row that
+            # the error names need not be the broken one
+            for index, number in enumerate(row_numbers):
+                self._check_batch({name: values[index : index + 1] for name, values in rows.items()}, [number])
+            raise
+
+    def _check_batch(self, rows: dict[str, list[Any]], row_numbers: list[int]) -> dict[str, list[Any]]:
         # The columns of these rows: those of the first rows of a stream need not be those of all
         columns = _columns_to_check(list(rows), self.stage)
         batch = {name: rows[name] for name in columns if name in TEXT_COLUMNS}

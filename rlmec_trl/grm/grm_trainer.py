@@ -128,30 +128,34 @@ class GRMTrainer(TrainerChecks, SFTTrainer):
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         check_input(dataset, dataset_name)
         dataset = dataset.with_format(None)  # rows of lists, not of arrays
-        if "input_ids" not in get_dataset_column_names(dataset):
-            if isinstance(dataset, IterableDataset):
-                raise DatasetError(
-                    "`GRMTrainer` counts the attempts, so it does not support `IterableDataset`. Pass a `Dataset`."
-                )
-            try:
+        if isinstance(dataset, IterableDataset) and "input_ids" not in get_dataset_column_names(dataset):
+            raise DatasetError(
+                "`GRMTrainer` counts the attempts, so it does not support `IterableDataset`. Pass a `Dataset`."
+            )
+        try:
+            if "input_ids" not in get_dataset_column_names(dataset):
                 dataset = self._build_mixture(dataset, processing_class, args, dataset_name)
-            except DatasetError as error:
-                if dataset_name == "train":
-                    raise
-                raise DatasetError(f"In the {dataset_name} dataset: {error}") from None
-        if isinstance(dataset, Dataset):
-            self._check_examples(dataset, dataset_name)
+            if isinstance(dataset, Dataset):
+                self._check_examples(dataset)
+        except DatasetError as error:
+            if dataset_name == "train":
+                raise
+            raise DatasetError(f"In the {dataset_name} dataset: {error}") from None
         dataset = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         check_num_rows(dataset, dataset_name, args)
         return dataset
 
-    def _check_examples(self, dataset: Dataset, dataset_name: str) -> None:
-        largest = max((max(ids, default=0) for ids in dataset["input_ids"]), default=0)
-        if largest >= self._vocab_size:
-            raise DatasetError(
-                f"The examples of the {dataset_name} dataset have the token id {largest}, and the model has "
-                f"{self._vocab_size} ids. Use the tokenizer of the model."
-            )
+    def _check_examples(self, dataset: Dataset) -> None:
+        column = dataset.with_format("arrow")[:]["input_ids"]
+        if (pc.max(pc.list_flatten(column)).as_py() or 0) < self._vocab_size:
+            return
+        for index, ids in enumerate(dataset["input_ids"]):
+            if max(ids, default=0) >= self._vocab_size:
+                row = dataset["row"][index] if "row" in dataset.column_names else index
+                raise DatasetError(
+                    f"Row {row}: found the token id {max(ids)} in its texts, and the model has {self._vocab_size} "
+                    "ids. Use the tokenizer of the model."
+                )
 
     def _build_mixture(
         self, dataset: Dataset, processing_class: PreTrainedTokenizerBase, args: GRMConfig, dataset_name: str

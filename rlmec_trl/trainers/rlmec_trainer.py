@@ -225,18 +225,19 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
         return useful.shuffle(seed=args.seed) if args.shuffle_dataset else useful
 
     def _check_rows(self, dataset, processing_class, dataset_name):
-        """Check the rows of a dataset now, and those of a stream as they are read."""
-        if not isinstance(dataset, Dataset):
-            check = StreamCheck("policy", vocab_size=self._vocab_size)
-            return dataset.map(check, batched=True, batch_size=_STREAM_BATCH_SIZE, with_indices=True)
+        """Check the rows of a dataset now. Of a stream, check the first row now and the others as they are read."""
         try:
-            check_dataset(dataset, "policy", vocab_size=self._vocab_size)
-            check_prompts(dataset, processing_class)
+            if isinstance(dataset, Dataset):
+                check_dataset(dataset, "policy", vocab_size=self._vocab_size)
+                check_prompts(dataset, processing_class)
+                return dataset
+            check = StreamCheck("policy", vocab_size=self._vocab_size)
+            check({name: [value] for name, value in next(iter(dataset)).items()}, [0])
+            return dataset.map(check, batched=True, batch_size=_STREAM_BATCH_SIZE, with_indices=True)
         except DatasetError as error:
             if dataset_name == "train":
                 raise
             raise DatasetError(f"In the {dataset_name} dataset: {error}") from None
-        return dataset
 
     @staticmethod
     def _report_truncation(prepared: Dataset, args: RLMECConfig, dataset_name: str) -> None:
