@@ -73,6 +73,8 @@ class TrainerChecks:
         elif not math.isfinite(norm) and not self._scaler_skips_the_step():
             rows = self._name_rows(self._step_batches, train=True)
             found = f"the losses are finite, but the gradient norm is {norm}, on {rows}"
+            if self.accelerator.num_processes > 1:
+                found += ", unless another process names rows whose loss is not,"
         else:
             return
         step = self.state.global_step + 1

@@ -1,6 +1,7 @@
 """What stops a trainer: a loss or gradient that is not finite, and inputs that cannot be trained on."""
 
 import copy
+import json
 import math
 import re
 import types
@@ -311,47 +312,6 @@ def stream_of(rows):
     return IterableDataset.from_generator(lambda: iter(rows))
 
 
-BROKEN_VALUES = [
-    ("token_probs", lambda row: [math.nan, *row["token_probs"][1:]], "found nan. It must be a probability"),
-    ("token_probs", lambda row: [1.5, *row["token_probs"][1:]], "found 1.5. It must be a probability"),
-    ("token_probs", lambda row: row["token_probs"][1:], "values for"),
-    ("token_probs", lambda row: None, "found None. It must be a list of numbers"),
-    ("token_probs", lambda row: ["a", *row["token_probs"][1:]], "found .* It must be a list of numbers"),
-    ("token_probs", lambda row: "0.5", "found '0.5'. It must be a list of numbers"),
-    ("old_logps", lambda row: [math.nan, *row["old_logps"][1:]], "found nan. It must be finite"),
-    ("old_logps", lambda row: [-math.inf, *row["old_logps"][1:]], "found -inf. It must be finite"),
-    ("completion_ids", lambda row: [], "found .*Drop the row, or sample it again"),
-    ("completion_ids", lambda row: [-1, *row["completion_ids"][1:]], "found the id -1"),
-    ("completion_ids", lambda row: [999, *row["completion_ids"][1:]], "found the id 999"),
-    ("completion_ids", lambda row: [2**70, *row["completion_ids"][1:]], "It must be a list of token ids"),
-    ("completion_ids", lambda row: [0.5, *row["completion_ids"][1:]], "It must be a list of token ids"),
-    ("completion_ids", lambda row: [[5], 6], "It must be a list of token ids"),
-    ("correct", lambda row: None, "found None. It must be True or False"),
-    ("correct", lambda row: "yes", "found 'yes'. It must be True or False"),
-    ("prompt", lambda row: None, "found None. It must be a string or a list of messages"),
-    ("prompt", lambda row: 5, "found 5. It must be a string or a list of messages"),
-    ("prompt", lambda row: " ", "found an empty text"),
-    ("prompt", lambda row: "59 - \ud800", "a character is broken"),
-    ("prompt", lambda row: [{"role": "user", "content": "59 - 16"}], "The rows before have another form"),
-    ("prompt", lambda row: [{"role": "user", "content": "59 - 16"}, 5], "It must be a string or a list of messages"),
-    ("prompt", lambda row: [{"role": "user", "content": None}], "It must be a string or a list of messages"),
-    ("rewrite", lambda row: "", "found an empty text"),
-    ("rewrite", lambda row: ["59"], "It must be a string or a list of messages"),
-]
-
-
-@pytest.mark.parametrize(("column", "break_value", "message"), BROKEN_VALUES)
-@pytest.mark.parametrize("number", [1, 130])
-def test_a_broken_row_of_a_stream_is_refused_when_it_is_read(
-    number, column, break_value, message, make_trainer, make_rows
-):
-    rows = [copy.deepcopy(row) for row in make_rows(10) * 14]
-    rows[number][column] = break_value(rows[number])
-    trainer = make_trainer("rlmec", stream_of(rows))
-    with pytest.raises(DatasetError, match=f"^Row {number}, column '{column}': .*{message}"):
-        list(trainer.train_dataset)
-
-
 def test_a_broken_stream_stops_training(make_trainer, make_rows, tmp_path):
     """It once gave a model of NaN, and exit status 0."""
     rows = make_rows(8)
@@ -400,3 +360,30 @@ def test_the_rows_of_a_stream_are_named_where_the_loss_is_not_finite(make_traine
     trainer = make_trainer("rlmec", stream_of(make_rows(16)), callbacks=[Poison(step=3)], save_strategy="no")
     with pytest.raises(NonfiniteError, match="Optimizer step 3: the loss is nan on rows 8, 9, 10, 11 of the training"):
         trainer.train()
+
+
+# --- Two processes ---------------------------------------------------------------------------------------------------
+
+
+def test_both_processes_stop_where_a_row_of_one_is_not_finite(run_on_two, make_rows, make_policy, tokenizer, tmp_path):
+    """None waits for the other: the gradient norm, which both see, is not finite either."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens(["poison"])
+    policy = make_policy()
+    policy.resize_token_embeddings(len(tokenizer))
+    policy.save_pretrained(tmp_path / "policy")
+    tokenizer.save_pretrained(tmp_path / "policy")
+    rows = make_rows(16)
+    rows[7]["prompt"] += " poison"
+    Dataset.from_list(rows).save_to_disk(tmp_path / "rows")
+    run_on_two(Path(__file__).parents[1] / "nonfinite_worker.py", tmp_path)
+
+    processes = [json.loads((tmp_path / f"process-{index}.json").read_text()) for index in range(2)]
+    # With one row a micro-batch, sequential: step 2 has rows 4 and 6 on process 0, 5 and 7 on process 1
+    for kind in range(2):
+        stopped = [messages[2 * kind] for messages in processes]
+        assert stopped[0].startswith(
+            "Optimizer step 2: the losses are finite, but the gradient norm is nan, on rows 4"
+        )
+        assert stopped[1].startswith("Optimizer step 2: the loss is nan on row 7 of the training dataset (those of")
+        assert [messages[2 * kind + 1] for messages in processes] == ["changed=True finite=True"] * 2
