@@ -8,7 +8,7 @@ from datasets import Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..data.messages import message_text
-from ..data.schema import DatasetError
+from ..data.row_checks import row_error
 from ..data.tokens import encode_prompt, encode_rewrite
 from .alignment import edit_mask
 from .token_rewards import clip_token_rewards, keep_first_negative
@@ -30,6 +30,7 @@ PREPARED_FEATURES = Features(
         "length": Value("int64"),
         "completion_truncated": Value("bool"),
         "imitation_truncated": Value("bool"),
+        "row": Value("int64"),
     }
 )
 PREPARED_COLUMNS = list(PREPARED_FEATURES)
@@ -116,7 +117,11 @@ def imitation_target(
 
 
 def prepare_row(
-    row: dict[str, Any], processing_class: PreTrainedTokenizerBase, settings: RewardSettings
+    row: dict[str, Any],
+    number: int,
+    processing_class: PreTrainedTokenizerBase,
+    settings: RewardSettings,
+    vocab_size: int | None = None,
 ) -> dict[str, Any]:
     """
     Prepare one row of a scored dataset for [`~rlmec_trl.trainers.collator.DataCollatorForRLMEC`].
@@ -126,30 +131,39 @@ def prepare_row(
             Columns `prompt`, `completion`, `completion_ids`, `token_probs` and `correct` (or `token_rewards`), and
             `rewrite` or `rewrite_ids`; optionally `old_logps`, `rewrite_topk_ids`, `rewrite_topk_logps` and
             `chat_template_kwargs`.
+        number (`int`):
+            Number of the row in its dataset.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer.
         settings (`RewardSettings`):
             Settings of the rewards and weights.
+        vocab_size (`int`, *optional*):
+            Number of ids that the policy knows.
 
     Returns:
         `dict`: The columns `PREPARED_COLUMNS`. Prompt and completion, and prompt and imitation target, are truncated
         to `max_length` tokens, and every per-token list with them. `completion_truncated` is whether the completion
         lost tokens, `imitation_truncated` whether the imitation target lost tokens with a weight. With
-        `truncated_rewrites="drop"`, such a target is left out. `length` is what `Trainer` can group rows by.
+        `truncated_rewrites="drop"`, such a target is left out. `length` is what `Trainer` can group rows
+        by, and `row` the number of the row.
 
     Raises:
-        [`~rlmec_trl.data.schema.DatasetError`]: If the prompt has no tokens.
+        [`~rlmec_trl.data.schema.DatasetError`]: If the prompt has no tokens, is messages that the tokenizer has no
+            chat template for, or if the tokenizer gives ids that the policy does not know.
     """
     correct = row.get("correct")
     if correct is None:  # rewards without an outcome: a sample that the rewrite leaves unchanged is correct
         correct = is_copied(row)
-    prompt_ids = encode_prompt(processing_class, row["prompt"], row.get("chat_template_kwargs"))
+    prompt_ids = encode_prompt(processing_class, row["prompt"], row.get("chat_template_kwargs"), number)
     if not prompt_ids:  # nothing would predict the completion's first token
-        raise DatasetError(
-            f"Column 'prompt': found {row['prompt']!r}, for which the tokenizer gives no tokens. Give the prompt a "
-            "text, drop the row, or use a tokenizer that adds BOS."
-        )
+        found = f"{row['prompt']!r}, for which the tokenizer gives no tokens"
+        fix = "Give the prompt a text, drop the row, or use a tokenizer that adds BOS."
+        raise row_error(number, "prompt", found, fix, quote=False)
     imitation_ids, weights, edited = imitation_target(row, correct, processing_class, settings)
+    for name, ids in (("prompt", prompt_ids), ("rewrite", imitation_ids)):
+        if vocab_size is not None and max(ids, default=0) >= vocab_size:
+            found = f"a text that the tokenizer gives the id {max(ids)}, and the model has {vocab_size} ids"
+            raise row_error(number, name, found, "Use the tokenizer of the model.", quote=False)
 
     topk_ids, topk_logps = [], []
     if settings.imitation_targets == "soft" and imitation_ids == row.get("rewrite_ids"):
@@ -176,4 +190,5 @@ def prepare_row(
         "length": len(prompt_ids) + max(len(completion_ids[:room]), len(imitation_ids[:kept])),
         "completion_truncated": len(completion_ids) > room,
         "imitation_truncated": imitation_truncated,
+        "row": number,
     }

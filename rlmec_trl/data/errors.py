@@ -10,3 +10,7 @@ class UserError(Exception):
 
 class ConfigError(UserError, ValueError):
     """A setting, or a combination of settings, that cannot work."""
+
+
+class DatasetError(UserError, ValueError):
+    """A dataset that a stage cannot use. The message names the row, the column, the value, and the fix."""

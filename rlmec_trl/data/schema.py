@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
-from .errors import UserError
-from .messages import message_text, problem_text
+from .errors import DatasetError
+from .row_checks import NUMBER_COLUMNS, TEXT_COLUMNS, RowCheck
 
 
 if TYPE_CHECKING:
@@ -61,14 +60,8 @@ _SOURCE = {
     "rewrite_topk_ids": "`recipes/score.py` writes it",
     "rewrite_topk_logps": "`recipes/score.py` writes it",
 }
-# Columns that may hold messages, and how their text is read
-_READ = {"prompt": problem_text, "completion": message_text, "rewrite": message_text}
 _BATCH_SIZE = 5_000
 _BIG = 50_000
-
-
-class DatasetError(UserError, ValueError):
-    """A dataset that a stage cannot use. The message names the row, the column, the value, and the fix."""
 
 
 def column_features(messages: bool = False) -> dict[str, FeatureType]:
@@ -106,7 +99,13 @@ def column_features(messages: bool = False) -> dict[str, FeatureType]:
     }
 
 
-def check_dataset(dataset: Dataset, stage: Stage, eos_token_ids: int | Iterable[int] | None = None) -> None:
+def check_dataset(
+    dataset: Dataset,
+    stage: Stage,
+    eos_token_ids: int | Iterable[int] | None = None,
+    vocab_size: int | None = None,
+    row_numbers: Sequence[int] | None = None,
+) -> None:
     """
     Check that a dataset has the columns that a stage reads, with valid values.
 
@@ -120,6 +119,10 @@ def check_dataset(dataset: Dataset, stage: Stage, eos_token_ids: int | Iterable[
             the generative reward model, `"scores"` as the score stage writes them, `"policy"` to train the policy.
         eos_token_ids (`int` or `Iterable[int]`, *optional*):
             Ids that may end a completion. If given, every `completion_ids` and `rewrite_ids` must end with one.
+        vocab_size (`int`, *optional*):
+            Size of the vocabulary of the model that reads the ids. If given, every id must be smaller.
+        row_numbers (`Sequence[int]`, *optional*):
+            Numbers of the rows for the error message, if they are a selection of a dataset. The first is 0 by default.
 
     Raises:
         `DatasetError`:
@@ -127,30 +130,85 @@ def check_dataset(dataset: Dataset, stage: Stage, eos_token_ids: int | Iterable[
         `ValueError`:
             If there is no such stage.
     """
-    if stage not in _REQUIRED:
-        raise ValueError(f"Unknown stage {stage!r}; the stages are {', '.join(_REQUIRED)}")
-    columns = _columns_to_check(dataset.column_names, stage)
-    if eos_token_ids is not None:
-        eos_token_ids = {eos_token_ids} if isinstance(eos_token_ids, int) else set(eos_token_ids)
+    from datasets import Json
 
-    _check_forms(dataset, columns)
+    _check_stage(stage)
+    columns = _columns_to_check(dataset.column_names, stage)
+    check = RowCheck(stage, eos_token_ids, vocab_size)
+    # From JSON lines with texts and messages, `datasets` makes a column of JSON
+    as_json = {name for name in columns if isinstance(dataset.features[name], Json)}
     batches = dataset.select_columns(columns).with_format("arrow").iter(batch_size=_BATCH_SIZE)
     progress = tqdm(total=len(dataset), desc=f"Checking {stage}", unit=" rows", disable=len(dataset) < _BIG)
+    numbers = np.arange(len(dataset)) if row_numbers is None else np.asarray(row_numbers)
     start = 0
     with progress:
         for table in batches:
-            rows = start + np.arange(table.num_rows)
-            batch = {name: table[name].combine_chunks() for name in columns}
-            texts = _check_texts(batch, rows, stage)
-            _check_verdicts(batch, rows)
-            if stage == "edits":
-                _check_copies(texts, batch, rows)
-            if stage == "policy":
-                _check_rewrite_texts(texts, batch, rows)
-            _check_token_lists(batch, rows, eos_token_ids)
-            _check_topk(batch, rows)
+            batch: dict[str, Any] = {}
+            for name in columns:
+                values = table[name].combine_chunks()
+                if name in TEXT_COLUMNS:
+                    batch[name] = values.to_pylist()
+                    if name in as_json:
+                        batch[name] = [None if value is None else json.loads(value) for value in batch[name]]
+                else:
+                    batch[name] = values
+            check(batch, numbers[start : start + table.num_rows])
             start += table.num_rows
             progress.update(table.num_rows)
+
+
+class StreamCheck:
+    """
+    Check the rows of a stream as they come, as [`check_dataset`] checks those of a dataset. It is a function for
+    [`~datasets.IterableDataset.map`], with `batched=True` and `with_indices=True`.
+
+    Ids and lists with one entry for each token are returned as plain lists, which is what the rows of a dataset have:
+    a generator may give arrays or tuples.
+
+    Args:
+        stage (`str`):
+            What the rows are used for, as in [`check_dataset`].
+        eos_token_ids (`int` or `Iterable[int]`, *optional*):
+            As in [`check_dataset`].
+        vocab_size (`int`, *optional*):
+            As in [`check_dataset`].
+
+    Raises:
+        `DatasetError`:
+            By a call, at the first row with an invalid value. Rows are counted in the order in which they are read.
+    """
+
+    def __init__(
+        self, stage: Stage, eos_token_ids: int | Iterable[int] | None = None, vocab_size: int | None = None
+    ) -> None:
+        _check_stage(stage)
+        self.stage = stage
+        self.check = RowCheck(stage, eos_token_ids, vocab_size)
+
+    def __call__(self, rows: dict[str, list[Any]], row_numbers: list[int]) -> dict[str, list[Any]]:
+        try:
+            return self._check_batch(rows, row_numbers)
+        except DatasetError:
+            # Arrow finds one type for all rows, such as float where one of them has floats for ids, so the row that
+            # the error names need not be the broken one
+            for index, number in enumerate(row_numbers):
+                self._check_batch({name: values[index : index + 1] for name, values in rows.items()}, [number])
+            raise
+
+    def _check_batch(self, rows: dict[str, list[Any]], row_numbers: list[int]) -> dict[str, list[Any]]:
+        # The columns of these rows: those of the first rows of a stream need not be those of all
+        columns = _columns_to_check(list(rows), self.stage)
+        batch = {name: rows[name] for name in columns if name in TEXT_COLUMNS}
+        arrays = {
+            name: self.check.to_arrow(name, rows[name], row_numbers) for name in columns if name in NUMBER_COLUMNS
+        }
+        self.check(batch | arrays, np.asarray(row_numbers))
+        return {name: values.to_pylist() for name, values in arrays.items()}
+
+
+def _check_stage(stage: str) -> None:
+    if stage not in _REQUIRED:
+        raise ValueError(f"Unknown stage {stage!r}; the stages are {', '.join(_REQUIRED)}")
 
 
 def _columns_to_check(column_names: list[str], stage: str) -> list[str]:
@@ -176,235 +234,3 @@ def _columns_to_check(column_names: list[str], stage: str) -> list[str]:
 def _missing(names: tuple[str, ...], need: str) -> DatasetError:
     sources = "; ".join(f"'{name}': {_SOURCE[name]}" for name in names)
     return DatasetError(f"Column {' or '.join(map(repr, names))} is missing, {need}. {sources}.")
-
-
-def _check_forms(dataset: Dataset, columns: list[str]) -> None:
-    """A text column has strings or messages. From JSON lines with both, `datasets` makes a column of its own type."""
-    from datasets import Json
-
-    for name in columns:
-        if isinstance(dataset.features[name], Json):
-            first, *values = dataset[name][:]
-            for row, value in enumerate(values, start=1):
-                if isinstance(value, str) != isinstance(first, str):
-                    raise _error(
-                        row, name, value, "The rows before have another form: use strings or messages in all."
-                    )
-
-
-def _check_texts(batch: dict[str, pa.Array], rows: np.ndarray, stage: str) -> dict[str, list[str | None]]:
-    fixes = {
-        "prompt": "Give every problem a text.",
-        "reference": "Give every problem a correct worked solution.",
-        "answer": "Give every problem its final answer, as text.",
-        "completion": "Drop the row, or sample it again.",
-        "rewrite": "Write None where there is no verified rewrite, and only in scored datasets.",
-    }
-    texts = {}
-    for name in [name for name in fixes if name in batch]:
-        texts[name] = []
-        optional = name == "rewrite" and stage != "edits"
-        for row, value in zip(rows, batch[name].to_pylist(), strict=True):
-            if value is None and optional:
-                texts[name].append(None)
-                continue
-            text = _READ[name](value) if name in _READ else value
-            if not isinstance(text, str):
-                kind = "a string or a list of messages" if name in _READ else "a string"
-                raise _error(row, name, value, f"It must be {kind}. {fixes[name]}")
-            if not text.strip():
-                raise _error(row, name, f"an empty text ({value!r})", fixes[name], quote=False)
-            texts[name].append(text)
-
-    return texts
-
-
-def _check_copies(texts: dict[str, list[str | None]], batch: dict[str, pa.Array], rows: np.ndarray) -> None:
-    must_be_copies = batch["correct"].to_numpy(zero_copy_only=False) & (batch["error_step"].to_numpy() == -1)
-    for index in np.flatnonzero(must_be_copies):
-        if texts["rewrite"][index] != texts["completion"][index]:
-            fix = (
-                "The sample is correct and none of its steps is incorrect (error_step is -1), so its rewrite must be "
-                "the completion, word for word. Copy it, or run `recipes/edit.py` again on this row."
-            )
-            raise _error(rows[index], "rewrite", texts["rewrite"][index], fix)
-
-
-def _check_rewrite_texts(texts: dict[str, list[str | None]], batch: dict[str, pa.Array], rows: np.ndarray) -> None:
-    """A rewrite without ids gets them by comparison with the completion, which has to be there."""
-    if "completion" in batch or "rewrite" not in batch:
-        return
-    has_ids = np.zeros(len(rows), dtype=bool)
-    if "rewrite_ids" in batch:
-        has_ids = batch["rewrite_ids"].is_valid().to_numpy(zero_copy_only=False)
-    for row, rewrite, with_ids in zip(rows, texts["rewrite"], has_ids, strict=True):
-        if rewrite is not None and not with_ids:
-            found = f"the text {rewrite!r} without `rewrite_ids`, and no column `completion`"
-            fix = (
-                "The steps that the two texts share keep the sampled ids, so the trainer needs both. Add the column "
-                "`completion` (`recipes/sample.py` writes it) or `rewrite_ids` (`recipes/score.py` writes it)."
-            )
-            raise _error(row, "rewrite", found, fix, quote=False)
-
-
-def _check_verdicts(batch: dict[str, pa.Array], rows: np.ndarray) -> None:
-    if "correct" in batch:
-        fix = "It must be True or False: the verdict of the answer check."
-        _check_scalars(batch["correct"], rows, "correct", pa.types.is_boolean, fix)
-    if "error_step" in batch:
-        fix = "It must be an integer: the index of the first incorrect step, or -1 where there is none."
-        _check_scalars(batch["error_step"], rows, "error_step", pa.types.is_integer, fix)
-        error_steps = batch["error_step"].to_numpy()
-        _refuse_first(error_steps < -1, error_steps, rows, "error_step", fix)
-
-
-def _check_token_lists(batch: dict[str, pa.Array], rows: np.ndarray, eos_token_ids: set[int] | None) -> None:
-    if "completion_ids" in batch:
-        fix = "Drop the row, or sample it again with `recipes/sample.py`."
-        _check_ids(batch["completion_ids"], rows, "completion_ids", fix, eos_token_ids)
-    if "rewrite_ids" in batch:
-        fix = "Write None where there is no verified rewrite."
-        _check_ids(batch["rewrite_ids"], rows, "rewrite_ids", fix, eos_token_ids, optional=True)
-
-    for name in ("token_probs", "token_rewards", "old_logps"):
-        if name not in batch:
-            continue
-        lists = _flat(batch[name], rows, name, _is_number, "It must be a list of numbers, one for each token.")
-        if "completion_ids" in batch:
-            tokens = _lengths(batch["completion_ids"])
-            for index in np.flatnonzero(lists.lengths != tokens)[:1]:
-                found = f"{lists.lengths[index]} values for {tokens[index]} completion_ids"
-                fix = "It must have one for each token, EOS included: score exactly the `completion_ids` of the row."
-                raise _error(rows[index], name, found, fix, quote=False)
-        values = lists.values.to_numpy()
-        if name == "token_probs":
-            # Written so that NaN, which is in no interval, is refused too
-            wrong = ~((values >= 0) & (values <= 1))
-            fix = "It must be a probability, from 0 to 1 (not a log-probability). Score the row again."
-        else:
-            wrong = ~np.isfinite(values)
-            fix = "It must be finite, otherwise the loss of the whole batch is NaN. Drop the row, or fix its source."
-        _refuse_first(wrong, values, lists.rows, name, fix)
-
-
-def _check_ids(
-    column: pa.Array, rows: np.ndarray, name: str, fix: str, eos_token_ids: set[int] | None, optional: bool = False
-) -> None:
-    lists = _flat(column, rows, name, pa.types.is_integer, f"It must be a list of token ids. {fix}", optional)
-    for index in np.flatnonzero(lists.present & (lists.lengths == 0))[:1]:
-        raise _error(rows[index], name, [], fix)
-    if eos_token_ids is None:
-        return
-    last_ids = lists.values.to_numpy()[np.cumsum(lists.lengths[lists.present]) - 1]
-    for found_at in np.flatnonzero(~np.isin(last_ids, list(eos_token_ids)))[:1]:
-        index = np.flatnonzero(lists.present)[found_at]
-        expected = ", ".join(str(token_id) for token_id in sorted(eos_token_ids))
-        found = f"{lists.lengths[index]} tokens that end with id {last_ids[found_at]}, not with EOS ({expected})"
-        fix = (
-            "A text that is truncated at `max_new_tokens` does not teach where to stop. Drop the row, or generate it "
-            "again with a larger `max_new_tokens`."
-        )
-        raise _error(rows[index], name, found, fix, quote=False)
-
-
-def _check_topk(batch: dict[str, pa.Array], rows: np.ndarray) -> None:
-    """The reward model's distribution on its rewrite: for each token as many ids as log-probabilities."""
-    if "rewrite_topk_ids" not in batch:
-        return
-    fix = "Score the row again with `recipes/score.py`."
-    tokens = _lengths(batch["rewrite_ids"])
-    num_candidates = {}
-    for name, is_element in (("rewrite_topk_ids", pa.types.is_integer), ("rewrite_topk_logps", _is_number)):
-        must = f"It must be a list of candidates for each token of the rewrite. {fix}"
-        lists = _flat(batch[name], rows, name, _is_list, must, optional=True)
-        for index in np.flatnonzero(lists.lengths != tokens)[:1]:
-            found = f"candidates for {lists.lengths[index]} tokens, where rewrite_ids has {tokens[index]}"
-            raise _error(rows[index], name, found, fix, quote=False)
-        num_candidates[name] = _lengths(lists.values)
-        for index in np.flatnonzero(num_candidates[name] == 0)[:1]:
-            raise _error(lists.rows[index], name, "a token without candidates", must, quote=False)
-        counts = num_candidates[name]
-        # Neighbors of the same row are compared: if none differ, all tokens of the row have as many candidates
-        differ = (counts[1:] != counts[:-1]) & (lists.rows[1:] == lists.rows[:-1])
-        for index in np.flatnonzero(differ)[:1]:
-            found = f"{counts[index]} candidates for one token and {counts[index + 1]} for the next"
-            raise _error(lists.rows[index], name, found, f"Every token of a row must have as many. {fix}", quote=False)
-        candidates = _flat(lists.values, lists.rows, name, is_element, must)
-        if name == "rewrite_topk_logps":
-            logps = candidates.values.to_numpy()
-            _refuse_first(np.isnan(logps), logps, candidates.rows, name, must)
-    differ = num_candidates["rewrite_topk_ids"] != num_candidates["rewrite_topk_logps"]
-    for index in np.flatnonzero(differ)[:1]:
-        counts = [num_candidates[name][index] for name in num_candidates]
-        found = f"{counts[1]} log-probabilities at a token where rewrite_topk_ids has {counts[0]} ids"
-        raise _error(lists.rows[index], "rewrite_topk_logps", found, fix, quote=False)
-
-
-class _FlatLists(NamedTuple):
-    present: np.ndarray  # (lists,) False where the list is None
-    lengths: np.ndarray  # (lists,) 0 where the list is None
-    values: pa.Array  # (sum of lengths,)
-    rows: np.ndarray  # (sum of lengths,) the row of each value
-
-
-def _flat(
-    column: pa.Array,
-    rows: np.ndarray,
-    name: str,
-    is_element: Callable[[pa.DataType], bool],
-    fix: str,
-    optional: bool = False,
-) -> _FlatLists:
-    """Flatten a column of lists, so that it can be checked as one array instead of list by list."""
-    present = column.is_valid().to_numpy(zero_copy_only=False)
-    for index in np.flatnonzero(~present)[:1]:
-        if not optional:
-            raise _error(rows[index], name, None, fix)
-    if present.any() and not _is_list(column.type):
-        index = np.flatnonzero(present)[0]
-        raise _error(rows[index], name, column[index].as_py(), fix)
-    lengths = _lengths(column)
-    values = pc.list_flatten(column) if present.any() else pa.nulls(0)
-    rows = np.repeat(rows, lengths)
-    wrong = ~values.is_valid().to_numpy(zero_copy_only=False)
-    if not is_element(values.type):
-        wrong[:] = True
-    for index in np.flatnonzero(wrong)[:1]:
-        raise _error(rows[index], name, f"{values[index].as_py()!r} among its values", fix, quote=False)
-    # Where every list is empty or None, Arrow knows no type
-    return _FlatLists(present, lengths, values if len(values) else pa.array([], pa.int64()), rows)
-
-
-def _check_scalars(
-    column: pa.Array, rows: np.ndarray, name: str, is_type: Callable[[pa.DataType], bool], fix: str
-) -> None:
-    for index, value in enumerate(column.to_pylist()):
-        if value is None or not is_type(column.type):
-            raise _error(rows[index], name, value, fix)
-
-
-def _lengths(column: pa.Array) -> np.ndarray:
-    if not _is_list(column.type):
-        # None alone, or nothing at all
-        return np.zeros(len(column), dtype=np.int64)
-    return pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_floating(kind) or pa.types.is_integer(kind)
-
-
-def _refuse_first(wrong: np.ndarray, values: np.ndarray, rows: np.ndarray, name: str, fix: str) -> None:
-    for index in np.flatnonzero(wrong)[:1]:
-        raise _error(rows[index], name, values[index].item(), fix)
-
-
-def _error(row: int, name: str, found: Any, fix: str, quote: bool = True) -> DatasetError:
-    shown = repr(found) if quote else str(found)
-    if len(shown) > 100:
-        shown = shown[:100] + "..."
-    return DatasetError(f"Row {row}, column '{name}': found {shown}. {fix}")

@@ -6,11 +6,35 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from .messages import is_conversational
+from .row_checks import row_error
 from .steps import split_steps
 
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+_NO_TEMPLATE = (
+    "The tokenizer has no chat template for messages. Give the prompts as texts, or use a tokenizer that has one."
+)
+_BAD_TEMPLATE_KWARGS = "It must be a dictionary of arguments of the chat template, or None."
+
+
+def check_prompts(dataset: Dataset, processing_class: PreTrainedTokenizerBase) -> None:
+    """
+    Check that prompts that are messages come with a tokenizer that has a chat template, before any expensive work.
+
+    Raises:
+        [`~rlmec_trl.data.schema.DatasetError`]: If the tokenizer has none.
+    """
+    # All rows have the form of the first, as `check_dataset` has made sure
+    for row, prompt in enumerate(dataset["prompt"][:1]):
+        _check_template(processing_class, prompt, row)
+
+
+def _check_template(processing_class: PreTrainedTokenizerBase, prompt: str | list[dict], row: int | None) -> None:
+    if is_conversational(prompt) and getattr(processing_class, "chat_template", None) is None:
+        raise row_error(row, "prompt", prompt, _NO_TEMPLATE)
 
 
 def as_prompt(processing_class: PreTrainedTokenizerBase, text: str) -> str | list[dict]:
@@ -21,7 +45,10 @@ def as_prompt(processing_class: PreTrainedTokenizerBase, text: str) -> str | lis
 
 
 def encode_prompt(
-    processing_class: PreTrainedTokenizerBase, prompt: str | list[dict], chat_template_kwargs: dict | None = None
+    processing_class: PreTrainedTokenizerBase,
+    prompt: str | list[dict],
+    chat_template_kwargs: dict | None = None,
+    row: int | None = None,
 ) -> list[int]:
     """
     Token ids of a prompt, as [`~trl.SFTTrainer`] makes them.
@@ -38,15 +65,30 @@ def encode_prompt(
             Further arguments of the chat template, the row's value of the column that TRL reads under the same name,
             such as `{"enable_thinking": False}`. Values that are `None` are left out: Arrow fills keys that other
             rows have with them. A text does not use them.
+        row (`int`, *optional*):
+            Number of the row, for the error.
 
     Returns:
         `list[int]`: Token ids.
+
+    Raises:
+        [`~rlmec_trl.data.schema.DatasetError`]: If the prompt is messages and the tokenizer has no chat template, or
+            one that refuses them.
     """
     if is_conversational(prompt):
+        from jinja2 import TemplateError
+
+        _check_template(processing_class, prompt, row)
+        if not isinstance(chat_template_kwargs, dict | None):
+            raise row_error(row, "chat_template_kwargs", chat_template_kwargs, _BAD_TEMPLATE_KWARGS)
         given = {name: value for name, value in (chat_template_kwargs or {}).items() if value is not None}
-        encoding = processing_class.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **given
-        )
+        try:
+            encoding = processing_class.apply_chat_template(
+                prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **given
+            )
+        except TemplateError as error:
+            found = f"messages that the chat template refuses ({error})"
+            raise row_error(row, "prompt", found, "Give messages that the template takes.", quote=False) from None
         return list(encoding["input_ids"])
     prompt_ids = list(processing_class(prompt)["input_ids"])
     # One id alone is the BOS of an empty prompt (some tokenizers use the same token for both)

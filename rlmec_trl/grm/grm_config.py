@@ -26,6 +26,13 @@ class GRMConfig(SFTConfig):
             Maximum number of correct attempts, which the model learns to copy, per incorrect one. If `None`, all are
             kept.
 
+        > Parameters that control when training stops
+
+        stop_on_nonfinite (`bool`, *optional*, defaults to `True`):
+            Whether to stop with an error where the loss, or the gradient norm of an optimizer step, is NaN or
+            infinite, before the weights change. The error names the step and the rows. An evaluation whose loss is NaN
+            or infinite stops too.
+
     > [!NOTE]
     > These parameters have default values different from [`~trl.SFTConfig`]:
     > - `max_length`: Defaults to `2048` instead of `1024`, because a prompt contains problem, reference and attempt.
@@ -50,6 +57,13 @@ class GRMConfig(SFTConfig):
         metadata={
             "help": "Maximum number of correct attempts, which the model learns to copy, per incorrect one. If "
             "`None`, all are kept."
+        },
+    )
+    stop_on_nonfinite: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether to stop with an error where the loss, or the gradient norm of an optimizer step, is NaN "
+            "or infinite, before the weights change. The error names the step and the rows."
         },
     )
 

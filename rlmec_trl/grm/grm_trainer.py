@@ -5,6 +5,7 @@ from inspect import Signature, signature
 from typing import Any
 
 import pyarrow.compute as pc
+import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +14,9 @@ from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from ..credit.paper import PAPER
+from ..credit.trainer_checks import TrainerChecks, check_inputs, check_num_rows, list_rows, vocabulary_size
+from ..data.errors import ConfigError, DatasetError
+from ..data.inputs import check_input
 from ..data.messages import message_text
 from ..data.schema import check_dataset
 from ..data.tokens import encode_completion, encode_rewrite
@@ -71,13 +75,14 @@ def build_examples(
     return examples
 
 
-class GRMTrainer(SFTTrainer):
+class GRMTrainer(TrainerChecks, SFTTrainer):
     """
     Trainer for generative reward models (https://huggingface.co/papers/2401.06081).
 
     It turns edited rows into a mixture of two tasks, locating the first incorrect step of an attempt and rewriting
     the attempt with minimum edits, and computes the loss on the answers only. Correct attempts are kept as copies, so
-    that the model learns to leave correct steps unchanged. Everything else is inherited from [`~trl.SFTTrainer`].
+    that the model learns to leave correct steps unchanged. It stops where the loss or the gradient norm is not finite.
+    Everything else is inherited from [`~trl.SFTTrainer`].
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -106,6 +111,9 @@ class GRMTrainer(SFTTrainer):
             args = GRMConfig(f"{model_name.split('/')[-1]}-GRM")
         if not isinstance(args, GRMConfig):
             raise TypeError(f"`args` must be a `GRMConfig`, got `{type(args).__name__}`.")
+        arguments = signature(SFTTrainer.__init__).bind(self, model, args, *others, **kwargs).arguments
+        check_inputs(arguments.get("train_dataset"), arguments.get("eval_dataset"))
+        self._vocab_size = vocabulary_size(model, args)
         self.wording = wording
         super().__init__(model, args, *others, **kwargs)
 
@@ -118,21 +126,46 @@ class GRMTrainer(SFTTrainer):
     )
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
-        if "input_ids" not in get_dataset_column_names(dataset):
-            if isinstance(dataset, IterableDataset):
-                raise TypeError(
-                    "`GRMTrainer` counts the attempts, so it does not support `IterableDataset`. Pass a `Dataset`."
+        check_input(dataset, dataset_name)
+        dataset = dataset.with_format(None)  # rows of lists, not of arrays
+        if isinstance(dataset, IterableDataset) and "input_ids" not in get_dataset_column_names(dataset):
+            raise DatasetError(
+                "`GRMTrainer` counts the attempts, so it does not support `IterableDataset`. Pass a `Dataset`."
+            )
+        try:
+            if "input_ids" not in get_dataset_column_names(dataset):
+                dataset = self._build_mixture(dataset, processing_class, args, dataset_name)
+            if isinstance(dataset, Dataset):
+                self._check_examples(dataset)
+        except DatasetError as error:
+            if dataset_name == "train":
+                raise
+            raise DatasetError(f"In the {dataset_name} dataset: {error}") from None
+        dataset = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        check_num_rows(dataset, dataset_name, args)
+        return dataset
+
+    def _check_examples(self, dataset: Dataset) -> None:
+        column = dataset.with_format("arrow")[:]["input_ids"]
+        if (pc.max(pc.list_flatten(column)).as_py() or 0) < self._vocab_size:
+            return
+        for index, ids in enumerate(dataset["input_ids"]):
+            if max(ids, default=0) >= self._vocab_size:
+                row = dataset["row"][index] if "row" in dataset.column_names else index
+                raise DatasetError(
+                    f"Row {row}: found the token id {max(ids)} in its texts, and the model has {self._vocab_size} "
+                    "ids. Use the tokenizer of the model."
                 )
-            dataset = self._build_mixture(dataset, processing_class, args, dataset_name)
-        return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
     def _build_mixture(
         self, dataset: Dataset, processing_class: PreTrainedTokenizerBase, args: GRMConfig, dataset_name: str
     ) -> Dataset:
+        # Which row of the given dataset each row is, for errors
+        numbers = list(range(len(dataset)))
         if "rewrite" in dataset.column_names:
-            rewrites = dataset["rewrite"]
-            dataset = dataset.select([index for index, rewrite in enumerate(rewrites) if rewrite is not None])
-        check_dataset(dataset, "edits")
+            numbers = [number for number, rewrite in enumerate(dataset["rewrite"]) if rewrite is not None]
+            dataset = dataset.select(numbers)
+        check_dataset(dataset, "edits", vocab_size=self._vocab_size, row_numbers=numbers)
         rng = random.Random(args.seed)
         kept = list(range(len(dataset)))
         correct = [index for index, error_step in enumerate(dataset["error_step"]) if error_step == -1]
@@ -141,7 +174,7 @@ class GRMTrainer(SFTTrainer):
             dropped = set(rng.sample(correct, max(len(correct) - num_correct, 0)))
             kept = [index for index in kept if index not in dropped]
         if not kept:
-            raise ValueError(
+            raise ConfigError(
                 f"The {dataset_name} dataset has no row to train a generative reward model on: every `rewrite` is "
                 "missing, or `max_correct_ratio` leaves out the correct attempts and there are no incorrect ones."
             )
@@ -157,6 +190,9 @@ class GRMTrainer(SFTTrainer):
                 num_proc=args.dataset_num_proc,
                 desc=f"Building the two tasks of the {dataset_name} dataset",
             )
+            # In the order of `build_examples`
+            rows = [numbers[index] for index in kept for _ in range(1 + (index in use_locate))]
+            mixture = mixture.add_column("row", rows)
         if args.max_length is not None:
             lengths = pc.list_value_length(mixture.with_format("arrow")[:]["input_ids"])
             num_truncated = pc.sum(pc.greater(lengths, args.max_length)).as_py()
@@ -167,6 +203,25 @@ class GRMTrainer(SFTTrainer):
                     "or leave long attempts out."
                 )
         return mixture
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        if "row" not in self._signature_columns:
+            self._signature_columns.append("row")  # for `_name_rows`; the collator does not read it
+
+    def _name_rows(self, batches: list[dict[str, torch.Tensor]], train: bool) -> str:
+        handler = self.callback_handler
+        dataset = (handler.train_dataloader if train else handler.eval_dataloader).dataset
+        if "row" not in (dataset.column_names or []):
+            return list_rows([], train)
+        # A batch has token ids alone, and only a failing one needs its rows: they are looked up
+        sequences = {
+            tuple(ids[mask.bool()].tolist())
+            for batch in batches
+            for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        }
+        numbered = zip(dataset["row"], dataset["input_ids"], strict=True)
+        return list_rows((row for row, ids in numbered if tuple(ids) in sequences), train)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

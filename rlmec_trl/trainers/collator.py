@@ -46,6 +46,8 @@ class DataCollatorForRLMEC(DataCollatorMixin):
         - `old_logps`: float32 of shape `(S, T)`, if the rows have them.
         - `target_ids`, `target_logps` of shape `(S, T, k)`, with `soft_targets`: the target distribution of each
           imitated token, `-inf` where unused.
+        - `row`: int64 of shape `(B,)`, the numbers of the rows in their dataset, if they have one. The loss does not
+          read it; errors do.
     """
 
     pad_token_id: int
@@ -75,6 +77,8 @@ class DataCollatorForRLMEC(DataCollatorMixin):
             batch["old_logps"] = self._pad([self._per_token(sequence, "old_logps") for sequence in sequences], 0.0)
         if self.soft_targets:
             batch["target_ids"], batch["target_logps"] = self._targets(sequences, batch["labels"])
+        if "row" in examples[0]:
+            batch["row"] = torch.tensor([example["row"] for example in examples])
         return batch
 
     def _sequences(self, example: dict[str, Any]) -> list[dict[str, Any]]:

@@ -68,6 +68,13 @@ class RLMECConfig(SFTConfig):
         imitation_label_smoothing (`float`, *optional*, defaults to `0.0`):
             Fraction of every imitation target that is spread evenly over the vocabulary.
 
+        > Parameters that control when training stops
+
+        stop_on_nonfinite (`bool`, *optional*, defaults to `True`):
+            Whether to stop with an error where the loss, or the gradient norm of an optimizer step, is NaN or
+            infinite, before the weights change. The error names the step and the rows. An evaluation whose loss is NaN
+            or infinite stops too.
+
     > [!NOTE]
     > These parameters have default values different from [`~trl.SFTConfig`]:
     > - `loss_type`: Defaults to `"rlmec"` instead of `"nll"`.
@@ -176,6 +183,15 @@ class RLMECConfig(SFTConfig):
     imitation_label_smoothing: float = field(
         default=0.0,
         metadata={"help": "Fraction of every imitation target that is spread evenly over the vocabulary."},
+    )
+
+    # Parameters that control when training stops
+    stop_on_nonfinite: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether to stop with an error where the loss, or the gradient norm of an optimizer step, is NaN "
+            "or infinite, before the weights change. The error names the step and the rows."
+        },
     )
 
     def __post_init__(self):

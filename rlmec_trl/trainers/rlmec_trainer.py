@@ -17,7 +17,11 @@ from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from ..credit.paper import PAPER
 from ..credit.preparation import PREPARED_COLUMNS, PREPARED_FEATURES, RewardSettings, prepare_row
-from ..data.schema import check_dataset
+from ..credit.trainer_checks import TrainerChecks, check_inputs, check_num_rows, list_rows, vocabulary_size
+from ..data.errors import ConfigError, DatasetError
+from ..data.inputs import check_input
+from ..data.schema import StreamCheck, check_dataset
+from ..data.tokens import check_prompts
 from .collator import DataCollatorForRLMEC
 from .losses import Metrics, imitation_loss, token_policy_loss
 from .rlmec_config import RLMECConfig
@@ -26,15 +30,19 @@ from .soft_targets import add_soft_target_head, tempered_targets
 
 logger = get_logger(__name__)
 
+# Rows of a stream that are read, and checked, at a time
+_STREAM_BATCH_SIZE = 100
 
-class RLMECTrainer(SFTTrainer):
+
+class RLMECTrainer(TrainerChecks, SFTTrainer):
     """
     Trainer for offline RLMEC, reinforcement learning with minimum editing constraint
     (https://huggingface.co/papers/2401.06081).
 
     It trains on completions sampled from the policy, each with one reward per token and a minimally edited, correct
-    rewrite. It overrides the data preparation, the data collator, the loss and the metrics of [`~trl.SFTTrainer`].
-    Everything else (model loading, PEFT, quantization, distributed training, checkpoints, the Hub) is inherited.
+    rewrite. It checks every row, and stops where the loss or the gradient norm is not finite. It overrides the data
+    preparation, the data collator, the loss and the metrics of [`~trl.SFTTrainer`]. Everything else (model loading,
+    PEFT, quantization, distributed training, checkpoints, the Hub) is inherited.
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -64,7 +72,8 @@ class RLMECTrainer(SFTTrainer):
         `TypeError`: If `args` is not an [`RLMECConfig`].
         `ValueError`: If an option of [`~trl.SFTTrainer`] is set that would lose the per-token columns, or context,
             sequence or tensor parallelism.
-        [`~rlmec_trl.data.schema.DatasetError`]: If a row of a dataset breaks the column contract.
+        [`~rlmec_trl.data.schema.DatasetError`]: If a row of a dataset breaks the column contract. The rows of a stream
+            are checked as they are read.
     """
 
     _tag_names = ["trl", "rlmec"]
@@ -83,12 +92,14 @@ class RLMECTrainer(SFTTrainer):
         arguments = signature(SFTTrainer.__init__).bind(self, model, args, data_collator, *others, **kwargs).arguments
         for name in ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "formatting_func"):
             if arguments.get(name) is not None:
-                raise ValueError(f"`RLMECTrainer` does not support `{name}`. Leave it out.")
+                raise ConfigError(f"`RLMECTrainer` does not support `{name}`. Leave it out.")
         self._refuse_unsupported(args)
         # Checked before the model is loaded, as far as the arguments show it
         init_kwargs = args.model_init_kwargs or {}
         tp_size = init_kwargs.get("tp_size") if isinstance(model, str) else model.tp_size
         self._refuse_parallelism(args.parallelism_config, bool(init_kwargs.get("tp_plan")) or (tp_size or 1) > 1)
+        check_inputs(arguments.get("train_dataset"), arguments.get("eval_dataset"))
+        self._vocab_size = vocabulary_size(model, args)
 
         # `SFTTrainer` rejects losses other than its own. The caller's config is not modified.
         args = copy.copy(args)
@@ -107,7 +118,7 @@ class RLMECTrainer(SFTTrainer):
             )
         if self._needs_targets:
             if is_deepspeed_zero3_enabled():
-                raise ValueError(
+                raise ConfigError(
                     "Soft imitation and `imitation_label_smoothing` do not work under ZeRO-3, which shards the LM "
                     "head outside its own forward. Use ZeRO-2 or FSDP, or hard targets without smoothing."
                 )
@@ -117,31 +128,31 @@ class RLMECTrainer(SFTTrainer):
     @staticmethod
     def _refuse_unsupported(args: RLMECConfig) -> None:
         if args.packing or args.eval_packing or args.padding_free:
-            raise ValueError(
+            raise ConfigError(
                 "`RLMECTrainer` does not support `packing`, `eval_packing` or `padding_free`: they keep only token "
                 "ids and labels, so token rewards would be lost. Set them to `False`."
             )
         if args.assistant_only_loss or args.completion_only_loss is False:
-            raise ValueError(
+            raise ConfigError(
                 "`RLMECTrainer` trains on completion tokens, with the rewards from the dataset. Leave "
                 "`assistant_only_loss` and `completion_only_loss` unset."
             )
         if args.label_smoothing_factor > 0:
-            raise ValueError("Use `imitation_label_smoothing` instead of `label_smoothing_factor`.")
+            raise ConfigError("Use `imitation_label_smoothing` instead of `label_smoothing_factor`.")
         if args.truncation_mode != "keep_start":
-            raise ValueError("`RLMECTrainer` supports only `truncation_mode='keep_start'`.")
+            raise ConfigError("`RLMECTrainer` supports only `truncation_mode='keep_start'`.")
         if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
-            raise ValueError("`RLMECTrainer` has to prepare its datasets. Remove `skip_prepare_dataset`.")
+            raise ConfigError("`RLMECTrainer` has to prepare its datasets. Remove `skip_prepare_dataset`.")
 
     @staticmethod
     def _refuse_parallelism(config: ParallelismConfig | None, tensor_parallel: bool) -> None:
         if config is not None and (config.cp_enabled or config.sp_enabled):
-            raise ValueError(
+            raise ConfigError(
                 "`RLMECTrainer` does not support context or sequence parallelism: rewards and weights would not be "
                 "split along with the tokens. Set `cp_size` and `sp_size` to 1."
             )
         if tensor_parallel or (config is not None and config.tp_enabled):
-            raise ValueError(
+            raise ConfigError(
                 "`RLMECTrainer` does not support tensor parallelism: its processes share a batch, whose tokens would "
                 "be counted once for each of them. Set `tp_size` to 1 and shard the model with FSDP or ZeRO instead."
             )
@@ -152,29 +163,36 @@ class RLMECTrainer(SFTTrainer):
         return soft and self.args.imitation_coef > 0
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        check_input(dataset, dataset_name)
         column_names = get_dataset_column_names(dataset)
         if "imitation_weights" in column_names:  # already prepared
             return dataset
+        dataset = dataset.with_format(None)  # rows of lists, not of arrays
         if args.correct_samples == "cut" and "token_probs" not in column_names:
-            raise ValueError(
+            raise ConfigError(
                 f"`correct_samples='cut'` needs the column `token_probs`, which the {dataset_name} dataset does not "
                 "have. Score it first, or set `correct_samples` to 'keep' or 'rewrite'."
             )
         if args.imitation_targets == "soft" and "rewrite_topk_ids" not in column_names:
-            raise ValueError(
+            raise ConfigError(
                 "`imitation_targets='soft'` needs the columns `rewrite_topk_ids` and `rewrite_topk_logps`, which the "
                 f"{dataset_name} dataset does not have. Score it with `--rewrite_topk`, or set "
                 "`imitation_targets='hard'`."
             )
         map_kwargs, filter_kwargs = {}, {}
-        if isinstance(dataset, Dataset):  # a stream cannot be checked ahead: a broken row fails when it is read
-            check_dataset(dataset, "policy")
+        dataset = self._check_rows(dataset, processing_class, dataset_name)
+        if isinstance(dataset, Dataset):
             map_kwargs = {"num_proc": args.dataset_num_proc, "desc": f"Preparing {dataset_name} dataset"}
             filter_kwargs = {"num_proc": args.dataset_num_proc, "desc": f"Filtering {dataset_name} dataset"}
         with global_then_local_main_first():
             prepared = dataset.map(
                 prepare_row,
-                fn_kwargs={"processing_class": processing_class, "settings": RewardSettings.from_config(args)},
+                with_indices=True,
+                fn_kwargs={
+                    "processing_class": processing_class,
+                    "settings": RewardSettings.from_config(args),
+                    "vocab_size": self._vocab_size,
+                },
                 remove_columns=[name for name in column_names or [] if name not in PREPARED_COLUMNS],
                 features=PREPARED_FEATURES,
                 **map_kwargs,
@@ -195,7 +213,7 @@ class RLMECTrainer(SFTTrainer):
         if isinstance(useful, Dataset):
             self._report_truncation(prepared, args, dataset_name)
             if len(useful) == 0:
-                raise ValueError(
+                raise DatasetError(
                     f"No row of the {dataset_name} dataset has a token to train on: all rewards and imitation weights "
                     "are zero, or everything with a weight is longer than `max_length`."
                 )
@@ -203,7 +221,23 @@ class RLMECTrainer(SFTTrainer):
                 logger.info(
                     f"Dropped {len(prepared) - len(useful)} rows of the {dataset_name} dataset: no trained token."
                 )
+            check_num_rows(useful, dataset_name, args)
         return useful.shuffle(seed=args.seed) if args.shuffle_dataset else useful
+
+    def _check_rows(self, dataset, processing_class, dataset_name):
+        """Check the rows of a dataset now. Of a stream, check the first row now and the others as they are read."""
+        try:
+            if isinstance(dataset, Dataset):
+                check_dataset(dataset, "policy", vocab_size=self._vocab_size)
+                check_prompts(dataset, processing_class)
+                return dataset
+            check = StreamCheck("policy", vocab_size=self._vocab_size)
+            check({name: [value] for name, value in next(iter(dataset)).items()}, [0])
+            return dataset.map(check, batched=True, batch_size=_STREAM_BATCH_SIZE, with_indices=True)
+        except DatasetError as error:
+            if dataset_name == "train":
+                raise
+            raise DatasetError(f"In the {dataset_name} dataset: {error}") from None
 
     @staticmethod
     def _report_truncation(prepared: Dataset, args: RLMECConfig, dataset_name: str) -> None:
@@ -219,6 +253,9 @@ class RLMECTrainer(SFTTrainer):
                 f"(`truncated_rewrites='{args.truncated_rewrites}'`). Raise `max_length`, or sample with a smaller "
                 "`max_new_tokens`."
             )
+
+    def _name_rows(self, batches: list[dict[str, torch.Tensor]], train: bool) -> str:
+        return list_rows((row for batch in batches if "row" in batch for row in batch["row"].tolist()), train)
 
     def _set_signature_columns_if_needed(self):
         if self._signature_columns is None:

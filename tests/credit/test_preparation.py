@@ -49,7 +49,7 @@ def make_row(**columns):
 
 
 def prepare(row, processing_class=TOKENIZER, **settings):
-    return prepare_row(row, processing_class, dataclasses.replace(PAPER, **settings))
+    return prepare_row(row, 0, processing_class, dataclasses.replace(PAPER, **settings))
 
 
 def test_an_incorrect_sample_is_punished_at_its_error_and_its_rewrite_imitated():
@@ -384,7 +384,9 @@ def test_lists_always_fit_their_tokens_and_the_length(
 
 
 def test_a_prompt_without_tokens_is_refused():
-    with pytest.raises(DatasetError, match="Column 'prompt': found '', .* gives no tokens. Give the prompt a text"):
+    with pytest.raises(
+        DatasetError, match="Row 0, column 'prompt': found '', .* gives no tokens. Give the prompt a text"
+    ):
         prepare(make_row(prompt=""))
 
 

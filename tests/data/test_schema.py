@@ -5,10 +5,12 @@ import sys
 
 import numpy as np
 import pytest
-from datasets import Dataset, Features, List, Value, concatenate_datasets
+from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rlmec_trl.data.loading import load_rows
-from rlmec_trl.data.schema import DatasetError, check_dataset, column_features
+from rlmec_trl.data.schema import DatasetError, StreamCheck, check_dataset, column_features
 
 
 EOS = 2
@@ -318,3 +320,115 @@ def test_a_column_with_texts_and_messages_is_an_error(tmp_path, messages_first):
     path.write_text("".join(json.dumps(row) + "\n" for row in (rows if messages_first else rows[::-1])))
     with pytest.raises(DatasetError, match="Row 1, column 'prompt': found .* The rows before have another form"):
         check_dataset(load_rows(str(path)), "task")
+
+
+# --- Streams ---------------------------------------------------------------------------------------------------------
+
+SCORED = {name: ROW[name] for name in (*STAGES["policy"], "old_logps", "completion", "rewrite")}
+
+
+def read_stream(rows, **kwargs):
+    stream = IterableDataset.from_generator(lambda: iter(rows))
+    return list(stream.map(StreamCheck("policy", **kwargs), batched=True, batch_size=10, with_indices=True))
+
+
+def replace_first(name, value):
+    return [value, *SCORED[name][1:]]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("token_probs", replace_first("token_probs", float("nan")), "found nan. It must be a probability"),
+        ("token_probs", replace_first("token_probs", 1.5), "found 1.5. It must be a probability"),
+        ("token_probs", SCORED["token_probs"][1:], "values for"),
+        ("token_probs", None, "found None. It must be a list of numbers"),
+        ("token_probs", replace_first("token_probs", "a"), "It must be a list of numbers"),
+        ("token_probs", "0.5", "found '0.5'. It must be a list of numbers"),
+        ("token_probs", object(), "found <object .* It must be a list of numbers"),
+        ("old_logps", replace_first("old_logps", float("nan")), "found nan. It must be finite"),
+        ("old_logps", replace_first("old_logps", float("-inf")), "found -inf. It must be finite"),
+        ("completion_ids", [], "Drop the row, or sample it again"),
+        ("completion_ids", replace_first("completion_ids", -1), "found the id -1"),
+        ("completion_ids", replace_first("completion_ids", 999), "found the id 999"),
+        ("completion_ids", replace_first("completion_ids", 2**70), "It must be a list of token ids"),
+        ("completion_ids", replace_first("completion_ids", 0.5), "It must be a list of token ids"),
+        ("completion_ids", replace_first("completion_ids", "\ud800"), "It must be a list of token ids"),
+        ("completion_ids", [[5], 6], "It must be a list of token ids"),
+        ("correct", None, "found None. It must be True or False"),
+        ("correct", "yes", "found 'yes'. It must be True or False"),
+        ("prompt", None, "found None. It must be a string or a list of messages"),
+        ("prompt", 5, "found 5. It must be a string or a list of messages"),
+        ("prompt", " ", "found an empty text"),
+        ("prompt", "59 - \ud800", "a character is broken"),
+        ("prompt", chat("user", "59 - 16"), "The rows before have another form"),
+        ("prompt", [*chat("user", "59 - 16"), 5], "It must be a string or a list of messages"),
+        ("prompt", [[chat("user", "59 - 16")]], "It must be a string or a list of messages"),
+        ("prompt", [{"role": "user", "content": None}], "It must be a string or a list of messages"),
+        ("rewrite", "", "found an empty text"),
+        ("rewrite", ["59"], "It must be a string or a list of messages"),
+    ],
+)
+@pytest.mark.parametrize("number", [1, 13])
+def test_a_broken_row_of_a_stream_is_refused_when_it_is_read(number, name, value, message):
+    """The second number is in the second batch, behind rows that are good."""
+    rows = [dict(SCORED) for _ in range(15)]
+    assert len(read_stream(rows, vocab_size=100)) == 15
+    rows[number][name] = value
+    with pytest.raises(DatasetError, match=f"^Row {number}, column '{name}': .*{message}"):
+        read_stream(rows, vocab_size=100)
+
+
+def test_a_stream_may_have_rows_of_messages_with_different_fields():
+    """Arrow has no common type for them, and need not have one."""
+    prompts = [[{"role": "user", "content": "2 + 3?", "extra": extra}] for extra in (1, "one", ["1"])]
+    read = read_stream([SCORED | {"prompt": prompt} for prompt in prompts])
+    assert [row["prompt"] for row in read] == prompts
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda values: st.lists(values, max_size=4) | st.dictionaries(st.text(max_size=3), values, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(name=st.sampled_from(sorted(SCORED)), value=json_values, number=st.integers(0, 3))
+def test_any_value_in_a_stream_is_taken_or_refused_by_its_row(name, value, number):
+    """Nothing else than a `DatasetError` comes out, and it names the row that was changed."""
+    rows = {name: [SCORED[name]] * 4 for name in SCORED}
+    rows[name][number] = value
+    try:
+        StreamCheck("policy", vocab_size=100)(rows, [7, 8, 9, 10])
+    except DatasetError as error:
+        # A row of messages before rows of texts makes these the odd ones
+        assert str(error).startswith(f"Row {7 + number}, column ") or "another form" in str(error)
+
+
+# --- Vocabulary ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("completion_ids", [5, 100, EOS]),
+        ("rewrite_ids", [5, 7, 100, EOS]),
+        ("rewrite_topk_ids", [[5, 6], [7, 4], [100, 9], [2, 5]]),
+    ],
+)
+def test_an_id_outside_the_vocabulary_is_refused(name, value):
+    data = Dataset.from_list([ROW, ROW | {name: value}])
+    check_dataset(data, "policy")
+    check_dataset(data, "policy", vocab_size=101)
+    with pytest.raises(
+        DatasetError, match=f"Row 1, column '{name}': found the id 100, .* from 0 to 99. Use the model"
+    ):
+        check_dataset(data, "policy", vocab_size=100)
+    negative = json.loads(json.dumps(value).replace("100", "-1"))
+    with pytest.raises(DatasetError, match=f"Row 1, column '{name}': found the id -1"):
+        check_dataset(Dataset.from_list([ROW, ROW | {name: negative}]), "policy")
+
+
+def test_rows_of_a_selection_keep_their_numbers():
+    with pytest.raises(DatasetError, match="Row 42, "):
+        check_dataset(dataset(completion_ids=[-1, 5, EOS]), "samples", row_numbers=[40, 41, 42])

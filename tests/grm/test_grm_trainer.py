@@ -237,7 +237,7 @@ def test_broken_rows_are_refused(make_trainer, make_rows):
 
 
 def test_an_iterable_dataset_is_refused(make_trainer, make_rows, make_policy, tokenizer, tmp_path):
-    with pytest.raises(TypeError, match="does not support `IterableDataset`"):
+    with pytest.raises(DatasetError, match="does not support `IterableDataset`"):
         GRMTrainer(
             model=make_policy(),
             args=make_config(tmp_path),

@@ -598,7 +598,9 @@ def test_a_thousand_rows_may_come_before_the_first_with_a_rewrite(
     assert trainer.train_dataset.features == PREPARED_FEATURES
     prepared = list(trainer.train_dataset)
     assert len(prepared) == 1008
-    last = Dataset.from_list(prepared[-4:], features=PREPARED_FEATURES)
+    assert [row["row"] for row in prepared] == list(range(1008))
+    last = [row | {"row": number} for number, row in enumerate(prepared[-4:])]
+    last = Dataset.from_list(last, features=PREPARED_FEATURES)
     assert list(last) == list(make_trainer(rows, **settings).train_dataset)
     trainer.train()
 
@@ -691,7 +693,7 @@ def test_the_callers_config_stays_as_it_was(make_policy, make_rows, tokenizer, t
     assert args.to_dict() == before
     assert args.loss_type == trainer.args.loss_type == "ppo"
     # Also when the constructor fails
-    with pytest.raises(ValueError, match="`train_dataset` is required"):
+    with pytest.raises(ValueError, match="The train dataset is missing"):
         RLMECTrainer(model=make_policy(), args=args, processing_class=tokenizer)
     assert args.to_dict() == before
 

@@ -294,3 +294,58 @@ def test_the_config_of_sft_trainer_has_the_options_we_refuse(tmp_path):
         "dataset_kwargs",
     ):
         assert hasattr(config, name), name
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+def test_get_grad_norm_is_called_between_the_backward_passes_and_the_step_of_the_optimizer(
+    max_grad_norm, make_sft_trainer
+):
+    """There, `TrainerChecks` stops a step that is not finite; `get_batch_samples` gives it the step's batches."""
+    calls = []
+
+    class Spy(SFTTrainer):
+        def get_batch_samples(self, epoch_iterator, num_batches, device):
+            batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+            calls.append(("batches", [batch["input_ids"].tolist() for batch in batches]))
+            return batches, num_items
+
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            assert loss.shape == ()
+            calls.append(("loss", inputs["input_ids"].tolist()))
+            return loss
+
+        def _get_grad_norm(self, model, grad_norm=None):
+            grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+            calls.append(("norm", float(grad_norm)))
+            return grad_norm
+
+    trainer = make_sft_trainer(
+        Spy, max_grad_norm=max_grad_norm, gradient_accumulation_steps=2, per_device_train_batch_size=2
+    )
+    trainer.create_optimizer()
+    trainer.optimizer.register_step_pre_hook(lambda *args: calls.append(("step", None)))
+    trainer.train()
+    assert [name for name, _ in calls] == ["batches", "loss", "loss", "norm", "step"] * 2
+    batches, first, second, norm, _ = (value for _, value in calls[:5])
+    assert batches == [first, second]
+    assert norm > 0
+    for trainer_class in (RLMECTrainer, GRMTrainer):
+        assert parameters(trainer_class._get_grad_norm) == parameters(Trainer._get_grad_norm)
+        assert parameters(trainer_class.get_batch_samples) == parameters(Trainer.get_batch_samples)
+
+
+def test_prediction_step_returns_the_loss_first(make_sft_trainer):
+    trainer = make_sft_trainer()
+    batch = next(iter(trainer.get_eval_dataloader(trainer.train_dataset)))
+    loss, logits, labels = trainer.prediction_step(trainer.model, batch, True)
+    assert loss.shape == () and logits is None and labels is None
+
+
+def test_the_handler_of_callbacks_knows_the_data_loaders(make_sft_trainer):
+    """From their datasets, `GRMTrainer` names the rows of a batch."""
+    trainer = make_sft_trainer()
+    trainer.train()
+    trainer.evaluate(trainer.train_dataset)
+    for loader in (trainer.callback_handler.train_dataloader, trainer.callback_handler.eval_dataloader):
+        assert len(loader.dataset) == 8
