@@ -43,7 +43,8 @@ class Stage:
         args (`dict`, *optional*):
             Settings of the recipe, on top of the pipeline's `defaults` for it.
         choose (`dict[str, list]`, *optional*):
-            One argument and two or more candidate values. Each is run; the one with the best accuracy on validation is kept.
+            One argument and its candidate values, two or more. Each is run; the one with the best accuracy on
+            validation is kept.
         evaluate (`str`, *optional*):
             Row of the model in the table of accuracies. By default the stage is not evaluated.
     """
