@@ -9,7 +9,13 @@ from peft import LoraConfig, get_peft_model
 from trl import ModelConfig
 
 from rlmec_trl.generation.inference import eos_token_ids
-from rlmec_trl.generation.loading import load_eos_token_ids, load_model, load_tokenizer, model_fingerprint
+from rlmec_trl.generation.loading import (
+    ModelError,
+    load_eos_token_ids,
+    load_model,
+    load_tokenizer,
+    model_fingerprint,
+)
 
 
 def save(policy, tokenizer, folder):
@@ -93,5 +99,5 @@ def test_the_ends_of_a_model_that_is_not_loaded_are_those_it_would_have(
 
 
 def test_a_tokenizer_that_is_nowhere_is_no_model_without_generation_config(tmp_path):
-    with pytest.raises(OSError):
+    with pytest.raises(ModelError, match="There is no model '.*nowhere': no such folder exists"):
         load_tokenizer(ModelConfig(str(tmp_path / "nowhere")))
