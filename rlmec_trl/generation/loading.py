@@ -338,3 +338,19 @@ def load_eos_token_ids(
             config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
         generation_config = GenerationConfig.from_model_config(config)
     return eos_token_ids(generation_config, processing_class)
+
+
+def load_max_length(model_args: ModelConfig, trust_remote_code: bool = False) -> int | None:
+    """
+    Number of positions of a model that is not loaded yet; `None` if its configuration has no limit.
+
+    Raises:
+        [`ModelError`]: If its configuration cannot be loaded.
+    """
+    name_or_path, revision = model_args.model_name_or_path, model_args.model_revision
+    base = _adapter_base(name_or_path, revision)
+    if base is not None:
+        name_or_path, revision = base
+    with translated_errors("configuration of", name_or_path):
+        config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 from trl.trainer.utils import pad
 
-from ..data.errors import UserError
+from ..data.errors import ConfigError, UserError
 from ..data.messages import message_text
 from ..data.steps import split_steps
 from ..data.tokens import step_prefix_ids
@@ -310,7 +310,13 @@ class GenerativeRewardModel:
 
         Returns:
             `tuple`: Ids and log-probabilities, of shape `(tokens, k)` for each rewrite.
+
+        Raises:
+            [`~rlmec_trl.data.errors.ConfigError`]: If there are fewer than k ids.
         """
+        vocab_size = self.model.config.get_text_config().vocab_size
+        if k > vocab_size:
+            raise ConfigError(f"`k` is {k}, but the vocabulary has only {vocab_size} tokens.")
         contexts = self._encode(encode_rewrite_prompt, prompts, references, completions, chat_template_kwargs)
         sequences = [context + list(ids) for context, ids in zip(contexts, rewrite_ids, strict=True)]
         all_ids, all_logps = [None] * len(sequences), [None] * len(sequences)

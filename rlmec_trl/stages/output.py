@@ -173,9 +173,9 @@ def hold_lock(path: Path, message: str) -> Iterator[None]:
 
 
 @contextmanager
-def writing(output_dir: str | os.PathLike) -> Iterator[None]:
+def writing(output: str | os.PathLike) -> Iterator[None]:
     """
-    Name the output folder when writing fails: no permission, no space, a file where a folder should be.
+    Name the output folder or file when writing fails: no permission, no space, a file where a folder should be.
 
     Raises:
         [`OutputError`]: Instead of an `OSError`.
@@ -186,8 +186,8 @@ def writing(output_dir: str | os.PathLike) -> Iterator[None]:
         reason = error.strerror or error
         where = f" ({error.filename})" if error.filename is not None else ""
         raise OutputError(
-            f"{str(output_dir)!r} cannot be written: {reason}{where}. Fix this, or choose another `--output_dir`; "
-            "finished work is kept, and re-running the command resumes it."
+            f"{str(output)!r} cannot be written: {reason}{where}. Fix this, or choose another path, and run the "
+            "command again."
         ) from None
 
 
@@ -304,6 +304,32 @@ def check_result_file(output_file: str | os.PathLike | None, names: Iterable[str
         )
 
 
+@contextmanager
+def claim_file(output_file: str | os.PathLike | None, names: Iterable[str]) -> Iterator[None]:
+    """
+    Hold a result file for one run, if there is to be one.
+
+    Args:
+        output_file (`str` or `os.PathLike`, *optional*):
+            The file.
+        names (`Iterable[str]`):
+            As in [`check_result_file`].
+
+    Raises:
+        [`OutputError`]: If the file may not or cannot be written, or another run is about to write it.
+    """
+    if output_file is None:
+        yield
+        return
+    check_result_file(output_file, names)
+    path = Path(output_file)
+    message = f"Another run will write {str(output_file)!r}. Wait for it to end, or choose another `--output_file`."
+    with ExitStack() as stack:
+        with writing(output_file):
+            stack.enter_context(hold_lock(path.with_name(f".{path.name}.lock"), message))
+        yield
+
+
 def is_result_file(path: str | os.PathLike, names: Iterable[str]) -> bool:
     """Whether a file is a JSON object with these names."""
     try:
@@ -316,12 +342,16 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
     """
     Write a file in one step: whenever the process is killed, the file has its old content or the new one. Its folder
     is created where there is none.
+
+    Raises:
+        [`OutputError`]: If it cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
 
 
 def resolve(path: str | os.PathLike) -> Path:

@@ -189,7 +189,8 @@ def _is_loadable(output_dir: str | os.PathLike) -> bool:
     try:
         load_from_disk(str(resolve(output_dir)))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        logger.warning(f"{str(output_dir)!r} holds a damaged result ({type(error).__name__}: {error}). It is made again.")
+        reason = f"{type(error).__name__}: {error}"
+        logger.warning(f"{str(output_dir)!r} holds a damaged result ({reason}). It is made again.")
         return False
     return True
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from ...data.errors import ConfigError
 from .journal import Answer
 
 
@@ -113,16 +114,16 @@ class TeacherConfig:
 
     def __post_init__(self):
         if (self.input_price is None) != (self.output_price is None):
-            raise ValueError("Set both `--input_price` and `--output_price`, or neither.")
+            raise ConfigError("Set both `--input_price` and `--output_price`, or neither.")
         if self.max_cost is not None and self.input_price is None:
-            raise ValueError(
+            raise ConfigError(
                 "`--max_cost` needs the teacher's prices: look them up and set `--input_price` and `--output_price` "
                 "(dollars per million tokens)."
             )
         if self.max_attempts < 1:
-            raise ValueError(f"`max_attempts` is {self.max_attempts}; it must be at least 1.")
+            raise ConfigError(f"`max_attempts` is {self.max_attempts}; it must be at least 1.")
         if not 1 <= self.questions_per_batch <= 100_000:
-            raise ValueError(
+            raise ConfigError(
                 f"`questions_per_batch` is {self.questions_per_batch}; the API accepts 1 to 100,000 in a batch."
             )
 
