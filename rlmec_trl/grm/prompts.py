@@ -95,6 +95,6 @@ def load_wording(model_name_or_path: str, revision: str = "main", allow_untraine
 
 def _damaged(path: str, reason: object) -> str:
     return (
-        f"{path!r}, the wording that the reward model was trained with, is damaged ({reason}). Copy it from the output "
-        "folder of the training or from one of its checkpoints, or train the model again."
+        f"{path!r}, the wording that the reward model was trained with, is damaged ({reason}). Copy it from the "
+        "output folder of the training or from one of its checkpoints, or train the model again."
     )

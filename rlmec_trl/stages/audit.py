@@ -103,12 +103,15 @@ def run(config: AuditConfig) -> GRMAudit:
             raise ConfigError(f"The audit needs a task with an editor of its own; '{task.name}' has none.")
         scored = load_rows(config.dataset_name)
         check_dataset(scored, "scores")
-        seen = {json.dumps(prompt) for prompt in load_rows(config.seen_dataset_name)["prompt"]}
+        _check_columns(scored, config.dataset_name, ("reference", "rewrite", "rewrite_ids"))
+        edited = load_rows(config.seen_dataset_name)
+        _check_columns(edited, config.seen_dataset_name, ("prompt",))
+        seen = {json.dumps(prompt) for prompt in edited["prompt"]}
         unseen = [index for index, prompt in enumerate(scored["prompt"]) if json.dumps(prompt) not in seen]
         if not unseen:
             raise DatasetError(
-                f"There is nothing to audit: {config.dataset_name!r} has {len(scored)} samples, and the problems of all of "
-                f"them are in {config.seen_dataset_name!r}. Score samples of other problems."
+                f"There is nothing to audit: {config.dataset_name!r} has {len(scored)} samples, and the problems of "
+                f"all of them are in {config.seen_dataset_name!r}. Score samples of other problems."
             )
         tokenizer = load_tokenizer(ModelConfig(config.tokenizer))
         audit = audit_grm(scored.select(unseen), task, task.editor, tokenizer)
@@ -117,6 +120,12 @@ def run(config: AuditConfig) -> GRMAudit:
             values = {name: None if value != value else value for name, value in asdict(audit).items()}
             write_atomically(config.output_file, json.dumps(values, indent=2) + "\n")
     return audit
+
+
+def _check_columns(dataset: Dataset, name: str, columns: Sequence[str]) -> None:
+    missing = [column for column in columns if column not in dataset.column_names]
+    if missing:
+        raise DatasetError(f"{name!r} has no column '{missing[0]}', which the audit needs.")
 
 
 def first_wrong_token(

@@ -309,9 +309,7 @@ def test_the_wording_is_saved_with_the_model_and_its_checkpoints_and_found_again
     )
 
 
-def test_a_model_that_was_not_trained_as_a_reward_model_is_refused_unless_it_is_meant(
-    make_policy, tokenizer, tmp_path
-):
+def test_a_model_that_is_no_reward_model_is_refused_unless_it_is_meant(make_policy, tokenizer, tmp_path):
     make_policy().save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(WordingError, match="was not trained as a generative reward model: it has no grm_wording.json"):
