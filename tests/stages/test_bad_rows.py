@@ -4,7 +4,7 @@ import json
 
 import pytest
 from datasets import Dataset, load_from_disk
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl import ModelConfig
 
@@ -28,6 +28,7 @@ from rlmec_trl.tasks.problems import ProblemConfig
 COLUMNS = ["prompt", "reference", "answer", "completion", "completion_ids", "correct"]
 
 
+@settings(max_examples=30)
 @given(st.lists(st.sampled_from(["fine", "", " ", None]), min_size=1, max_size=20))
 def test_exactly_the_bad_rows_are_found_each_with_its_number(answers):
     rows = {"prompt": ["p"] * len(answers), "reference": ["r"] * len(answers), "answer": [*answers, "typed"]}
