@@ -145,7 +145,8 @@ def find_served_model(client, config: ServerConfig) -> str:
 
 def describe_error(error: Exception) -> str:
     """An error of a request on one line, without the API key, even if the server sent it back."""
-    text = " ".join(str(error).split())
+    # Half a surrogate pair, which JSON may hold, could not be stored
+    text = " ".join(str(error).split()).encode("utf-8", "replace").decode()
     status = getattr(error, "status_code", None)
     if status is None:
         return f"{type(error).__name__}: {text[:300]}"
