@@ -1,9 +1,18 @@
-"""Models for inference, by path or name."""
+"""Models for inference, by path or name. What is wrong with one is told in a sentence, with its path."""
 
 import hashlib
 import json
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,6 +25,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 from trl import ModelConfig, get_quantization_config
 
+from ..data.errors import UserError
 from .inference import eos_token_ids
 from .processes import process_state
 
@@ -23,6 +33,180 @@ from .processes import process_state
 # What decides, beside the weights, what a model answers
 _SETTINGS = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json")
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
+# What Transformers and the libraries below it raise for files that are missing, broken, truncated or of another model
+_LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    RuntimeError,
+    ImportError,
+    EOFError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
+
+
+class ModelError(UserError, ValueError):
+    """A model or tokenizer cannot be loaded. The message has its path and what is wrong there."""
+
+
+@contextmanager
+def translated_errors(what: str, name_or_path: str) -> Iterator[None]:
+    """
+    Turn what a library raises on loading a model into one sentence.
+
+    Args:
+        what (`str`):
+            What is loaded, for the message.
+        name_or_path (`str`):
+            Where from.
+
+    Raises:
+        [`ModelError`]: Instead of the library's exception.
+    """
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except _LOADING_ERRORS as error:
+        raise _cannot_load(what, name_or_path, error) from None
+    except Exception as error:
+        # `tokenizers` raises nothing more specific
+        if type(error) is not Exception:
+            raise
+        raise _cannot_load(what, name_or_path, error) from None
+
+
+def _cannot_load(what: str, name_or_path: str, error: Exception) -> ModelError:
+    reason = " ".join(str(error).split())[:300]
+    return ModelError(f"The {what} {name_or_path!r} cannot be loaded ({type(error).__name__}: {reason}).")
+
+
+def check_model(
+    name_or_path: str | None, revision: str = "main", needs_tokenizer: bool = True, trust_remote_code: bool = False
+) -> None:
+    """
+    Check that a model can be loaded, without loading its weights: of a folder, that its files are there and whole (and
+    those of its base model, if it is an adapter); of a name on the Hub, that its configuration can be found.
+
+    Args:
+        name_or_path (`str`):
+            Path, or name on the Hub.
+        revision (`str`, *optional*, defaults to `"main"`):
+            Revision on the Hub.
+        needs_tokenizer (`bool`, *optional*, defaults to `True`):
+            Whether it must have a tokenizer too.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run Python code that the model's repository ships.
+
+    Raises:
+        [`ModelError`]: If it cannot.
+    """
+    if is_folder(name_or_path):
+        _check_folder(Path(name_or_path), trust_remote_code)
+    elif _adapter_base(name_or_path, revision) is None:
+        with translated_errors("model", name_or_path):
+            AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    if needs_tokenizer:
+        load_tokenizer(ModelConfig(name_or_path, model_revision=revision), trust_remote_code)
+
+
+def is_folder(name_or_path: str | None) -> bool:
+    """
+    Whether this is a folder rather than a name on the Hub.
+
+    Raises:
+        [`ModelError`]: If it is neither.
+    """
+    if not name_or_path:
+        raise ModelError("No model is named: pass its path, or its name on the Hub, as `--model_name_or_path`.")
+    path = Path(name_or_path)
+    try:
+        if path.is_dir():
+            return True
+        if path.exists():
+            raise ModelError(f"{name_or_path!r} is a file, not a folder with a model.")
+        validate_repo_id(name_or_path)
+    except (HFValidationError, OSError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(
+            f"There is no model {name_or_path!r}: no such folder exists, and it is not a name on the Hub."
+        ) from None
+    return False
+
+
+def _check_folder(folder: Path, trust_remote_code: bool) -> None:
+    _check_settings(folder)
+    _check_weights(folder)
+    base = _adapter_base(str(folder))
+    if base is not None:
+        try:
+            check_model(*base, needs_tokenizer=False, trust_remote_code=trust_remote_code)
+        except ModelError as error:
+            raise ModelError(f"{str(folder)!r} is an adapter, and its base model cannot be used. {error}") from None
+
+
+def _check_settings(folder: Path) -> None:
+    """Check that those files with settings that a model has are JSON objects."""
+    for name in _SETTINGS:
+        if (folder / name).exists():
+            _read_settings(folder / name)
+    if not any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
+        raise ModelError(f"{str(folder)!r} holds no model: it has no config.json (nor an adapter_config.json).")
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{str(path)!r} cannot be read ({error}). Save the model again.") from None
+    if not isinstance(settings, dict):
+        raise ModelError(f"{str(path)!r} is not a JSON object. Save the model again.")
+    return settings
+
+
+def _check_weights(folder: Path) -> None:
+    """Check that a folder has weights, that no file of theirs is missing, and that none is truncated."""
+    files = sorted(file for file in folder.iterdir() if file.suffix in _WEIGHTS)
+    if not files:
+        raise ModelError(f"{str(folder)!r} holds no weights (a *.safetensors or *.bin file). Save the model again.")
+    for index in folder.glob("*.index.json"):
+        parts = _read_settings(index).get("weight_map")
+        missing = sorted({str(part) for part in parts.values() if not (folder / str(part)).is_file()}) if parts else []
+        if missing:
+            raise ModelError(f"{str(folder)!r} lacks {missing[0]!r}, which {index.name} lists. Save the model again.")
+    for file in files:
+        if file.suffix == ".safetensors":
+            try:
+                # Reads the header and compares the size with it
+                with safe_open(file, framework="pt"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise ModelError(
+                    f"{str(file)!r} is damaged or truncated ({error}). Save the model again, or take an earlier "
+                    "checkpoint."
+                ) from None
+
+
+def _adapter_base(name_or_path: str, revision: str = "main") -> tuple[str, str] | None:
+    """Name and revision of the base model of an adapter; `None` for a model of its own."""
+    file = cached_file(
+        name_or_path,
+        "adapter_config.json",
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    if file is None:
+        return None
+    settings = _read_settings(Path(file))
+    if not isinstance(settings.get("base_model_name_or_path"), str):
+        raise ModelError(f"{str(file)!r} names no base model (`base_model_name_or_path`).")
+    return settings["base_model_name_or_path"], settings.get("revision") or "main"
 
 
 def model_fingerprint(name_or_path: str, revision: str = "main") -> str:
@@ -32,7 +216,7 @@ def model_fingerprint(name_or_path: str, revision: str = "main") -> str:
     commit.
     """
     folder = Path(name_or_path)
-    if not folder.is_dir():
+    if not is_folder(name_or_path):
         config = cached_file(
             name_or_path,
             "config.json",
@@ -46,10 +230,9 @@ def model_fingerprint(name_or_path: str, revision: str = "main") -> str:
     parts = [f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in weights]
     settings = [folder / name for name in _SETTINGS if (folder / name).exists()]
     parts += [f"{file.name}:{hashlib.sha256(file.read_bytes()).hexdigest()}" for file in settings]
-    adapter = folder / "adapter_config.json"
-    if adapter.exists():
-        base = json.loads(adapter.read_text(encoding="utf-8"))
-        parts.append(model_fingerprint(base["base_model_name_or_path"], base.get("revision") or "main"))
+    base = _adapter_base(name_or_path)
+    if base is not None:
+        parts.append(model_fingerprint(*base))
     return " ".join(parts)
 
 
@@ -64,9 +247,12 @@ def load_model(
             What to load and how: name, revision, `dtype`, `attn_implementation`, quantization.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run Python code that the model's repository ships.
+
+    Raises:
+        [`ModelError`]: If model or tokenizer cannot be loaded.
     """
     quantization_config = get_quantization_config(model_args)
-    model = AutoModelForCausalLM.from_pretrained(
+    model = load_weights(
         model_args.model_name_or_path,
         revision=model_args.model_revision,
         trust_remote_code=trust_remote_code,
@@ -80,11 +266,44 @@ def load_model(
     return model.eval(), load_tokenizer(model_args, trust_remote_code)
 
 
+def load_weights(name_or_path: str, **kwargs) -> PreTrainedModel:
+    """
+    [`~transformers.AutoModelForCausalLM.from_pretrained`], for a model that has all its weights.
+
+    Raises:
+        [`ModelError`]: If the model cannot be loaded, or some of its weights are missing: these would be random.
+    """
+    if is_folder(name_or_path):
+        _check_folder(Path(name_or_path), kwargs.get("trust_remote_code", False))
+    with translated_errors("model", name_or_path):
+        model, info = AutoModelForCausalLM.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+    if info["missing_keys"]:
+        raise ModelError(
+            f"The model {name_or_path!r} lacks {len(info['missing_keys'])} of its weights, such as "
+            f"{min(info['missing_keys'])!r}. Save it again."
+        )
+    return model
+
+
 def load_tokenizer(model_args: ModelConfig, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model."""
-    return AutoTokenizer.from_pretrained(
-        model_args.model_name_or_path, revision=model_args.model_revision, trust_remote_code=trust_remote_code
-    )
+    """
+    The tokenizer of a model.
+
+    Raises:
+        [`ModelError`]: If it cannot be loaded.
+    """
+    name_or_path = model_args.model_name_or_path
+    if is_folder(name_or_path):
+        names = {file.name for file in Path(name_or_path).iterdir()}
+        if not any(name.startswith(("tokenizer", "vocab")) or name.endswith(".model") for name in names):
+            raise ModelError(
+                f"{name_or_path!r} holds no tokenizer (tokenizer.json and tokenizer_config.json). Save the one that "
+                "the model was trained with there."
+            )
+    with translated_errors("tokenizer of", name_or_path):
+        return AutoTokenizer.from_pretrained(
+            name_or_path, revision=model_args.model_revision, trust_remote_code=trust_remote_code
+        )
 
 
 def load_eos_token_ids(
@@ -100,12 +319,38 @@ def load_eos_token_ids(
             Its tokenizer.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run Python code that the model's repository ships.
+
+    Raises:
+        [`ModelError`]: If its configuration cannot be loaded.
     """
     name_or_path, revision = model_args.model_name_or_path, model_args.model_revision
+    if is_folder(name_or_path):
+        _check_settings(Path(name_or_path))
     try:
         generation_config = GenerationConfig.from_pretrained(name_or_path, revision=revision)
     except OSError:
-        # There is none: the model would make it of its own configuration
-        config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+        # There is none: the model would make it of its own configuration, an adapter's of that of its base model
+        base = _adapter_base(name_or_path, revision)
+        if base is not None:
+            base_args = replace(model_args, model_name_or_path=base[0], model_revision=base[1])
+            return load_eos_token_ids(base_args, processing_class, trust_remote_code)
+        with translated_errors("configuration of", name_or_path):
+            config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
         generation_config = GenerationConfig.from_model_config(config)
     return eos_token_ids(generation_config, processing_class)
+
+
+def load_max_length(model_args: ModelConfig, trust_remote_code: bool = False) -> int | None:
+    """
+    Number of positions of a model that is not loaded yet; `None` if its configuration has no limit.
+
+    Raises:
+        [`ModelError`]: If its configuration cannot be loaded.
+    """
+    name_or_path, revision = model_args.model_name_or_path, model_args.model_revision
+    base = _adapter_base(name_or_path, revision)
+    if base is not None:
+        name_or_path, revision = base
+    with translated_errors("configuration of", name_or_path):
+        config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -143,7 +143,8 @@ def find_served_model(client, config: ServerConfig) -> str:
 
 def describe_error(error: Exception) -> str:
     """An error of a request on one line, without the API key, even if the server sent it back."""
-    text = " ".join(str(error).split())
+    # Half a surrogate pair, which JSON may hold, could not be stored
+    text = " ".join(str(error).split()).encode("utf-8", "replace").decode()
     status = getattr(error, "status_code", None)
     if status is None:
         return f"{type(error).__name__}: {text[:300]}"
@@ -181,7 +182,8 @@ class TokenServer:
         self.processing_class = processing_class
         self.ends = ends
         self.left_out: Counter[str] = Counter()
-        self._refusal = "nothing"
+        self.num_usable = 0
+        self.last_refusal: str | None = None
 
     def generate_ids(
         self,
@@ -244,7 +246,7 @@ class TokenServer:
         if len(completions) >= _MANY and not any(completions):
             raise ServerError(
                 f"None of {len(completions)} completions from {self.config.base_url} can be used: "
-                f"{dict(self.left_out)} in this run. The last request was refused because of: {self._refusal}."
+                f"{dict(self.left_out)} in this run. {self.last_words()}"
             )
         return completions
 
@@ -256,9 +258,16 @@ class TokenServer:
         elif (ids := self._read_ids(response)) is None:
             reason = "ids cannot be recovered exactly"
         else:
+            self.num_usable += 1
             return ids
         self.left_out[reason] += 1
         return []
+
+    def last_words(self) -> str:
+        """A sentence with what the server said when it last refused a request."""
+        if self.last_refusal is None:
+            return "The server refused no request."
+        return f"The last request was refused because of: {self.last_refusal}."
 
     def _knows_token_ids(self, client, model: str, prompt_ids: Sequence[list[int]]) -> bool:
         """Whether the server accepts and returns token ids. One token is generated to find out."""
@@ -272,7 +281,7 @@ class TokenServer:
             return False
         raise ServerError(
             f"The server at {self.config.base_url} accepts prompts neither as token ids nor as text on /completions "
-            f"({self._refusal})."
+            f"({self.last_refusal})."
         )
 
     def _complete(self, client, model: str, prompt: list[int] | str, with_ids: bool, **settings):
@@ -292,7 +301,7 @@ class TokenServer:
                 broken = "no completion in it"
             except openai.APIError as error:
                 if getattr(error, "status_code", None) in _BAD_REQUEST:
-                    self._refusal = describe_error(error)
+                    self.last_refusal = describe_error(error)
                     return None
                 raise ServerError(
                     f"The request to the server at {self.config.base_url} failed ({describe_error(error)}). Finished "
@@ -319,7 +328,9 @@ class TokenServer:
         if ids is not None:
             has_end = choice.finish_reason != "stop" or counted != len(ids) + 1 or not ids or ids[-1] in self.ends
             ids = list(ids) if has_end else [*ids, self._end(choice)]
-            return None if None in ids else ids
+            return ids if all(map(self._is_id, ids)) else None
+        if not is_encodable(choice.text):
+            return None
         ids = list(self.processing_class(choice.text, add_special_tokens=False)["input_ids"])
         if choice.finish_reason == "stop":
             ids.append(self._end(choice))
@@ -336,8 +347,17 @@ class TokenServer:
             end = self.processing_class.eos_token_id
         return end if end in self.ends else None
 
+    def _is_id(self, value: Any) -> bool:
+        """Whether this is an id of our tokenizer: a server with another model has others."""
+        return type(value) is int and 0 <= value < len(self.processing_class)
+
     def _decode(self, ids: list[int]) -> str:
         return self.processing_class.decode(ids, skip_special_tokens=True)
+
+
+def is_encodable(text: Any) -> bool:
+    """Whether this is a text that tokenizers and files accept: JSON allows half a surrogate pair in one, UTF-8 not."""
+    return isinstance(text, str) and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _seed_of(seed: int, index: int) -> int:

@@ -7,14 +7,16 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import ModelConfig
 from trl.trainer.utils import pad
 
-from ..data.errors import UserError
+from ..data.errors import ConfigError, UserError
 from ..data.messages import message_text
 from ..data.steps import split_steps
 from ..data.tokens import step_prefix_ids
 from ..generation.inference import completion_logps, evaluation_mode, generate_ids, length_batches, padding_id
+from ..generation.loading import load_tokenizer, load_weights
 from ..generation.processes import process_state
 from ..generation.server import TokenServer
 from ..tasks.wording import WORDING, Wording, parse_locate
@@ -77,7 +79,12 @@ class GenerativeRewardModel:
 
     @classmethod
     def from_pretrained(
-        cls, model_name_or_path: str, revision: str = "main", trust_remote_code: bool = False, **kwargs
+        cls,
+        model_name_or_path: str,
+        revision: str = "main",
+        trust_remote_code: bool = False,
+        allow_untrained: bool = False,
+        **kwargs,
     ) -> "GenerativeRewardModel":
         """
         Load a model, its tokenizer and the wording it was trained with.
@@ -89,15 +96,24 @@ class GenerativeRewardModel:
                 Revision on the Hub, of the model, its tokenizer and its wording.
             trust_remote_code (`bool`, *optional*, defaults to `False`):
                 Whether to run Python code that the model's repository ships.
+            allow_untrained (`bool`, *optional*, defaults to `False`):
+                Whether the model may be one that was not trained as a generative reward model, without a wording.
             kwargs:
                 Arguments of the constructor. `model_init_kwargs` is passed to
                 [`~transformers.AutoModelForCausalLM.from_pretrained`].
+
+        Raises:
+            [`~rlmec_trl.grm.prompts.WordingError`]: If the model has no wording, and none is given.
+            [`~rlmec_trl.generation.loading.ModelError`]: If the model cannot be loaded.
         """
-        source = {"revision": revision, "trust_remote_code": trust_remote_code}
         model_init_kwargs = kwargs.pop("model_init_kwargs", {})
-        model = AutoModelForCausalLM.from_pretrained(model_name_or_path, **source, **model_init_kwargs)
-        tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, **source)
-        kwargs.setdefault("wording", load_wording(model_name_or_path, revision))
+        source = ModelConfig(model_name_or_path, model_revision=revision)
+        tokenizer = load_tokenizer(source, trust_remote_code)
+        if "wording" not in kwargs:
+            kwargs["wording"] = load_wording(model_name_or_path, revision, allow_untrained)
+        model = load_weights(
+            model_name_or_path, revision=revision, trust_remote_code=trust_remote_code, **model_init_kwargs
+        )
         return cls(model.to(process_state().device), tokenizer, **kwargs)
 
     def locate(
@@ -294,7 +310,13 @@ class GenerativeRewardModel:
 
         Returns:
             `tuple`: Ids and log-probabilities, of shape `(tokens, k)` for each rewrite.
+
+        Raises:
+            [`~rlmec_trl.data.errors.ConfigError`]: If there are fewer than k ids.
         """
+        vocab_size = self.model.config.get_text_config().vocab_size
+        if k > vocab_size:
+            raise ConfigError(f"`k` is {k}, but the vocabulary has only {vocab_size} tokens.")
         contexts = self._encode(encode_rewrite_prompt, prompts, references, completions, chat_template_kwargs)
         sequences = [context + list(ids) for context, ids in zip(contexts, rewrite_ids, strict=True)]
         all_ids, all_logps = [None] * len(sequences), [None] * len(sequences)

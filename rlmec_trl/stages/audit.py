@@ -5,19 +5,22 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
+from trl import ModelConfig
 
 from ..credit.alignment import edit_distance
 from ..data.checks import check_config
+from ..data.errors import ConfigError
 from ..data.loading import load_rows
 from ..data.messages import message_text
-from ..data.schema import check_dataset
+from ..data.schema import DatasetError, check_dataset
 from ..data.steps import first_changed_step, split_steps
 from ..data.tokens import encode_completion
+from ..generation.loading import load_tokenizer
 from ..reports.accuracy import Accuracy
 from ..tasks.task import Task, load_task
 from ..teachers.editors import Editor
-from .output import check_result_file, write_atomically
+from .output import claim_file, write_atomically
 
 
 @dataclass
@@ -95,22 +98,38 @@ def run(config: AuditConfig) -> GRMAudit:
     Audit a generative reward model on the scored samples of problems that it was not trained on.
 
     Raises:
-        `ValueError`: If the task has no editor.
-        [`~rlmec_trl.data.schema.DatasetError`]: If a row breaks the contract of its columns.
+        [`~rlmec_trl.data.errors.ConfigError`]: If the task has no editor.
+        [`~rlmec_trl.data.schema.DatasetError`]: If a row breaks the contract of its columns, or no sample is left.
     """
-    check_result_file(config.output_file, ("first_wrong_flagged", "clean_kept", "auc"))
-    task = load_task(config.task)
-    if task.editor is None:
-        raise ValueError(f"The audit needs a task with an editor of its own; '{task.name}' has none.")
-    scored = load_rows(config.dataset_name)
-    check_dataset(scored, "scores")
-    seen = {json.dumps(prompt) for prompt in load_rows(config.seen_dataset_name)["prompt"]}
-    unseen = [index for index, prompt in enumerate(scored["prompt"]) if json.dumps(prompt) not in seen]
-    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
-    audit = audit_grm(scored.select(unseen), task, task.editor, tokenizer)
-    if config.output_file is not None:
-        write_atomically(config.output_file, json.dumps(asdict(audit), indent=2) + "\n")
+    with claim_file(config.output_file, ("first_wrong_flagged", "clean_kept", "auc")):
+        task = load_task(config.task)
+        if task.editor is None:
+            raise ConfigError(f"The audit needs a task with an editor of its own; '{task.name}' has none.")
+        scored = load_rows(config.dataset_name)
+        check_dataset(scored, "scores")
+        _check_columns(scored, config.dataset_name, ("reference", "rewrite", "rewrite_ids"))
+        edited = load_rows(config.seen_dataset_name)
+        _check_columns(edited, config.seen_dataset_name, ("prompt",))
+        seen = {json.dumps(prompt) for prompt in edited["prompt"]}
+        unseen = [index for index, prompt in enumerate(scored["prompt"]) if json.dumps(prompt) not in seen]
+        if not unseen:
+            raise DatasetError(
+                f"There is nothing to audit: {config.dataset_name!r} has {len(scored)} samples, and the problems of "
+                f"all of them are in {config.seen_dataset_name!r}. Score samples of other problems."
+            )
+        tokenizer = load_tokenizer(ModelConfig(config.tokenizer))
+        audit = audit_grm(scored.select(unseen), task, task.editor, tokenizer)
+        if config.output_file is not None:
+            # JSON has no NaN: what could not be measured is null
+            values = {name: None if value != value else value for name, value in asdict(audit).items()}
+            write_atomically(config.output_file, json.dumps(values, indent=2) + "\n")
     return audit
+
+
+def _check_columns(dataset: Dataset, name: str, columns: Sequence[str]) -> None:
+    missing = [column for column in columns if column not in dataset.column_names]
+    if missing:
+        raise DatasetError(f"{name!r} has no column '{missing[0]}', which the audit needs.")
 
 
 def first_wrong_token(

@@ -5,13 +5,13 @@ from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from pathlib import Path
 from typing import ClassVar
 
 from datasets import Dataset, load_from_disk
 from trl import ModelConfig
 
 from ..data.checks import check_config
+from ..data.errors import ConfigError
 from ..data.loading import load_rows
 from ..data.schema import check_dataset
 from ..generation.loading import load_model, load_tokenizer
@@ -27,8 +27,8 @@ from ..teachers.editors import Editor, edit_dataset, editor_inputs, load_editor,
 from ..teachers.model_editor import ModelEditor
 from ..teachers.server_editor import ServerEditor
 from .keys import config_key, function_key, model_key, task_key
-from .output import check_not_input, claim, publish, resolve, save_rows
-from .runner import map_shards
+from .output import check_not_input, check_path, claim, publish, resolve, save_rows
+from .runner import EmptyResultError, map_shards
 
 
 @dataclass
@@ -173,26 +173,26 @@ def run(
         [`~datasets.Dataset`]: The samples with `rewrite`, `error_step` and `edit_outcome`; `None` after a dry run.
 
     Raises:
-        `ValueError`: If settings contradict each other.
+        [`~rlmec_trl.data.errors.ConfigError`]: If settings contradict each other.
+        [`~rlmec_trl.stages.runner.EmptyResultError`]: If no sample that was to be edited has a verified rewrite. An
+            earlier result stays, and so do the answers of an API teacher in their journal.
         [`~rlmec_trl.stages.output.OutputError`]: If `output_dir` cannot be replaced, or another run is writing to it.
         [`~rlmec_trl.teachers.api.journaled_editor.TeacherError`]: If an API teacher cannot be used.
         [`~rlmec_trl.data.schema.DatasetError`]: If a row breaks the contract of its columns.
     """
     teacher_config, server_config = teacher_config or TeacherConfig(), server_config or ServerConfig()
+    check_path(config.output_dir)
     task = load_task(config.task)
     samples = _load_samples(config)
     if config.provider == "local":
         if server_config.base_url is not None or config.dry_run:
-            raise ValueError("`--base_url` and `--dry_run` need `--provider server`, or `--provider anthropic`.")
+            raise ConfigError("`--base_url` and `--dry_run` need `--provider server`, or `--provider anthropic`.")
         edited, outcomes = _edit_here(samples, task, config, model_args or ModelConfig())
     else:
         edited, outcomes = _edit_by_api(samples, task, config, teacher_config, server_config)
         if edited is None:
             return None
-    kinds = Counter()
-    for outcome, count in outcomes.items():
-        kinds[outcome.partition(":")[0]] += count  # without the details that the API adds
-    counts = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common())
+    counts = _describe(outcomes)
     usable = len(edited) - edited.data["rewrite"].null_count
     distance = mean_edit_distance(edited)
     process_state().print(
@@ -201,6 +201,26 @@ def run(
         + f" Saved to {config.output_dir}"
     )
     return edited
+
+
+def _describe(outcomes: Counter) -> str:
+    kinds = Counter()
+    for outcome, count in outcomes.items():
+        kinds[outcome.partition(":")[0]] += count  # without the details that the API adds
+    return ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common())
+
+
+def _check_not_empty(edited: Dataset, config: EditConfig, teacher_said: str = "") -> None:
+    """Refuse a result in which not one of the samples that the teacher was given has a verified rewrite."""
+    corrects = edited["correct"][:]
+    asked = [index for index, correct in enumerate(corrects) if config.check_correct_samples or not correct]
+    if not asked or any(rewrite is not None for rewrite in edited.select(asked)["rewrite"]):
+        return
+    outcomes = Counter(edited.select(asked)["edit_outcome"])
+    raise EmptyResultError(
+        f"The teacher {config.teacher!r} gave no verified rewrite of any of {len(asked)} samples "
+        f"({_describe(outcomes)}).{teacher_said} Nothing was saved to {config.output_dir!r}."
+    )
 
 
 def _load_samples(config: EditConfig) -> Dataset:
@@ -222,7 +242,7 @@ def _edit_here(samples: Dataset, task: Task, config: EditConfig, model_args: Mod
     """With a teacher in this process, shard by shard."""
     if config.teacher == "task":
         if task.editor is None:
-            raise ValueError(f"Task '{task.name}' has no editor of its own: name a model with `--teacher`.")
+            raise ConfigError(f"Task '{task.name}' has no editor of its own: name a model with `--teacher`.")
         editor, teacher = task.editor, function_key(task.editor)
     elif ":" in config.teacher:
         editor = load_editor(config.teacher)
@@ -230,7 +250,7 @@ def _edit_here(samples: Dataset, task: Task, config: EditConfig, model_args: Mod
         teacher = [function_key(editor), source_hash(config.teacher)]
     else:
         if model_args.model_name_or_path is not None or model_args.model_revision != "main":
-            raise ValueError(
+            raise ConfigError(
                 "`--model_name_or_path` and `--model_revision` are the policy's, which this stage does not load. Name "
                 "the teacher with `--teacher` and `--teacher_revision`."
             )
@@ -258,7 +278,14 @@ def _edit_here(samples: Dataset, task: Task, config: EditConfig, model_args: Mod
     if editor is not None:
         # It generates nothing
         del settings["max_new_tokens"]
-    edited = map_shards(samples, edit, config.output_dir, settings, config.shard_size)
+    edited = map_shards(
+        samples,
+        edit,
+        config.output_dir,
+        settings,
+        config.shard_size,
+        check=partial(_check_not_empty, config=config),
+    )
     return edited, gather_counts(outcomes)
 
 
@@ -268,8 +295,8 @@ def _edit_by_api(
     """With an API teacher, through the journal. `None` after a dry run."""
     state = process_state()
     journal_dir = config.journal_dir or f"{config.output_dir.rstrip('/')}-journal"
-    if Path(journal_dir).resolve().is_relative_to(Path(config.output_dir).resolve()):
-        raise ValueError(
+    if resolve(journal_dir).is_relative_to(resolve(config.output_dir)):
+        raise ConfigError(
             f"The journal {journal_dir!r} lies in `--output_dir`, which is replaced. Choose another folder."
         )
     check_not_input(config.output_dir, samples)
@@ -292,6 +319,11 @@ def _edit_by_api(
             edited, outcomes = edit_through_journal(samples, teacher, task, config.check_correct_samples)
             state.wait_for_everyone()
             spent = sum(journal.costs())
+        failures = list(teacher.failures.values())
+        said = f" The last request without an answer: {failures[-1]}." if failures else ""
+        if teacher_config.max_cost is not None and outcomes["not asked"] > 0:
+            said += " `max_cost` was reached."
+        _check_not_empty(edited, config, f"{said} All answers are in {journal_dir!r}.")
         if state.is_main_process:
             # Made from the journal at each run: no key is needed to know it again
             publish(partial(save_rows, edited), config.output_dir, "journal", work_dir)

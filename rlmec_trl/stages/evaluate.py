@@ -1,6 +1,7 @@
 """The evaluate stage: accuracy of a policy on problems, by greedy decoding, on as many processes as there are."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -11,13 +12,14 @@ from trl import ModelConfig
 
 from ..data.checks import check_config
 from ..data.messages import template_kwargs
+from ..data.schema import DatasetError
 from ..generation.loading import load_model, load_tokenizer
 from ..generation.processes import process_state
 from ..generation.sampling import sample_completions
 from ..reports.accuracy import Accuracy
 from ..tasks.problems import ProblemConfig, load_problems
 from ..tasks.task import Task, load_task
-from .output import check_result_file, write_atomically
+from .output import claim_file, write_atomically
 
 
 @dataclass
@@ -80,24 +82,28 @@ def run(config: EvaluateConfig, problem_config: ProblemConfig, model_args: Model
             The policy.
 
     Raises:
-        [`~rlmec_trl.stages.output.OutputError`]: If `output_file` is a file of something else.
+        [`~rlmec_trl.stages.output.OutputError`]: If `output_file` is a file of something else, or
+            another run is about to write it.
         [`~rlmec_trl.data.schema.DatasetError`]: If a problem breaks the contract of its columns.
     """
-    check_result_file(config.output_file, ("correct", "total", "mean", "interval"))
-    task = load_task(config.task)
-    tokenizer = load_tokenizer(model_args, config.trust_remote_code)
-    problems = load_problems(problem_config, task, tokenizer, split="test")
-    model, _ = load_model(model_args, config.trust_remote_code)
-    accuracy = solve(model, tokenizer, problems, task, config.max_new_tokens, config.batch_size)
-    low, high = accuracy.interval
     state = process_state()
-    state.print(
-        f"{model_args.model_name_or_path}: {accuracy.mean:.3f} ({accuracy.correct} of {accuracy.total} correct, 95% "
-        f"interval {low:.3f} to {high:.3f})"
-    )
-    if config.output_file is not None and state.is_main_process:
-        result = {"correct": accuracy.correct, "total": accuracy.total, "mean": accuracy.mean, "interval": [low, high]}
-        write_atomically(config.output_file, json.dumps(result, indent=2) + "\n")
+    names = ("correct", "total", "mean", "interval")
+    with claim_file(config.output_file, names) if state.is_main_process else nullcontext():
+        task = load_task(config.task)
+        tokenizer = load_tokenizer(model_args, config.trust_remote_code)
+        problems = load_problems(problem_config, task, tokenizer, split="test")
+        if len(problems) == 0:
+            raise DatasetError(f"There are no problems to evaluate on: {problem_config.dataset_name!r} is empty.")
+        model, _ = load_model(model_args, config.trust_remote_code)
+        accuracy = solve(model, tokenizer, problems, task, config.max_new_tokens, config.batch_size)
+        low, high = accuracy.interval
+        state.print(
+            f"{model_args.model_name_or_path}: {accuracy.mean:.3f} ({accuracy.correct} of {accuracy.total} correct, "
+            f"95% interval {low:.3f} to {high:.3f})"
+        )
+        if config.output_file is not None and state.is_main_process:
+            values = (accuracy.correct, accuracy.total, accuracy.mean, [low, high])
+            write_atomically(config.output_file, json.dumps(dict(zip(names, values, strict=True)), indent=2) + "\n")
     return accuracy
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from .output import a_few, is_cache, list_files, write_atomically
+from .output import a_few, find_damage, is_cache, list_files, write_atomically
 from .pipeline import Choice, Job, PipelineError, fill_run
 
 
@@ -24,7 +24,7 @@ class Ledger:
     | the output | what happens to it |
     |---|---|
     | has no marker | refused: the pipeline did not write it |
-    | has the same key, finished | kept, the step is skipped |
+    | has the same key, finished | kept, the step is skipped (a dataset with truncated files: the step runs again) |
     | has the same key, not finished | kept, the step resumes |
     | has another key, and a file that is not in its marker | refused |
     | has another key, written by one call of the step | replaced |
@@ -132,7 +132,7 @@ class Ledger:
                 f"{output}: it exists, without a record that this pipeline wrote it (earlier versions kept none)."
             )
         if marker["key"] == step.key and isinstance(step, Job):
-            return "finished" if marker["finished"] else "unfinished"
+            return "finished" if marker["finished"] and not find_damage(output) else "unfinished"
         if not marker["finished"]:
             return "abandoned"
         left = marker["files"]

@@ -2,15 +2,17 @@
 Output folders that are replaced only where everything in them is our own.
 
 A finished result carries a mark, `rlmec_trl.json`, with the key of what it was made from, and the names and sizes of
-the files that were written. A folder without it, or with other files, is refused by name before any work begins.
+the files that were written. A folder without it, or with other files, is refused by name before any work begins. A
+result whose files are missing or truncated is named, moved aside and made again.
 """
 
 import json
+import logging
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from datasets import Dataset
@@ -18,6 +20,8 @@ from filelock import FileLock, Timeout
 
 from ..data.errors import UserError
 
+
+logger = logging.getLogger(__name__)
 
 MARK = "rlmec_trl.json"
 _CACHE = re.compile(r"(.*/)?(cache-[0-9a-f]{16}(_\d+_of_\d+)?\.arrow)")
@@ -44,9 +48,9 @@ def check_replaceable(output_dir: str | os.PathLike) -> None:
             f"{str(output_dir)!r} holds files that this stage did not write ({a_few(found)}). Nothing was changed. "
             "Choose another `--output_dir`, or move these files elsewhere."
         )
-    known = {MARK: None, **mark["files"]} if mark else {}
-    # One of another size was written over ours
-    foreign = {name for name, size in found.items() if known.get(name, -1) not in (size, None) and not is_cache(name)}
+    known = {MARK: float("inf"), **mark["files"]} if mark else {}
+    # A longer one was written over ours. A shorter one may be ours, truncated: `publish` moves it aside
+    foreign = {name for name, size in found.items() if size > known.get(name, -1) and not is_cache(name)}
     if foreign:
         raise OutputError(
             f"{str(output_dir)!r} holds an earlier result, and files that were added or replaced since then "
@@ -71,14 +75,23 @@ def check_not_input(output_dir: str | os.PathLike, dataset: Dataset) -> None:
 def is_finished(output_dir: str | os.PathLike, key: str) -> bool:
     """Whether a folder holds the whole result of a run with this key."""
     mark = read_mark(output_dir)
-    return (
-        mark is not None
-        and mark["key"] == key
-        and all(
-            (resolve(output_dir) / name).is_file() and (resolve(output_dir) / name).stat().st_size == size
-            for name, size in mark["files"].items()
-        )
-    )
+    if mark is None or mark["key"] != key:
+        return False
+    paths = {resolve(output_dir) / name: size for name, size in mark["files"].items()}
+    return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
+
+
+def find_damage(output_dir: str | os.PathLike) -> list[str]:
+    """What is wrong with each file of a finished result that is missing or truncated."""
+    mark = read_mark(output_dir)
+    if mark is None:
+        return []
+    found = list_files(resolve(output_dir))
+    return [
+        f"{name} has {found[name]} of {size} bytes" if name in found else f"{name} is missing"
+        for name, size in mark["files"].items()
+        if found.get(name, -1) < size
+    ]
 
 
 @contextmanager
@@ -93,50 +106,138 @@ def claim(output_dir: str | os.PathLike, key: str | None = None) -> Iterator[Pat
             If the folder holds the whole result of this key, it will not be replaced and may hold other files too.
 
     Raises:
-        [`OutputError`]: If the output folder holds files of others, or another run is writing to it.
+        [`OutputError`]: If the output folder cannot be used, holds files of others, or another run is writing to it.
     """
-    target = resolve(output_dir)
-    if target in (Path.cwd(), *Path.cwd().parents):
-        raise OutputError(
-            f"{str(output_dir)!r} is the working directory, or a folder around it. Choose another `--output_dir`."
-        )
+    target = check_path(output_dir)
     work_dir = target.with_name(f".{target.name}.rlmec_trl")
     if work_dir.exists() and not work_dir.is_dir():
         raise OutputError(
             f"{str(work_dir)!r} is a file, but unfinished work is kept under that name. Move it elsewhere, or "
             "choose another `--output_dir`."
         )
-    if work_dir.exists():
-        names = {"lock", "result", "replaced"}
-        foreign = {path.name for path in work_dir.iterdir() if path.name not in names and path.suffix != ".shards"}
-        if foreign:
-            raise OutputError(
-                f"{str(work_dir)!r}, the folder of unfinished work, contains other files ({a_few(foreign)}). Nothing "
-                "was changed. Choose another `--output_dir`, or move these files elsewhere."
-            )
-    elif key is None or not is_finished(output_dir, key):
-        check_replaceable(output_dir)
-    work_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(work_dir / "lock")
+    message = f"Another run is writing to {str(output_dir)!r}. Wait for it to end, or choose another `--output_dir`."
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OutputError(
-            f"Another run is writing to {str(output_dir)!r}. Wait for it to end, or choose another `--output_dir`."
-        ) from None
-    try:
-        replaced = work_dir / "replaced"
-        if replaced.exists() and not target.exists():
-            # A run was killed between the two renames of `publish`
-            replaced.rename(target)
-        if key is None or not is_finished(output_dir, key):
-            check_replaceable(output_dir)
-        yield work_dir
-        shutil.rmtree(work_dir / "result", ignore_errors=True)
-        if not any(work_dir.glob("*.shards")):
-            shutil.rmtree(work_dir)
+        with ExitStack() as stack:
+            with writing(output_dir):
+                stack.enter_context(hold_lock(work_dir / "lock", message))
+                # Checked under the lock: a run that is publishing its result moves files
+                _check_work_dir(work_dir)
+                _restore(target, work_dir)
+                if key is None or not is_finished(output_dir, key):
+                    check_replaceable(output_dir)
+                    _report_damage(output_dir)
+            try:
+                yield work_dir
+            finally:
+                _restore(target, work_dir)
+                shutil.rmtree(work_dir / "result", ignore_errors=True)
     finally:
+        # Gone unless there are unfinished shards, or another run has it by now
+        with suppress(OSError):
+            work_dir.rmdir()
+
+
+@contextmanager
+def hold_lock(path: Path, message: str) -> Iterator[None]:
+    """
+    Hold a lock file for one run. It is created with its folder, and removed in the end.
+
+    Args:
+        path (`Path`):
+            The lock file.
+        message (`str`):
+            What to tell a second run.
+
+    Raises:
+        [`OutputError`]: If another run holds the lock.
+    """
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise OutputError(message) from None
+        except FileNotFoundError:
+            # The run that held it has just removed the folder
+            continue
+        if path.exists():
+            break
+        # What was locked is the file that the other run has just removed
         lock.release()
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def writing(output: str | os.PathLike) -> Iterator[None]:
+    """
+    Name the output folder or file when writing fails: no permission, no space, a file where a folder should be.
+
+    Raises:
+        [`OutputError`]: Instead of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        where = f" ({error.filename})" if error.filename is not None else ""
+        raise OutputError(
+            f"{str(output)!r} cannot be written: {reason}{where}. Fix this, or choose another path, and run the "
+            "command again."
+        ) from None
+
+
+def check_path(output_dir: str | os.PathLike) -> Path:
+    """
+    The folder that an output path leads to, which need not exist.
+
+    Raises:
+        [`OutputError`]: If there can be no such folder, or it is the working directory or a folder around it.
+    """
+    target = resolve(output_dir)
+    if target in (Path.cwd(), *Path.cwd().parents):
+        raise OutputError(
+            f"{str(output_dir)!r} is the working directory, or a folder around it. Choose another `--output_dir`."
+        )
+    return target
+
+
+def _check_work_dir(work_dir: Path) -> None:
+    names = {"lock", "result", "replaced"}
+    foreign = {path.name for path in work_dir.iterdir() if path.name not in names and path.suffix != ".shards"}
+    if foreign:
+        raise OutputError(
+            f"{str(work_dir)!r}, the folder of unfinished work, contains other files ({a_few(foreign)}). Nothing "
+            "was changed. Choose another `--output_dir`, or move these files elsewhere."
+        )
+
+
+def _restore(target: Path, work_dir: Path) -> None:
+    """Put a result back whose replacement was interrupted, or remove it where its replacement is in place."""
+    replaced = work_dir / "replaced"
+    if replaced.exists() and not target.exists():
+        # A run was killed between the two renames of `publish`
+        replaced.rename(target)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _report_damage(output_dir: str | os.PathLike) -> None:
+    damage = find_damage(output_dir)
+    if damage:
+        logger.warning(
+            f"{str(output_dir)!r} holds a damaged result ({a_few(damage)}). It is made again; what is left of it "
+            f"will be moved to {str(_aside(resolve(output_dir)))!r}."
+        )
+
+
+def _aside(target: Path) -> Path:
+    """A free name for a damaged result."""
+    paths = (target.with_name(f"{target.name}.damaged-{number}") for number in range(1, 10_000))
+    return next(path for path in paths if not os.path.lexists(path))
 
 
 def publish(save: Callable[[Path], None], output_dir: str | os.PathLike, key: str, work_dir: Path) -> None:
@@ -159,14 +260,28 @@ def publish(save: Callable[[Path], None], output_dir: str | os.PathLike, key: st
     target, result, replaced = resolve(output_dir), work_dir / "result", work_dir / "replaced"
     for leftover in (result, replaced):
         shutil.rmtree(leftover, ignore_errors=True)
-    save(result)
-    mark = {"key": key, "files": list_files(result)}
-    (result / MARK).write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")
-    check_replaceable(output_dir)
-    if target.exists():
-        target.rename(replaced)
-    result.rename(target)
+    with writing(output_dir):
+        save(result)
+        write_mark(result, key)
+        check_replaceable(output_dir)
+        if target.exists():
+            # A truncated file may be one that somebody else wrote over ours
+            target.rename(_aside(target) if find_damage(output_dir) else replaced)
+        result.rename(target)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def write_mark(folder: Path, key: str) -> None:
+    """Mark a folder as finished, and see that all of it is on the disk before it gets its final name."""
+    mark = {"key": key, "files": list_files(folder)}
+    (folder / MARK).write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")
+    # Without this, a power failure could leave a folder with its final name and truncated files
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def save_rows(dataset: Dataset, folder: Path) -> None:
@@ -189,6 +304,32 @@ def check_result_file(output_file: str | os.PathLike | None, names: Iterable[str
         )
 
 
+@contextmanager
+def claim_file(output_file: str | os.PathLike | None, names: Iterable[str]) -> Iterator[None]:
+    """
+    Hold a result file for one run, if there is to be one.
+
+    Args:
+        output_file (`str` or `os.PathLike`, *optional*):
+            The file.
+        names (`Iterable[str]`):
+            As in [`check_result_file`].
+
+    Raises:
+        [`OutputError`]: If the file may not or cannot be written, or another run is about to write it.
+    """
+    if output_file is None:
+        yield
+        return
+    check_result_file(output_file, names)
+    path = Path(output_file)
+    message = f"Another run will write {str(output_file)!r}. Wait for it to end, or choose another `--output_file`."
+    with ExitStack() as stack:
+        with writing(output_file):
+            stack.enter_context(hold_lock(path.with_name(f".{path.name}.lock"), message))
+        yield
+
+
 def is_result_file(path: str | os.PathLike, names: Iterable[str]) -> bool:
     """Whether a file is a JSON object with these names."""
     try:
@@ -201,17 +342,32 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
     """
     Write a file in one step: whenever the process is killed, the file has its old content or the new one. Its folder
     is created where there is none.
+
+    Raises:
+        [`OutputError`]: If it cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
 
 
 def resolve(path: str | os.PathLike) -> Path:
-    """The folder that a path leads to: `~` is the home folder, and a link the folder behind it."""
-    return Path(path).expanduser().resolve()
+    """
+    The folder that a path leads to: `~` is the home folder, and a link the folder behind it.
+
+    Raises:
+        [`OutputError`]: If it leads nowhere: a link to itself, or a name that no file can have.
+    """
+    try:
+        resolved = Path(path).expanduser().resolve()
+        resolved.exists()
+        os.fsencode(resolved)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise OutputError(f"{str(path)!r} is not a path ({error}). Choose another.") from None
+    return resolved
 
 
 def is_cache(name: str) -> bool:
@@ -226,7 +382,7 @@ def read_mark(output_dir: str | os.PathLike) -> dict | None:
     except (OSError, ValueError):
         return None
     valid = isinstance(mark, dict) and isinstance(mark.get("key"), str) and isinstance(mark.get("files"), dict)
-    return mark if valid else None
+    return mark if valid and all(isinstance(size, int) for size in mark["files"].values()) else None
 
 
 def list_files(folder: Path) -> dict[str, int]:

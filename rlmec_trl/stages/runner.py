@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,29 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, concatenate_datasets, load_from_disk
 
+from ..data.errors import UserError
 from ..generation.processes import process_state
-from .output import check_not_input, claim, is_finished, publish, resolve, save_rows
+from .bad_rows import BadRow, write_bad_rows
+from .output import (
+    MARK,
+    check_not_input,
+    check_path,
+    claim,
+    is_finished,
+    publish,
+    read_mark,
+    resolve,
+    save_rows,
+    write_mark,
+    writing,
+)
+
+
+logger = logging.getLogger(__name__)
+
+
+class EmptyResultError(UserError, ValueError):
+    """A stage yielded nothing, so that its result would replace an earlier one by nothing."""
 
 
 def map_shards(
@@ -24,13 +47,16 @@ def map_shards(
     output_dir: str | os.PathLike,
     settings: dict[str, Any],
     shard_size: int = 1000,
+    check: Callable[[Dataset], None] | None = None,
+    bad_rows: Sequence[BadRow] = (),
 ) -> Dataset:
     """
     Apply a function to a dataset shard by shard, and save the result.
 
     A shard is on disk as soon as it is done. Re-running with the same rows and settings computes only the shards that
-    are missing, and loads a result that is finished; with others, it computes all of them. Processes take turns at the
-    shards. When all are done, they are joined in order. At any time, only the rows of one shard are in memory.
+    are missing or damaged, and loads a result that is finished; with others, it computes all of them. Processes take
+    turns at the shards. When all are done, they are joined in order. At any time, only the rows of one shard are in
+    memory.
 
     Args:
         dataset ([`~datasets.Dataset`]):
@@ -46,32 +72,52 @@ def map_shards(
         shard_size (`int`, *optional*, defaults to `1000`):
             Number of rows in a shard, and so the most that is lost when a run is killed. Another size keeps the
             finished shards that cover the same rows.
+        check (`Callable[[Dataset], None]`, *optional*):
+            Called on every process with the joined rows, before they replace an earlier result. If it raises an
+            [`EmptyResultError`], the earlier result stays and the shards, which hold nothing of use, are removed.
+        bad_rows (`Sequence[BadRow]`, *optional*):
+            Rows that were left out of `dataset`: part of the key, and listed in a file beside the rows.
 
     Returns:
         [`~datasets.Dataset`]: The saved result, on every process.
 
     Raises:
-        `ValueError`: If there are no rows to work on.
+        [`~rlmec_trl.data.errors.UserError`]: If there are no rows to work on.
         [`~rlmec_trl.stages.output.OutputError`]: If the folder holds files that no run of ours wrote, or the dataset
             itself, or another run is writing to it.
     """
+    check_path(output_dir)
     if len(dataset) == 0:
-        raise ValueError(f"There are no rows to work on for {str(output_dir)!r}: the dataset is empty.")
+        raise EmptyResultError(f"There are no rows to work on for {str(output_dir)!r}: the dataset is empty.")
     check_not_input(output_dir, dataset)
     state = process_state()
+    if bad_rows:
+        settings = {**settings, "bad_rows": [asdict(bad_row) for bad_row in bad_rows]}
     key = hashlib.sha256(json.dumps([content_hash(dataset), settings], sort_keys=True).encode()).hexdigest()
     with claim(output_dir, key) if state.is_main_process else nullcontext() as work_dir:
         # The main process decides for all: one that looked later might already see the finished result
-        finished = state.is_main_process and is_finished(output_dir, key)
+        finished = False
+        if state.is_main_process:
+            finished = is_finished(output_dir, key) and _is_loadable(output_dir)
+            _remove_damaged_shards(work_dir / f"{key[:16]}.shards")
         finished, work_dir = broadcast_object_list([finished, work_dir])
         shards_dir = work_dir / f"{key[:16]}.shards"
         if not finished:
-            paths = _compute_shards(dataset, function, shards_dir, shard_size)
+            paths = _compute_shards(dataset, function, shards_dir, shard_size, output_dir)
+            shards = concatenate_datasets([load_from_disk(str(path)) for path in paths])
+            if check is not None:
+                try:
+                    check(shards)
+                except EmptyResultError:
+                    state.wait_for_everyone()
+                    if state.is_main_process:
+                        shutil.rmtree(shards_dir, ignore_errors=True)
+                    raise
             if state.is_main_process:
-                shards = concatenate_datasets([load_from_disk(str(path)) for path in paths])
-                publish(partial(save_rows, shards), output_dir, key, work_dir)
+                publish(partial(_save_result, shards, bad_rows), output_dir, key, work_dir)
         if state.is_main_process:
             shutil.rmtree(shards_dir, ignore_errors=True)
+            _report_other_shards(work_dir)
         state.wait_for_everyone()
     return load_from_disk(str(resolve(output_dir)))
 
@@ -85,7 +131,11 @@ def content_hash(dataset: Dataset) -> str:
 
 
 def _compute_shards(
-    dataset: Dataset, function: Callable[[Dataset, int], Dataset], shards_dir: Path, shard_size: int
+    dataset: Dataset,
+    function: Callable[[Dataset, int], Dataset],
+    shards_dir: Path,
+    shard_size: int,
+    output_dir: str | os.PathLike,
 ) -> list[Path]:
     state = process_state()
     starts = range(0, len(dataset), shard_size)
@@ -99,10 +149,62 @@ def _compute_shards(
         # A shard appears under its name only when it is complete
         unfinished = paths[index].with_suffix(".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
-        save_rows(result, unfinished)
-        unfinished.rename(paths[index])
+        with writing(output_dir):
+            save_rows(result, unfinished)
+            write_mark(unfinished, _hash_files(unfinished))
+            unfinished.rename(paths[index])
     # Not at a barrier: another process may need longer for its last shard than a trainer's `ddp_timeout`
     while not all(path.exists() for path in paths):
         time.sleep(0.1)
     state.wait_for_everyone()
     return paths
+
+
+def _remove_damaged_shards(shards_dir: Path) -> None:
+    """Remove the shards whose files are not those that were written, so that they are computed again."""
+    for path in sorted(shards_dir.glob("*")):
+        if path.suffix == ".unfinished":
+            continue
+        mark = read_mark(path)
+        if mark is None or mark["key"] != _hash_files(path):
+            logger.warning(f"The finished shard {str(path)!r} is damaged. Its rows are done again.")
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _hash_files(folder: Path) -> str:
+    """Hash of the names and contents of the files in a shard, but for its mark."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.name == MARK:
+            continue
+        digest.update(f"{path.name} {path.stat().st_size} ".encode())
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _is_loadable(output_dir: str | os.PathLike) -> bool:
+    """Whether a result whose files have their sizes can be read."""
+    try:
+        load_from_disk(str(resolve(output_dir)))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        logger.warning(f"{str(output_dir)!r} holds a damaged result ({reason}). It is made again.")
+        return False
+    return True
+
+
+def _save_result(rows: Dataset, bad_rows: Sequence[BadRow], folder: Path) -> None:
+    save_rows(rows, folder)
+    if bad_rows:
+        write_bad_rows(bad_rows, folder)
+
+
+def _report_other_shards(work_dir: Path) -> None:
+    shards = sorted(path.name for path in work_dir.glob("*.shards"))
+    if shards:
+        logger.warning(
+            f"{str(work_dir)!r} has unfinished work of runs with other rows or settings, which would resume it. If "
+            "they will not be run again, delete the folder."
+        )

@@ -1,7 +1,7 @@
 """The sample stage: completions of a policy, each with its answer checked."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import ClassVar
@@ -13,14 +13,16 @@ from trl import ModelConfig
 from ..data.checks import check_config
 from ..data.messages import is_conversational, template_kwargs
 from ..data.schema import column_features
-from ..generation.loading import load_eos_token_ids, load_model, load_tokenizer
+from ..generation.loading import load_eos_token_ids, load_max_length, load_model, load_tokenizer
 from ..generation.processes import gather_counts, process_state
 from ..generation.sampling import sample_completions, sample_from_server
 from ..generation.server import ServerConfig, TokenServer
 from ..tasks.problems import ProblemConfig, load_problems
 from ..tasks.task import Task, load_task
+from .bad_rows import check_on_bad_row, check_prompts, leave_out_bad_rows
 from .keys import config_key, model_key, task_key
-from .runner import map_shards
+from .output import check_path
+from .runner import EmptyResultError, map_shards
 
 
 @dataclass
@@ -47,6 +49,9 @@ class SampleConfig:
             Number of completions generated at a time, in this process.
         shard_size (`int`, *optional*, defaults to `500`):
             Number of prompts between two saves.
+        on_bad_row (`str`, *optional*, defaults to `"error"`):
+            What to do about problems that cannot be used: stop at the first (`"error"`), or leave them out and list
+            them in `bad_rows.jsonl` beside the samples (`"skip"`).
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run Python code that the model's repository ships.
     """
@@ -69,6 +74,14 @@ class SampleConfig:
         },
     )
     shard_size: int = field(default=500, metadata={"help": "Number of prompts between two saves."})
+    on_bad_row: str = field(
+        default="error",
+        metadata={
+            "help": "What to do about problems that cannot be used: stop at the first (`error`), or leave them out "
+            "and list them in `bad_rows.jsonl` beside the samples (`skip`).",
+            "choices": ["error", "skip"],
+        },
+    )
     trust_remote_code: bool = field(
         default=False,
         metadata={"help": "Whether to run Python code that the model's repository ships."},
@@ -86,6 +99,7 @@ class SampleConfig:
         "seed": "value",
         "batch_size": "none",
         "shard_size": "none",
+        "on_bad_row": "value",
         "trust_remote_code": "none",
     }
 
@@ -117,23 +131,43 @@ def run(
         ids with EOS) and `correct`.
 
     Raises:
-        `ValueError`: If no completion reached EOS.
+        [`~rlmec_trl.stages.runner.EmptyResultError`]: If no completion can be used. An earlier result stays.
         [`~rlmec_trl.stages.output.OutputError`]: If `output_dir` cannot be replaced, or another run is writing to it.
         [`~rlmec_trl.data.schema.DatasetError`]: If a problem breaks the contract of its columns.
     """
+    check_path(config.output_dir)
+    check_on_bad_row(config.on_bad_row)
     task = load_task(config.task)
     tokenizer = load_tokenizer(model_args, config.trust_remote_code)
-    problems = load_problems(problem_config, task, tokenizer)
+    in_process = server_config is None or server_config.base_url is None
+    max_length = load_max_length(model_args, config.trust_remote_code) if in_process else None
+    bad_rows = []
+
+    def skip_bad_rows(raw: Dataset, read: Callable[[Dataset], Dataset]) -> Dataset:
+        rows, found = leave_out_bad_rows(
+            raw, lambda rows: check_prompts(read(rows), tokenizer, max_length), config.output_dir
+        )
+        bad_rows.extend(found)
+        return rows
+
+    problems = load_problems(
+        problem_config, task, tokenizer, select_rows=skip_bad_rows if config.on_bad_row == "skip" else None
+    )
     ends = load_eos_token_ids(model_args, tokenizer, config.trust_remote_code)
     server = None
-    if server_config is not None and server_config.base_url is not None:
+    if not in_process:
         server = TokenServer(server_config, tokenizer, ends)
 
     @cache  # loaded on first use: a finished run loads no model
     def load_policy() -> PreTrainedModel:
         return load_model(model_args, config.trust_remote_code)[0]
 
+    @cache  # before the first shard, and not in a finished run
+    def check_all_prompts() -> None:
+        check_prompts(problems, tokenizer, max_length)
+
     def sample(shard: Dataset, index: int) -> Dataset:
+        check_all_prompts()
         settings = {
             "num_samples": config.num_samples,
             "temperature": config.temperature,
@@ -154,17 +188,36 @@ def run(
     settings = {**config_key(config), **model_key(model_args, tokenizer), "task": task_key(task, config.task)}
     if server is not None:
         settings["server"] = config_key(server_config)
-    samples = map_shards(problems, sample, config.output_dir, settings, config.shard_size)
+    # What was skipped is in the key, whatever the setting is
+    del settings["on_bad_row"]
 
-    # By reason, in this run: completions whose ids a server did not give exactly
-    left_out = gather_counts(server.left_out if server else Counter())
-    reasons = "".join(f"; {reason}: {count}" for reason, count in left_out.most_common())
-    if len(samples) == 0:
-        raise ValueError(
-            f"No completion reached EOS: all were truncated at {config.max_new_tokens} tokens, or empty{reasons}. "
-            "Raise `--max_new_tokens`, and check that the policy ends its answers with EOS."
-        )
     requested = len(problems) * config.num_samples
+
+    def count_left_out() -> Counter:
+        # By reason, in this run: completions whose ids a server did not give exactly
+        return gather_counts(server.left_out if server else Counter())
+
+    def check_not_empty(samples: Dataset) -> None:
+        if len(samples) > 0:
+            return
+        left_out = count_left_out()
+        if left_out:
+            counts = ", ".join(f"{reason}: {count}" for reason, count in left_out.most_common())
+            raise EmptyResultError(
+                f"None of {requested} completions can be used ({counts}; the others were truncated at "
+                f"{config.max_new_tokens} tokens, or empty). {server.last_words()} Nothing was saved to "
+                f"{config.output_dir!r}."
+            )
+        raise EmptyResultError(
+            f"No completion reached EOS: all were truncated at {config.max_new_tokens} tokens, or empty ({requested} "
+            f"completions). Nothing was saved to {config.output_dir!r}. Raise `--max_new_tokens`, and check that the "
+            "policy ends its answers with EOS."
+        )
+
+    samples = map_shards(
+        problems, sample, config.output_dir, settings, config.shard_size, check=check_not_empty, bad_rows=bad_rows
+    )
+    reasons = "".join(f"; {reason}: {count}" for reason, count in count_left_out().most_common())
     process_state().print(
         f"{len(samples)} samples, {sum(samples['correct'])} with a correct answer; {requested - len(samples)} left "
         f"out (truncated at {config.max_new_tokens} tokens, or empty{reasons}). Saved to {config.output_dir}"

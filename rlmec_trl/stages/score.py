@@ -1,6 +1,7 @@
 """The score stage: a generative reward model scores every token of the samples and rewrites them."""
 
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar
@@ -12,19 +13,22 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import ModelConfig
 
 from ..data.checks import check_config
+from ..data.errors import ConfigError
 from ..data.messages import is_conversational, template_kwargs
 from ..data.schema import check_dataset, column_features
 from ..data.tokens import encode_prompt
 from ..generation.inference import completion_logps, eos_token_ids
 from ..generation.loading import load_eos_token_ids, load_model, load_tokenizer
-from ..generation.processes import process_state
+from ..generation.processes import gather_counts, process_state
 from ..generation.server import ServerConfig, TokenServer
 from ..grm.generative_reward_model import GenerativeRewardModel, TokenizerMismatchError
 from ..grm.prompts import load_wording
 from ..tasks.task import Task, load_task
 from ..teachers.editors import verify_rewrite
+from .bad_rows import check_completion_ids, check_on_bad_row, check_prompts, leave_out_bad_rows
 from .keys import config_key, model_key, task_key, wording_key
-from .runner import map_shards
+from .output import check_path
+from .runner import EmptyResultError, map_shards
 
 
 logger = get_logger(__name__)
@@ -59,6 +63,11 @@ class ScoreConfig:
             Number of samples scored or rewritten at a time.
         shard_size (`int`, *optional*, defaults to `1000`):
             Number of samples between two saves.
+        on_bad_row (`str`, *optional*, defaults to `"error"`):
+            What to do about samples that cannot be scored: stop at the first (`"error"`), or leave them out and list
+            them in `bad_rows.jsonl` beside the scored samples (`"skip"`).
+        allow_untrained_grm (`bool`, *optional*, defaults to `False`):
+            Whether `grm` may be a model that was not trained as a generative reward model.
     """
 
     grm: str | None = field(
@@ -123,6 +132,18 @@ class ScoreConfig:
         metadata={"help": "Number of samples scored or rewritten at a time."},
     )
     shard_size: int = field(default=1000, metadata={"help": "Number of samples between two saves."})
+    on_bad_row: str = field(
+        default="error",
+        metadata={
+            "help": "What to do about samples that cannot be scored: stop at the first (`error`), or leave them out "
+            "and list them in `bad_rows.jsonl` beside the scored samples (`skip`).",
+            "choices": ["error", "skip"],
+        },
+    )
+    allow_untrained_grm: bool = field(
+        default=False,
+        metadata={"help": "Whether `grm` may be a model that was not trained as a generative reward model."},
+    )
 
     # How each field enters the key of a result (see `stages/keys.py`)
     key_parts: ClassVar[dict[str, str]] = {
@@ -138,6 +159,9 @@ class ScoreConfig:
         "rewrite_max_new_tokens": "value",
         "score_batch_size": "none",
         "shard_size": "none",
+        "on_bad_row": "value",
+        # Which model it is, and with which wording, is in the key
+        "allow_untrained_grm": "none",
     }
 
     def __post_init__(self):
@@ -188,17 +212,24 @@ def run(
         [`~datasets.Dataset`]: The rows with the columns of [`score_dataset`].
 
     Raises:
-        `ValueError`: If no reward model or no task is named, or under ZeRO-3, whose sharded models cannot generate.
+        [`~rlmec_trl.data.errors.ConfigError`]: If no reward model or no task is named, `rewrite_topk` exceeds the
+            vocabulary, or under ZeRO-3, whose sharded models cannot generate.
+        [`~rlmec_trl.grm.prompts.WordingError`]: If `grm` was not trained as a generative reward model.
+        [`~rlmec_trl.generation.loading.ModelError`]: If a model cannot be loaded.
+        [`~rlmec_trl.stages.runner.EmptyResultError`]: If a server is used and gave no answer at all. An earlier result
+            stays.
         [`TokenizerMismatchError`]: If policy and reward model have different tokenizers.
         [`~rlmec_trl.stages.output.OutputError`]: If `output_dir` cannot be replaced, or another run is writing to it.
         [`~rlmec_trl.data.schema.DatasetError`]: If a row breaks the contract of its columns.
     """
+    check_path(output_dir)
+    check_on_bad_row(config.on_bad_row)
     if config.grm is None:
-        raise ValueError("Name the generative reward model with `--grm`.")
+        raise ConfigError("Name the generative reward model with `--grm`.")
     if config.task is None:
-        raise ValueError("Name the task whose checks rewrites must pass with `--task`.")
+        raise ConfigError("Name the task whose checks rewrites must pass with `--task`.")
     if is_deepspeed_zero3_enabled():
-        raise ValueError(
+        raise ConfigError(
             "Under ZeRO-3 the samples must be scored before training, in a run of their own: launch "
             "`recipes/score.py` without DeepSpeed and name its output with `--dataset_name`."
         )
@@ -207,8 +238,27 @@ def run(
     policy_tokenizer = load_tokenizer(model_args, trust_remote_code)
     grm_tokenizer = load_tokenizer(grm_args, trust_remote_code)
     check_shared_tokenizer(policy_tokenizer, grm_tokenizer)
-    check_dataset(dataset, "samples", load_eos_token_ids(model_args, policy_tokenizer, trust_remote_code))
-    wording = load_wording(config.grm, config.grm_revision)
+    if config.rewrite_topk > len(grm_tokenizer):
+        raise ConfigError(
+            f"`rewrite_topk` is {config.rewrite_topk}, but the vocabulary has only {len(grm_tokenizer)} tokens. Lower "
+            "it: a few dozen hold nearly all of the distribution."
+        )
+    wording = load_wording(config.grm, config.grm_revision, config.allow_untrained_grm)
+    policy_ends = load_eos_token_ids(model_args, policy_tokenizer, trust_remote_code)
+
+    def check_tokens(rows: Dataset) -> None:
+        check_prompts(rows, policy_tokenizer)
+        check_completion_ids(rows, policy_tokenizer)
+
+    def check_rows(rows: Dataset) -> None:
+        check_dataset(rows, "samples", policy_ends)
+        check_tokens(rows)
+
+    bad_rows = []
+    if config.on_bad_row == "skip":
+        dataset, bad_rows = leave_out_bad_rows(dataset, check_rows, output_dir)
+    else:
+        check_dataset(dataset, "samples", policy_ends)
     server = None
     if server_config is not None and server_config.base_url is not None:
         ends = load_eos_token_ids(grm_args, grm_tokenizer, trust_remote_code)
@@ -216,6 +266,7 @@ def run(
 
     @cache  # loaded on first use: a finished run loads no model
     def load_models() -> tuple[GenerativeRewardModel, PreTrainedModel]:
+        check_tokens(dataset)
         policy, _ = load_model(model_args, trust_remote_code)
         reward_model, tokenizer = load_model(grm_args, trust_remote_code)
         grm = GenerativeRewardModel(
@@ -227,6 +278,8 @@ def run(
             server=server,
         )
         return grm, policy
+
+    num_scored = Counter()
 
     def score(shard: Dataset, index: int) -> Dataset:
         scored = score_dataset(
@@ -240,7 +293,21 @@ def run(
         )
         if server is not None and server.left_out:
             logger.warning(f"The server gave no usable answer, so far in this run: {dict(server.left_out)}")
+        num_scored["rows"] += len(shard)
         return scored
+
+    def check_answered(scored: Dataset) -> None:
+        if server is None:
+            return
+        counts = gather_counts(num_scored + Counter(answers=server.num_usable))
+        left_out = gather_counts(server.left_out)
+        # Of a run that was resumed, nobody knows what the server answered before
+        if counts["rows"] == len(scored) and left_out and not counts["answers"]:
+            raise EmptyResultError(
+                f"The server at {server_config.base_url} answered none of {left_out.total()} requests "
+                f"({', '.join(f'{reason}: {count}' for reason, count in left_out.most_common())}). "
+                f"{server.last_words()} Nothing was saved to {str(output_dir)!r}."
+            )
 
     settings = {
         **config_key(config),
@@ -251,8 +318,17 @@ def run(
     }
     if server is not None:
         settings["server"] = config_key(server_config)
-    scored = map_shards(dataset, score, output_dir, settings, config.shard_size)
+    # What was skipped is in the key, whatever the setting is
+    del settings["on_bad_row"]
+    scored = map_shards(
+        dataset, score, output_dir, settings, config.shard_size, check=check_answered, bad_rows=bad_rows
+    )
     verified = len(scored) - scored.data["rewrite"].null_count
+    if verified == 0:
+        logger.warning(
+            "No sample has a verified rewrite, so there is nothing to imitate. Does the reward model fit the policy "
+            "and the task, and is `--rewrite_max_new_tokens` large enough?"
+        )
     process_state().print(f"{verified} of {len(scored)} samples have a verified rewrite. Saved to {output_dir}")
     return scored
 
@@ -318,7 +394,7 @@ def score_dataset(
     elif locate_by == "question":
         located = grm.locate(*inputs[:3], kwargs)
     else:
-        raise ValueError(f"`locate_by` must be 'question' or 'probability', got {locate_by!r}.")
+        raise ConfigError(f"`locate_by` must be 'question' or 'probability', got {locate_by!r}.")
     error_steps = [
         -1 if correct and not rewrite_correct else step
         for correct, step in zip(dataset["correct"], located, strict=True)

@@ -92,7 +92,11 @@ class ProblemConfig:
 
 
 def load_problems(
-    config: ProblemConfig, task: Task, processing_class: "PreTrainedTokenizerBase", split: str = "train"
+    config: ProblemConfig,
+    task: Task,
+    processing_class: "PreTrainedTokenizerBase",
+    split: str = "train",
+    select_rows: Callable[[Dataset, Callable[[Dataset], Dataset]], Dataset] | None = None,
 ) -> Dataset:
     """
     Load problems as rows of the first stage: `prompt`, `reference` and `answer`, checked.
@@ -106,14 +110,21 @@ def load_problems(
             The policy's tokenizer. With a chat template, prompts become messages.
         split (`str`, *optional*, defaults to `"train"`):
             Split to load if `config` names none: this one, or `validation` where the task's dataset lacks it.
+        select_rows (`Callable`, *optional*):
+            Called with the raw rows and the function that reads and checks such rows, returns those to read.
 
     Raises:
         [`~rlmec_trl.data.schema.DatasetError`]: If a column is missing, or a row breaks the contract.
         `ValueError`: If neither `config` nor `task` names a dataset, or the task's dataset has no such split.
     """
-    problems = to_task_rows(_load_raw(config, task, split), task, processing_class, _row_reader(config, task))
-    check_dataset(problems, "task")
-    return problems
+
+    def read(rows: Dataset) -> Dataset:
+        problems = to_task_rows(rows, task, processing_class, _row_reader(config, task))
+        check_dataset(problems, "task")
+        return problems
+
+    raw = _load_raw(config, task, split)
+    return read(raw if select_rows is None else select_rows(raw, read))
 
 
 def to_task_rows(

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..data.errors import ConfigError
 from ..generation.processes import process_state
 from ..generation.server import ServerConfig, describe_error
 from .api.errors import RequestFailedError, TeacherError
@@ -50,7 +51,7 @@ class AnthropicEditor(JournaledEditor):
         settings = self.server_config
         for_servers = (settings.served_model, settings.extra_body, settings.api_key_env)
         if for_servers != (None, None, ServerConfig.api_key_env):
-            raise ValueError("`served_model`, `extra_body` and `api_key_env` are for servers only: unset them.")
+            raise ConfigError("`served_model`, `extra_body` and `api_key_env` are for servers only: unset them.")
         try:
             import anthropic  # noqa: F401
         except ImportError:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from datasets import Dataset, Value
 
 from ..credit.alignment import edit_distance
-from ..data.errors import UserError
+from ..data.errors import ConfigError, UserError
 from ..data.messages import is_conversational, message_text
 from ..data.steps import first_changed_step, split_steps
 from ..tasks.task import Task, load_object
@@ -98,7 +98,7 @@ def load_editor(path: str) -> Editor:
     """
     editor = load_object(path)
     if not callable(editor):
-        raise ValueError(
+        raise ConfigError(
             f"{path!r} is a `{type(editor).__name__}`, not an editor. Name a function, or an object with `__call__`, "
             "that takes problems, references and completions (see `rlmec_trl.teachers.editors.Editor`)."
         )

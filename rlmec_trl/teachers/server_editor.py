@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..data.errors import ConfigError
 from ..generation.server import describe_error, open_client
 from .api.errors import RequestFailedError, TeacherError
 from .api.journal import Answer
@@ -30,7 +31,7 @@ class ServerEditor(JournaledEditor):
 
     def _check_settings(self) -> None:
         if self.config.use_batches or self.config.effort is not None:
-            raise ValueError("`use_batches` and `effort` are for the Anthropic API only: unset them for a server.")
+            raise ConfigError("`use_batches` and `effort` are for the Anthropic API only: unset them for a server.")
 
     def _client(self) -> Any:
         return open_client(self.server_config)

@@ -6,6 +6,7 @@ import random
 import socket
 import traceback
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 from tokenizers import Tokenizer, decoders, models
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from trl import TrlParser
 
 from rlmec_trl.data.tokens import encode_completion, encode_prompt
-from rlmec_trl.generation.server import ServerConfig, ServerError, TokenServer
+from rlmec_trl.generation.server import ServerConfig, ServerError, TokenServer, describe_error
 from rlmec_trl.tasks import arithmetic
 from tests.fake_openai import KINDS, FakeServer, speak_as
 
@@ -528,3 +529,21 @@ def test_additional_fields_are_read_from_the_command_line_and_from_a_file(tmp_pa
         _, config = parser.parse_args_and_config(["--config", str(path)])
         assert config.extra_body == {"top_k": -1, "min_p": 0.1}
         assert config.concurrency == 3
+
+
+@pytest.mark.parametrize("text", ["\ud800 is half a pair", "a\udc00"])
+def test_what_a_server_says_can_be_stored(text):
+    """JSON may hold half a surrogate pair; a dataset, whose rows have it as their outcome, may not."""
+    assert describe_error(ValueError(text)).encode() and "half" in describe_error(ValueError(text + "half"))
+
+
+@pytest.mark.parametrize("token_ids", [[60], [-1], ["5"], [None], [True], [10**12]])
+def test_ids_that_the_tokenizer_does_not_have_are_left_out(token_ids, tokenizer):
+    server = TokenServer(ServerConfig("http://nowhere"), tokenizer, {tokenizer.eos_token_id})
+    assert len(tokenizer) == 60
+    choice = SimpleNamespace(finish_reason="length", text="", model_extra={"token_ids": token_ids})
+    usage = SimpleNamespace(completion_tokens=len(token_ids))
+    assert server._read([1], SimpleNamespace(choices=[choice], usage=usage)) == []
+    assert server.left_out == {"ids cannot be recovered exactly": 1}
+    choice.model_extra, choice.text = {}, "\ud800"
+    assert server._read([1], SimpleNamespace(choices=[choice], usage=usage)) == []

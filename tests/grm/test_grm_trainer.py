@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from rlmec_trl import GenerativeRewardModel, GRMConfig, GRMTrainer
 from rlmec_trl.data.schema import DatasetError
 from rlmec_trl.grm.grm_trainer import build_examples
-from rlmec_trl.grm.prompts import WORDING_FILE, load_wording
+from rlmec_trl.grm.prompts import WORDING_FILE, WordingError, load_wording
 from rlmec_trl.tasks.arithmetic import WORDING
 from rlmec_trl.tasks.wording import WORDING as DEFAULT_WORDING
 from rlmec_trl.tasks.wording import locate_prompt, rewrite_prompt
@@ -309,10 +309,13 @@ def test_the_wording_is_saved_with_the_model_and_its_checkpoints_and_found_again
     )
 
 
-def test_without_a_saved_wording_the_default_one_is_used(make_policy, tokenizer, tmp_path):
+def test_a_model_that_is_no_reward_model_is_refused_unless_it_is_meant(make_policy, tokenizer, tmp_path):
     make_policy().save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    assert GenerativeRewardModel.from_pretrained(str(tmp_path)).wording == DEFAULT_WORDING
+    with pytest.raises(WordingError, match="was not trained as a generative reward model: it has no grm_wording.json"):
+        GenerativeRewardModel.from_pretrained(str(tmp_path))
+    assert GenerativeRewardModel.from_pretrained(str(tmp_path), allow_untrained=True).wording == DEFAULT_WORDING
+    assert GenerativeRewardModel.from_pretrained(str(tmp_path), wording=WORDING).wording == WORDING
 
 
 def test_an_adapter_is_saved_with_its_wording_and_loaded_with_its_base_model(

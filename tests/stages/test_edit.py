@@ -44,15 +44,15 @@ def test_the_tasks_own_editor(folder):
 
 def test_an_editor_from_a_file(folder):
     (folder / "mine.py").write_text(
-        "def edit(problems, references, completions):\n    return [(0, 'x')] * len(problems)\n"
+        "def edit(problems, references, completions):\n    return [(0, references[0])] + [(0, 'x')] * 8\n"
     )
     edits = run(folder, teacher=f"{folder / 'mine.py'}:edit")
-    assert set(edits["edit_outcome"]) == {"wrong answer"}
+    assert set(edits["edit_outcome"]) == {"rewritten", "wrong answer"}
     # Another version of it is another teacher
     (folder / "mine.py").write_text(
-        "def edit(problems, references, completions):\n    return [(0, '')] * len(problems)\n"
+        "def edit(problems, references, completions):\n    return [(0, references[0])] + [(0, '')] * 8\n"
     )
-    assert set(run(folder, teacher=f"{folder / 'mine.py'}:edit")["edit_outcome"]) == {"empty"}
+    assert set(run(folder, teacher=f"{folder / 'mine.py'}:edit")["edit_outcome"]) == {"rewritten", "empty"}
 
 
 def test_the_rows_of_the_first_problems(folder):

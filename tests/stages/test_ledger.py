@@ -3,13 +3,14 @@
 import json
 import os
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import yaml
 from datasets import Dataset, load_from_disk
 
 from rlmec_trl.stages.ledger import Ledger
-from rlmec_trl.stages.output import write_atomically
+from rlmec_trl.stages.output import claim, publish, save_rows, write_atomically
 from rlmec_trl.stages.pipeline import Choice, Job, PipelineError
 
 
@@ -77,6 +78,22 @@ def test_a_finished_job_is_known_until_its_key_changes_or_its_output_is_gone(led
     (ledger.folder / "policy" / "model").unlink()
     (ledger.folder / "policy").rmdir()
     assert not ledger.is_finished(JOB) and ledger.refusals([JOB]) == []
+
+
+def test_a_finished_dataset_with_a_truncated_file_is_made_again(ledger):
+    """The stage itself names the file, and moves what is left aside."""
+
+    def save(config):
+        with claim(ledger.folder / "policy") as work_dir:
+            publish(partial(save_rows, Dataset.from_dict({"x": [1, 2]})), ledger.folder / "policy", "key", work_dir)
+
+    ledger.run(JOB, save)
+    assert ledger.is_finished(JOB)
+    (arrow_file,) = (ledger.folder / "policy").glob("*.arrow")
+    arrow_file.write_bytes(arrow_file.read_bytes()[:-1])
+    assert not ledger.is_finished(JOB) and ledger.refusals([JOB]) == []
+    ledger.run(JOB, save)
+    assert ledger.is_finished(JOB)
 
 
 def test_a_run_folder_may_move(ledger, tmp_path):

@@ -1,12 +1,17 @@
 """An output folder is replaced only where everything in it is our own, and held by one run at a time."""
 
+import errno
+import logging
 import os
+import re
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 from datasets import Dataset, load_from_disk
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +21,8 @@ from rlmec_trl.stages.output import (
     check_replaceable,
     check_result_file,
     claim,
+    claim_file,
+    find_damage,
     is_finished,
     publish,
     save_rows,
@@ -267,6 +274,177 @@ def test_a_second_run_fails_while_another_one_is_writing(tmp_path):
         first.kill()
         first.wait()
     save(DATASET, tmp_path / "out")
+
+
+@pytest.mark.parametrize("key", ["key", "other"])
+def test_a_second_run_that_arrives_while_the_first_publishes_is_told_so(tmp_path, key):
+    """Whatever state the folders are in: the checks must not run into files that are being moved."""
+    save(DATASET, tmp_path / "out", "key")
+    arrivals = []
+
+    def arrive():
+        arrivals.append(None)
+        with pytest.raises(OutputError, match="Another run is writing to '.*out'"):
+            with claim(tmp_path / "out", key):
+                pass
+
+    def save_slowly(folder):
+        arrive()
+        save_rows(DATASET.select([1]), folder)
+        (tmp_path / "out" / MARK).unlink()  # as it looks while the old result is moved away
+        arrive()
+        save_rows(DATASET.select([1]), tmp_path / "out")
+        for path in (tmp_path / "out").iterdir():
+            path.unlink()
+
+    with claim(tmp_path / "out") as work_dir:
+        publish(save_slowly, tmp_path / "out", "new", work_dir)
+    assert len(arrivals) == 2
+    assert is_finished(tmp_path / "out", "new")
+
+
+@pytest.mark.parametrize("moment", ["before the lock is opened", "after the lock was opened"])
+def test_a_run_that_arrives_while_the_first_removes_its_folder_begins_anew(tmp_path, monkeypatch, moment):
+    acquire, calls = FileLock.acquire, []
+
+    def lose_the_folder(lock, *args, **kwargs):
+        calls.append(None)
+        if len(calls) == 1 and moment == "before the lock is opened":
+            raise FileNotFoundError(lock.lock_file)
+        held = acquire(lock, *args, **kwargs)
+        if len(calls) == 1:
+            Path(lock.lock_file).unlink()
+        return held
+
+    monkeypatch.setattr(FileLock, "acquire", lose_the_folder)
+    save(DATASET, tmp_path / "out")
+    assert len(calls) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("error", [OutputError("no"), KeyboardInterrupt(), ZeroDivisionError()], ids=repr)
+def test_a_run_that_fails_before_any_shard_leaves_nothing_behind(tmp_path, error):
+    with pytest.raises(type(error)):
+        with claim(tmp_path / "out"):
+            raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_removed_once_its_result_is_found_complete(tmp_path):
+    """A kill leaves no time to clean up: after the last rename, the old result is still there."""
+    save(DATASET, tmp_path / "out", "key")
+    work_dir = tmp_path / ".out.rlmec_trl"
+    for name in ("result", "replaced"):
+        save_rows(DATASET, work_dir / name)
+    (work_dir / "lock").touch()
+    with claim(tmp_path / "out", "key"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert is_finished(tmp_path / "out", "key")
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
+    save(DATASET, tmp_path / "out", "old")
+    (tmp_path / ".out.rlmec_trl").mkdir()
+    (tmp_path / "out").rename(tmp_path / ".out.rlmec_trl" / "replaced")
+    with claim(tmp_path / "out", "new"):
+        assert is_finished(tmp_path / "out", "old")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_output_folder_may_be_a_link_to_one(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "results")
+    save(DATASET, tmp_path / "out", "first")
+    save(DATASET.select([1]), tmp_path / "out", "second")
+    assert (tmp_path / "out").is_symlink()
+    assert load_from_disk(tmp_path / "disk" / "results")["number"][:] == [1]
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.parent.name != "results") == [
+        "disk",
+        "out",
+        "results",
+    ]
+    with claim(tmp_path / "disk" / "results"):
+        with pytest.raises(OutputError, match="Another run is writing"):
+            save(DATASET, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["/", ".", "", "..", "loop", "file/out", "nul\0", "half\ud800", "~nobody-at-all/out"])
+def test_a_path_that_cannot_be_an_output_folder_is_refused_by_name(tmp_path, monkeypatch, name):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    path = str(tmp_path / name) if name[:1].isalpha() else name
+    before = contents(tmp_path)
+    with pytest.raises(OutputError, match=re.escape(repr(path))):
+        save(DATASET, path)
+    assert contents(tmp_path) == before
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_a_truncated_result_is_named_moved_aside_and_made_again(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("folder")
+    save(DATASET, folder / "out", "key")
+    names = sorted(path.name for path in (folder / "out").iterdir() if path.name != MARK)
+    damaged = data.draw(st.lists(st.sampled_from(names), min_size=1, unique=True))
+    for name in damaged:
+        path = folder / "out" / name
+        length = data.draw(st.none() | st.integers(0, path.stat().st_size - 1))
+        path.unlink() if length is None else path.write_bytes(path.read_bytes()[:length])
+    left = contents(folder / "out")
+    assert not is_finished(folder / "out", "key")
+    assert all(any(name in found for name in damaged) for found in find_damage(folder / "out"))
+    save(DATASET, folder / "out", "key")
+    assert load_from_disk(folder / "out").to_list() == DATASET.to_list()
+    assert contents(folder / "out.damaged-1") == left
+    assert sorted(path.name for path in folder.iterdir()) == ["out", "out.damaged-1"]
+
+
+def test_the_user_is_told_of_a_truncated_result_before_the_work(tmp_path, caplog):
+    save(DATASET, tmp_path / "out", "key")
+    (arrow_file,) = (tmp_path / "out").glob("*.arrow")
+    arrow_file.write_bytes(arrow_file.read_bytes()[:20])
+    (tmp_path / "out.damaged-1").write_text("mine")
+    with caplog.at_level(logging.WARNING), claim(tmp_path / "out", "key"):
+        message = caplog.text
+    assert "holds a damaged result (data-00000-of-00001.arrow has 20 of" in message
+    assert "moved to" in message and "out.damaged-2" in message
+    assert (tmp_path / "out.damaged-1").read_text() == "mine"
+
+
+def test_a_full_disk_is_named_and_the_earlier_result_stays(tmp_path):
+    save(DATASET, tmp_path / "out", "old")
+
+    def fail(folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+    with pytest.raises(OutputError, match="out' cannot be written: No space left on device"):
+        with claim(tmp_path / "out") as work_dir:
+            publish(fail, tmp_path / "out", "new", work_dir)
+    assert is_finished(tmp_path / "out", "old")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_error_of_the_work_is_not_taken_for_one_of_the_folder(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        with claim(tmp_path / "out"):
+            raise FileNotFoundError("the model's own")
+
+
+def test_a_second_run_is_told_that_a_result_file_is_taken(tmp_path):
+    with claim_file(tmp_path / "new" / "result.json", ["total"]):
+        with pytest.raises(OutputError, match="Another run will write '.*result.json'"):
+            with claim_file(tmp_path / "new" / "result.json", ["total"]):
+                pass
+    assert list((tmp_path / "new").iterdir()) == []
+    with claim_file(None, []), claim_file(None, []):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        with claim_file(tmp_path / "file" / "result.json", ["total"]):
+            pass
 
 
 FILE_NAMES = st.from_regex(r"[a-z]{1,8}(\.[a-z]{1,5})?", fullmatch=True)

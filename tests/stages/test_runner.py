@@ -1,5 +1,6 @@
 """Interrupted work resumes, other work starts from the beginning, and the number of processes changes nothing."""
 
+import logging
 import os
 import shutil
 import subprocess
@@ -8,9 +9,12 @@ from pathlib import Path
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value, load_from_disk
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from rlmec_trl.stages import runner
 from rlmec_trl.stages.output import OutputError
-from rlmec_trl.stages.runner import map_shards
+from rlmec_trl.stages.runner import EmptyResultError, map_shards
 
 
 ROOT = Path(__file__).parents[2]
@@ -239,6 +243,120 @@ def test_column_types_survive(tmp_path):
     result = map_shards(dataset, lambda shard, index: shard, tmp_path / "out", {}, shard_size=2)
     assert result.features == features
     assert result.to_list() == dataset.to_list()
+
+
+# --- Damage ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=12)
+@given(data=st.data())
+def test_a_damaged_shard_is_named_and_done_again(tmp_path_factory, data):
+    """Any of its files, cut to any length, missing or overwritten; or something else in its place."""
+    folder = tmp_path_factory.mktemp("folder")
+    interrupted(folder)
+    (shards_dir,) = folder.glob(".out.rlmec_trl/*.shards")
+    shard = shards_dir / "000000003-000000006"
+    name = data.draw(st.sampled_from(sorted(path.name for path in shard.iterdir())))
+    content = (shard / name).read_bytes()
+    kind = data.draw(st.sampled_from(["cut", "garbage", "missing", "file instead"]))
+    if kind == "cut":
+        (shard / name).write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+    elif kind == "garbage":
+        start = data.draw(st.integers(0, len(content) - 1))
+        (shard / name).write_bytes(content[:start] + bytes([content[start] ^ 0xFF]) + content[start + 1 :])
+    else:
+        shutil.rmtree(shard) if kind == "file instead" else (shard / name).unlink()
+        shard.touch() if kind == "file instead" else None
+    messages, calls = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner.logger, "warning", messages.append)
+        result = map_shards(DATASET, doubling(calls), folder / "out", {"seed": 0}, shard_size=3)
+    assert calls == [1, 2, 3]
+    assert len(messages) == 1 and str(shard) in messages[0]
+    assert result.to_list() == expected_rows()
+    assert [path.name for path in folder.iterdir()] == ["out"]
+
+
+def test_a_result_that_cannot_be_read_is_made_again(tmp_path, caplog):
+    map_shards(DATASET, doubling([]), tmp_path / "out", {"seed": 0}, shard_size=3)
+    path = tmp_path / "out" / "state.json"
+    path.write_bytes(b"?" * path.stat().st_size)
+    calls = []
+    with caplog.at_level(logging.WARNING):
+        result = map_shards(DATASET, doubling(calls), tmp_path / "out", {"seed": 0}, shard_size=3)
+    assert "holds a damaged result" in caplog.text
+    assert calls == [0, 1, 2, 3]
+    assert result.to_list() == expected_rows()
+
+
+def test_shards_of_other_settings_are_kept_and_told_of(tmp_path, caplog):
+    """They may have cost hours. With their settings, the run resumes."""
+    interrupted(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        map_shards(DATASET, doubling([]), tmp_path / "out", {"seed": 1}, shard_size=3)
+    assert ".out.rlmec_trl' has unfinished work of runs with other rows or settings" in caplog.text
+    calls = []
+    map_shards(DATASET, doubling(calls), tmp_path / "out", {"seed": 0}, shard_size=3)
+    assert calls == [2, 3]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+# --- Nothing to save -------------------------------------------------------------------------------------------------
+
+
+def refuse(rows):
+    raise EmptyResultError(f"{len(rows)} rows of no use")
+
+
+def test_an_empty_result_keeps_the_earlier_one_and_no_shard(tmp_path):
+    map_shards(DATASET, doubling([]), tmp_path / "out", {"seed": 0}, shard_size=3)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    for _ in range(2):
+        calls = []
+        with pytest.raises(EmptyResultError, match="11 rows of no use"):
+            map_shards(DATASET, doubling(calls), tmp_path / "out", {"seed": 1}, shard_size=3, check=refuse)
+        assert calls == [0, 1, 2, 3], "a shard of nothing is not taken for finished work"
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+# --- Two runs --------------------------------------------------------------------------------------------------------
+
+HELD = """
+import sys
+from datasets import Dataset
+from rlmec_trl.stages.runner import map_shards
+
+def work(shard, index):
+    print("at work", flush=True)
+    sys.stdin.readline()
+    return shard.map(lambda row: {"double": 2 * row["number"]})
+
+dataset = Dataset.from_dict({"number": list(range(11)), "text": [f"row {index}" for index in range(11)]})
+map_shards(dataset, work, sys.argv[1], {"seed": 0}, shard_size=6)
+"""
+
+
+def test_a_second_process_is_told_that_the_first_is_at_work_and_takes_nothing_from_it(tmp_path):
+    command = [sys.executable, "-c", HELD, str(tmp_path / "out")]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as first:
+        for _ in range(2):
+            assert first.stdout.readline() == "at work\n"
+            # With the same settings, and with others
+            for seed in (0, 1):
+                with pytest.raises(OutputError, match="Another run is writing to '.*out'. Wait for it to end"):
+                    map_shards(DATASET, doubling([]), tmp_path / "out", {"seed": seed}, shard_size=6)
+            first.stdin.write("\n")
+            first.stdin.flush()
+        first.communicate(timeout=300)
+        assert first.returncode == 0
+    calls = []
+    result = map_shards(DATASET, doubling(calls), tmp_path / "out", {"seed": 0}, shard_size=6)
+    assert calls == []
+    assert result.to_list() == expected_rows()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 # --- Several processes -----------------------------------------------------------------------------------------------

@@ -13,6 +13,10 @@ from filelock import FileLock, Timeout
 from ...data.errors import UserError
 
 
+class JournalError(UserError, ValueError):
+    """The journal cannot be read or written."""
+
+
 class JournalInUseError(UserError, RuntimeError):
     """Another run is writing to the journal."""
 
@@ -82,24 +86,30 @@ class Journal:
 
     Raises:
         [`JournalInUseError`]: If another run is writing the same file.
-        `ValueError`: If a line that is not the last of its file cannot be read.
+        [`JournalError`]: If a line that is not the last of its file cannot be read, or the folder cannot be written.
     """
 
     def __init__(self, directory: str | os.PathLike, process_index: int = 0, num_processes: int = 1):
         self.directory = Path(directory)
         self._process_index, self._num_processes = process_index, num_processes
-        self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / f"answers-{process_index}.jsonl"
         self._thread_lock = threading.Lock()
         self._lock = FileLock(path.with_suffix(".lock"))
         try:
+            self.directory.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         except Timeout:
             raise JournalInUseError(
                 f"Another run is writing to the journal {str(self.directory)!r}. Wait for it to end, or name another "
                 "journal with `--journal_dir`: two runs that do not see each other's answers would pay twice."
             ) from None
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        except OSError as error:
+            self._lock.release()
+            raise JournalError(
+                f"The journal {str(self.directory)!r} cannot be written: {error.strerror or error}. Fix this, or name "
+                "another with `--journal_dir`."
+            ) from None
         try:
             self._cut_half_written_line()
             self.reload()
@@ -123,7 +133,7 @@ class Journal:
                     record = json.loads(line)
                     self._apply(record)
                 except (ValueError, TypeError, KeyError) as error:
-                    raise ValueError(
+                    raise JournalError(
                         f"Line {number} of {str(path)!r} is damaged ({error}). Every line is an answer that was paid "
                         "for: fix it, or delete it to have it requested again."
                     ) from None
