@@ -5,6 +5,7 @@ from inspect import Signature, signature
 from typing import Any
 
 import pyarrow.compute as pc
+import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +14,7 @@ from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from ..credit.paper import PAPER
+from ..data.batches import num_repeated_rows
 from ..data.messages import message_text
 from ..data.schema import check_dataset
 from ..data.tokens import encode_completion, encode_rewrite
@@ -107,6 +109,7 @@ class GRMTrainer(SFTTrainer):
         if not isinstance(args, GRMConfig):
             raise TypeError(f"`args` must be a `GRMConfig`, got `{type(args).__name__}`.")
         self.wording = wording
+        self._eval_sums = []  # of each batch, the loss times its tokens, and these tokens
         super().__init__(model, args, *others, **kwargs)
 
     # What help() and editors show: the arguments of `SFTTrainer`, and ours
@@ -168,6 +171,39 @@ class GRMTrainer(SFTTrainer):
                 )
         return mixture
 
+    def _without_repeats(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The current batch of the dataloader, in which rows that only fill it up have no labels."""
+        num_repeats = num_repeated_rows(self.accelerator.gradient_state.active_dataloader)
+        if num_repeats == 0 or self.padding_free:  # without padding, a batch is one sequence
+            return batch
+        labels = batch["labels"].clone()
+        labels[-num_repeats:] = -100
+        return {**batch, "labels": labels}
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        return super().get_batch_samples(map(self._without_repeats, epoch_iterator), num_batches, device)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._without_repeats(inputs)
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        num_tokens = (inputs["labels"][:, 1:] != -100).sum()
+        self._eval_sums.append(torch.stack([loss.float() * num_tokens, num_tokens.float()]))
+        return loss, logits, labels
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        self._eval_sums.clear()
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        # `Trainer` averages the losses of batches, which have different numbers of tokens
+        if self._eval_sums:
+            loss, num_tokens = self.accelerator.reduce(torch.stack(self._eval_sums).sum(0), reduction="sum")
+            output.metrics[f"{metric_key_prefix}_loss"] = (loss / num_tokens.clamp(min=1)).item()
+        return output
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        save_wording(self.wording, output_dir or self.args.output_dir)
+        if self.args.should_save:  # all processes come here, before the first one has made the folder
+            save_wording(self.wording, output_dir or self.args.output_dir)
