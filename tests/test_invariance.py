@@ -14,7 +14,13 @@ NUM_STEPS = 10
 # The last step has three rows: the second of two processes has none of them, and both are filled up
 NUM_ROWS = BATCH_SIZE * (NUM_STEPS - 1) + 3
 # Depend on the clock, or count batches
-NOT_COMPARED = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_model_preparation_time", "epoch"}
+NOT_COMPARED = {
+    "eval_runtime",
+    "eval_samples_per_second",
+    "eval_steps_per_second",
+    "eval_model_preparation_time",
+    "epoch",
+}
 # `SFTTrainer` counts all tokens that went through the model
 PROCESSED = {"num_tokens", "eval_num_tokens"}
 # `SFTTrainer` averages these over the batches of an evaluation, each with its own number of tokens

@@ -1,8 +1,8 @@
 """Models for inference, by path or name."""
 
 import hashlib
-import json
 from pathlib import Path
+from typing import Any
 
 from transformers import (
     AutoConfig,
@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 from trl import ModelConfig, get_quantization_config
 
+from ..data.adapters import adapter_base
 from .inference import eos_token_ids
 from .processes import process_state
 
@@ -28,28 +29,28 @@ _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
 def model_fingerprint(name_or_path: str, revision: str = "main") -> str:
     """
     Fingerprint that changes with a model: of a folder, wherever it is, the sizes and times of its weight files and the
-    content of its settings (with the fingerprint of its base model, if it is an adapter); of a name on the Hub, the
-    commit.
+    content of its settings; of a name on the Hub, the commit. The fingerprint of an adapter ends with that of its base
+    model.
     """
+    base = adapter_base(name_or_path, revision)
     folder = Path(name_or_path)
     if not folder.is_dir():
         config = cached_file(
             name_or_path,
-            "config.json",
+            "config.json" if base is None else "adapter_config.json",
             revision=revision,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
             _raise_exceptions_for_gated_repo=False,
         )
-        return f"{name_or_path}@{extract_commit_hash(config, None) or revision}"
+        own = f"{name_or_path}@{extract_commit_hash(config, None) or revision}"
+        return own if base is None else f"{own} {model_fingerprint(*base)}"
     weights = sorted(file for file in folder.iterdir() if file.suffix in _WEIGHTS)
     parts = [f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in weights]
     settings = [folder / name for name in _SETTINGS if (folder / name).exists()]
     parts += [f"{file.name}:{hashlib.sha256(file.read_bytes()).hexdigest()}" for file in settings]
-    adapter = folder / "adapter_config.json"
-    if adapter.exists():
-        base = json.loads(adapter.read_text(encoding="utf-8"))
-        parts.append(model_fingerprint(base["base_model_name_or_path"], base.get("revision") or "main"))
+    if base is not None and base[0] != name_or_path:
+        parts.append(model_fingerprint(*base))
     return " ".join(parts)
 
 
@@ -57,7 +58,8 @@ def load_model(
     model_args: ModelConfig, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
-    Load a causal language model and its tokenizer on this process's device, in evaluation mode.
+    Load a causal language model, or an adapter with its base model, and its tokenizer on this process's device, in
+    evaluation mode.
 
     Args:
         model_args ([`~trl.ModelConfig`]):
@@ -68,7 +70,7 @@ def load_model(
     quantization_config = get_quantization_config(model_args)
     model = AutoModelForCausalLM.from_pretrained(
         model_args.model_name_or_path,
-        revision=model_args.model_revision,
+        **model_revisions(model_args.model_name_or_path, model_args.model_revision),
         trust_remote_code=trust_remote_code,
         dtype=model_args.dtype,
         attn_implementation=model_args.attn_implementation,
@@ -78,6 +80,15 @@ def load_model(
     if quantization_config is None:
         model = model.to(process_state().device)
     return model.eval(), load_tokenizer(model_args, trust_remote_code)
+
+
+def model_revisions(name_or_path: str, revision: str = "main") -> dict[str, Any]:
+    """
+    The revisions as [`~transformers.AutoModelForCausalLM.from_pretrained`] takes them. It would read the base model of
+    an adapter at the revision of the adapter.
+    """
+    base = adapter_base(name_or_path, revision)
+    return {"revision": revision if base is None else base[1], "adapter_kwargs": {"revision": revision}}
 
 
 def load_tokenizer(model_args: ModelConfig, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -102,6 +113,8 @@ def load_eos_token_ids(
             Whether to run Python code that the model's repository ships.
     """
     name_or_path, revision = model_args.model_name_or_path, model_args.model_revision
+    # An adapter has no configuration of its own
+    name_or_path, revision = adapter_base(name_or_path, revision) or (name_or_path, revision)
     try:
         generation_config = GenerationConfig.from_pretrained(name_or_path, revision=revision)
     except OSError:

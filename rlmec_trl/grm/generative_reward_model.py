@@ -15,6 +15,7 @@ from ..data.messages import message_text
 from ..data.steps import split_steps
 from ..data.tokens import step_prefix_ids
 from ..generation.inference import completion_logps, evaluation_mode, generate_ids, length_batches, padding_id
+from ..generation.loading import model_revisions
 from ..generation.processes import process_state
 from ..generation.server import TokenServer
 from ..tasks.wording import WORDING, Wording, parse_locate
@@ -84,7 +85,7 @@ class GenerativeRewardModel:
 
         Args:
             model_name_or_path (`str`):
-                Path, or name on the Hub.
+                Path, or name on the Hub, of a model or an adapter.
             revision (`str`, *optional*, defaults to `"main"`):
                 Revision on the Hub, of the model, its tokenizer and its wording.
             trust_remote_code (`bool`, *optional*, defaults to `False`):
@@ -93,10 +94,15 @@ class GenerativeRewardModel:
                 Arguments of the constructor. `model_init_kwargs` is passed to
                 [`~transformers.AutoModelForCausalLM.from_pretrained`].
         """
-        source = {"revision": revision, "trust_remote_code": trust_remote_code}
-        model_init_kwargs = kwargs.pop("model_init_kwargs", {})
-        model = AutoModelForCausalLM.from_pretrained(model_name_or_path, **source, **model_init_kwargs)
-        tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, **source)
+        model = AutoModelForCausalLM.from_pretrained(
+            model_name_or_path,
+            trust_remote_code=trust_remote_code,
+            **model_revisions(model_name_or_path, revision),
+            **kwargs.pop("model_init_kwargs", {}),
+        )
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_name_or_path, revision=revision, trust_remote_code=trust_remote_code
+        )
         kwargs.setdefault("wording", load_wording(model_name_or_path, revision))
         return cls(model.to(process_state().device), tokenizer, **kwargs)
 

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow.compute as pc
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer
@@ -14,6 +15,7 @@ from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from ..credit.paper import PAPER
+from ..data.adapters import note_base_revision, refuse_adapter, unchanged_dtypes
 from ..data.batches import num_repeated_rows
 from ..data.messages import message_text
 from ..data.schema import check_dataset
@@ -110,7 +112,12 @@ class GRMTrainer(SFTTrainer):
             raise TypeError(f"`args` must be a `GRMConfig`, got `{type(args).__name__}`.")
         self.wording = wording
         self._eval_sums = []  # of each batch, the loss times its tokens, and these tokens
+        revision = (args.model_init_kwargs or {}).get("revision") or "main"
+        if isinstance(model, str):
+            refuse_adapter(model, revision)
         super().__init__(model, args, *others, **kwargs)
+        if isinstance(model, str) and is_peft_model(self.model):
+            note_base_revision(self.model, revision)
 
     # What help() and editors show: the arguments of `SFTTrainer`, and ours
     __init__.__signature__ = Signature(
@@ -180,6 +187,10 @@ class GRMTrainer(SFTTrainer):
         labels[-num_repeats:] = -100
         return {**batch, "labels": labels}
 
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        with unchanged_dtypes(self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         return super().get_batch_samples(map(self._without_repeats, epoch_iterator), num_batches, device)
 
@@ -194,9 +205,7 @@ class GRMTrainer(SFTTrainer):
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
         self._eval_sums.clear()
-        output = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-        )
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         # `Trainer` averages the losses of batches, which have different numbers of tokens
         if self._eval_sums:
             loss, num_tokens = self.accelerator.reduce(torch.stack(self._eval_sums).sum(0), reduction="sum")

@@ -2,6 +2,7 @@
 
 import copy
 from collections import defaultdict
+from dataclasses import replace
 from functools import wraps
 from inspect import signature
 
@@ -17,6 +18,7 @@ from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from ..credit.paper import PAPER
 from ..credit.preparation import PREPARED_COLUMNS, PREPARED_FEATURES, RewardSettings, prepare_row
+from ..data.adapters import note_base_revision, refuse_adapter, unchanged_dtypes
 from ..data.batches import num_repeated_rows
 from ..data.errors import ConfigError
 from ..data.schema import check_dataset
@@ -89,14 +91,21 @@ class RLMECTrainer(SFTTrainer):
         self._refuse_unsupported(args)
         # Checked before the model is loaded, as far as the arguments show it
         init_kwargs = args.model_init_kwargs or {}
+        revision = init_kwargs.get("revision") or "main"
+        if isinstance(model, str):
+            refuse_adapter(model, revision)
         tp_size = init_kwargs.get("tp_size") if isinstance(model, str) else model.tp_size
         self._refuse_parallelism(args.parallelism_config, bool(init_kwargs.get("tp_plan")) or (tp_size or 1) > 1)
 
         # `SFTTrainer` rejects losses other than its own. The caller's config is not modified.
         args = copy.copy(args)
+        # Streams would be dispatched by default
+        args.accelerator_config = replace(args.accelerator_config, dispatch_batches=False)
         loss_type, args.loss_type = args.loss_type, "nll"
         super().__init__(model, args, data_collator, *others, **kwargs)
         self.args.loss_type = loss_type
+        if isinstance(model, str) and is_peft_model(self.model):
+            note_base_revision(self.model, revision)
         # `accelerate launch` and DeepSpeed configure it too, which only the accelerator knows
         self._refuse_parallelism(self.accelerator.parallelism_config, self.get_tp_size() > 1)
         if data_collator is None:
@@ -132,8 +141,8 @@ class RLMECTrainer(SFTTrainer):
             raise ValueError("Use `imitation_label_smoothing` instead of `label_smoothing_factor`.")
         if args.accelerator_config.dispatch_batches:
             raise ConfigError(
-                "`RLMECTrainer` does not support `dispatch_batches`, which cuts a batch into rows: a row has up to two "
-                "sequences. Leave it unset in `accelerator_config`."
+                "`RLMECTrainer` does not support `dispatch_batches`, which cuts a batch into rows, because a batch "
+                "has up to two sequences for each row. Leave it unset in `accelerator_config`."
             )
         if args.truncation_mode != "keep_start":
             raise ValueError("`RLMECTrainer` supports only `truncation_mode='keep_start'`.")
@@ -260,6 +269,10 @@ class RLMECTrainer(SFTTrainer):
             "policy_mask": batch["policy_mask"].masked_fill(ignored, False),
         }
 
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        with unchanged_dtypes(self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         return super().get_batch_samples(map(self._without_repeats, epoch_iterator), num_batches, device)
 
@@ -352,11 +365,9 @@ class RLMECTrainer(SFTTrainer):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
-        output = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-        )
-        # `Trainer` averages the losses of batches, which have different numbers of tokens. As in an optimizer step, each
-        # term is divided by its count over the whole dataset.
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        # `Trainer` averages the losses of batches, which have different numbers of tokens. As in an optimizer step,
+        # each term is divided by its count over the whole dataset.
         means = {name: total / max(count, 1) for name, (total, count) in self._metric_sums["eval"].items()}
         if means:
             loss = self.args.policy_coef * means["policy_loss"] + self.args.imitation_coef * means["imitation_loss"]
