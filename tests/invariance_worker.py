@@ -32,6 +32,8 @@ RUNS = {
     "grm": None,
 }
 
+NUM_SCORED = 25
+
 
 @contextmanager
 def fsdp_on_cpu():
@@ -56,7 +58,7 @@ def make_trainer(folder, run, batch_size, accumulation_steps=1, **settings):
     settings = {
         "output_dir": f"{folder}/out",
         "per_device_train_batch_size": batch_size,
-        "per_device_eval_batch_size": batch_size,
+        "per_device_eval_batch_size": max(batch_size, 3),
         "gradient_accumulation_steps": accumulation_steps,
         "num_train_epochs": 1,
         "train_sampling_strategy": "sequential",
@@ -120,11 +122,12 @@ def score_rows(folder, name, batch_size):
         task="arithmetic",
         locate_by="probability",
         rewrite_topk=3,
-        rewrite_max_new_tokens=8,
+        rewrite_max_new_tokens=4,
         score_batch_size=batch_size,
-        shard_size=10,
+        shard_size=8,
     )
-    scored = score.run(config, load_from_disk(f"{folder}/rows"), f"{folder}/{name}", ModelConfig(f"{folder}/policy"))
+    rows = load_from_disk(f"{folder}/rows").select(range(NUM_SCORED))
+    scored = score.run(config, rows, f"{folder}/{name}", ModelConfig(f"{folder}/policy"))
     return scored.to_dict()
 
 

@@ -128,16 +128,18 @@ class TestTraining:
         assert (folder / f"saved_{name}" / "grm_wording.json").exists() == (name == "grm")
 
 
-class TestScoring:
-    @pytest.fixture(scope="class")
-    def scored(self, folder, worker):
-        return worker["score_rows"](folder, "scored_16", 16)
+@pytest.fixture(scope="module")
+def scored(folder, worker):
+    scored = worker["score_rows"](folder, "scored_16", 16)
+    assert len(scored["token_probs"]) == worker["NUM_SCORED"]
+    return scored
 
+
+class TestScoring:
     def assert_same_scores(self, found, expected):
         for name in ("token_probs", "old_logps"):
             for row, reference in zip(found[name], expected[name], strict=True):
                 assert row == pytest.approx(reference, abs=1e-6), name
-        assert len(found["token_probs"]) == NUM_ROWS
         # Texts and ids, which have no tolerance
         for name in ("completion", "rewrite", "rewrite_ids", "rewrite_topk_ids"):
             assert found[name] == expected[name], name

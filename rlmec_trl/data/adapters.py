@@ -23,8 +23,8 @@ def adapter_base(name_or_path: str, revision: str = "main") -> tuple[str, str] |
             Its revision on the Hub.
 
     Returns:
-        `tuple[str, str]`, *optional*: Path or Hub name of the base model, and its revision, which is independent of the
-        adapter's. `None` if this is not an adapter.
+        `tuple[str, str]`, *optional*: Path or Hub name of the base model, and its revision, which is not that of the
+        adapter. `None` if this is not an adapter.
     """
     file = find_adapter_config_file(name_or_path, revision=revision)
     if file is None:
@@ -55,8 +55,8 @@ def unchanged_dtypes(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """
     Keep the dtypes of a model's parameters while a checkpoint is loaded into it.
 
-    TRL trains the adapter of a quantized model in bfloat16, and PEFT makes it float32 when it loads it: without this, a
-    resumed run is another one.
+    TRL trains the adapter of a quantized model in bfloat16, but PEFT makes it float32 when it loads a checkpoint, so
+    that a resumed run would differ from an uninterrupted one.
     """
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     yield

@@ -91,11 +91,12 @@ class RLMECTrainer(SFTTrainer):
         self._refuse_unsupported(args)
         # Checked before the model is loaded, as far as the arguments show it
         init_kwargs = args.model_init_kwargs or {}
+        tp_size = init_kwargs.get("tp_size") if isinstance(model, str) else model.tp_size
+        self._refuse_parallelism(args.parallelism_config, bool(init_kwargs.get("tp_plan")) or (tp_size or 1) > 1)
+
         revision = init_kwargs.get("revision") or "main"
         if isinstance(model, str):
             refuse_adapter(model, revision)
-        tp_size = init_kwargs.get("tp_size") if isinstance(model, str) else model.tp_size
-        self._refuse_parallelism(args.parallelism_config, bool(init_kwargs.get("tp_plan")) or (tp_size or 1) > 1)
 
         # `SFTTrainer` rejects losses other than its own. The caller's config is not modified.
         args = copy.copy(args)
