@@ -14,3 +14,7 @@ class ConfigError(UserError, ValueError):
 
 class DatasetError(UserError, ValueError):
     """A dataset that a stage cannot use. The message names the row, the column, the value, and the fix."""
+
+
+class ModelError(UserError, ValueError):
+    """A model or tokenizer cannot be loaded. The message has its path and what is wrong there."""

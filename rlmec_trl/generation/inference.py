@@ -5,10 +5,12 @@ from contextlib import contextmanager
 
 import torch
 from accelerate.utils import is_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import add_fused_lm_head, pad
 
+from ..data.errors import ConfigError
 from .processes import process_state
 
 
@@ -45,8 +47,16 @@ def fused_lm_head(model: PreTrainedModel) -> Iterator[None]:
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Causal language model, with or without such a head of its own.
+
+    Raises:
+        [`~rlmec_trl.data.errors.ConfigError`]: If an adapter changes the LM head, whose weight is read directly.
     """
     model = model.get_base_model() if is_peft_model(model) else model
+    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+        raise ConfigError(
+            "The adapter changes the LM head, which is read past it. Merge the adapter into its base model, and name "
+            "the merged model."
+        )
     own_forward = vars(model).get("forward")
     add_fused_lm_head(model, cast_lm_head_to_fp32=True)
     try:

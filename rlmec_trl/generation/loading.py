@@ -1,11 +1,9 @@
 """Models for inference, by path or name. What is wrong with one is told in a sentence, with its path."""
 
 import hashlib
-import json
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,8 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 from trl import ModelConfig, get_quantization_config
 
-from ..data.errors import UserError
+from ..data.adapters import adapter_base, read_json_object
+from ..data.errors import ModelError, UserError
 from .inference import eos_token_ids
 from .processes import process_state
 
@@ -46,10 +45,6 @@ _LOADING_ERRORS = (
     pickle.UnpicklingError,
     SafetensorError,
 )
-
-
-class ModelError(UserError, ValueError):
-    """A model or tokenizer cannot be loaded. The message has its path and what is wrong there."""
 
 
 @contextmanager
@@ -106,7 +101,7 @@ def check_model(
     """
     if is_folder(name_or_path):
         _check_folder(Path(name_or_path), trust_remote_code)
-    elif _adapter_base(name_or_path, revision) is None:
+    elif adapter_base(name_or_path, revision) is None:
         with translated_errors("model", name_or_path):
             AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     if needs_tokenizer:
@@ -141,7 +136,7 @@ def is_folder(name_or_path: str | None) -> bool:
 def _check_folder(folder: Path, trust_remote_code: bool) -> None:
     _check_settings(folder)
     _check_weights(folder)
-    base = _adapter_base(str(folder))
+    base = adapter_base(str(folder))
     if base is not None:
         try:
             check_model(*base, needs_tokenizer=False, trust_remote_code=trust_remote_code)
@@ -153,19 +148,9 @@ def _check_settings(folder: Path) -> None:
     """Check that those files with settings that a model has are JSON objects."""
     for name in _SETTINGS:
         if (folder / name).exists():
-            _read_settings(folder / name)
+            read_json_object(folder / name)
     if not any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
         raise ModelError(f"{str(folder)!r} holds no model: it has no config.json (nor an adapter_config.json).")
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{str(path)!r} cannot be read ({error}). Save the model again.") from None
-    if not isinstance(settings, dict):
-        raise ModelError(f"{str(path)!r} is not a JSON object. Save the model again.")
-    return settings
 
 
 def _check_weights(folder: Path) -> None:
@@ -174,7 +159,7 @@ def _check_weights(folder: Path) -> None:
     if not files:
         raise ModelError(f"{str(folder)!r} holds no weights (a *.safetensors or *.bin file). Save the model again.")
     for index in folder.glob("*.index.json"):
-        parts = _read_settings(index).get("weight_map")
+        parts = read_json_object(index).get("weight_map")
         missing = sorted({str(part) for part in parts.values() if not (folder / str(part)).is_file()}) if parts else []
         if missing:
             raise ModelError(f"{str(folder)!r} lacks {missing[0]!r}, which {index.name} lists. Save the model again.")
@@ -191,47 +176,30 @@ def _check_weights(folder: Path) -> None:
                 ) from None
 
 
-def _adapter_base(name_or_path: str, revision: str = "main") -> tuple[str, str] | None:
-    """Name and revision of the base model of an adapter; `None` for a model of its own."""
-    file = cached_file(
-        name_or_path,
-        "adapter_config.json",
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
-    if file is None:
-        return None
-    settings = _read_settings(Path(file))
-    if not isinstance(settings.get("base_model_name_or_path"), str):
-        raise ModelError(f"{str(file)!r} names no base model (`base_model_name_or_path`).")
-    return settings["base_model_name_or_path"], settings.get("revision") or "main"
-
-
 def model_fingerprint(name_or_path: str, revision: str = "main") -> str:
     """
     Fingerprint that changes with a model: of a folder, wherever it is, the sizes and times of its weight files and the
-    content of its settings (with the fingerprint of its base model, if it is an adapter); of a name on the Hub, the
-    commit.
+    content of its settings; of a name on the Hub, the commit. The fingerprint of an adapter ends with that of its base
+    model.
     """
+    base = adapter_base(name_or_path, revision)
     folder = Path(name_or_path)
     if not is_folder(name_or_path):
         config = cached_file(
             name_or_path,
-            "config.json",
+            "config.json" if base is None else "adapter_config.json",
             revision=revision,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
             _raise_exceptions_for_gated_repo=False,
         )
-        return f"{name_or_path}@{extract_commit_hash(config, None) or revision}"
+        own = f"{name_or_path}@{extract_commit_hash(config, None) or revision}"
+        return own if base is None else f"{own} {model_fingerprint(*base)}"
     weights = sorted(file for file in folder.iterdir() if file.suffix in _WEIGHTS)
     parts = [f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in weights]
     settings = [folder / name for name in _SETTINGS if (folder / name).exists()]
     parts += [f"{file.name}:{hashlib.sha256(file.read_bytes()).hexdigest()}" for file in settings]
-    base = _adapter_base(name_or_path)
-    if base is not None:
+    if base is not None and base[0] != name_or_path:
         parts.append(model_fingerprint(*base))
     return " ".join(parts)
 
@@ -240,7 +208,8 @@ def load_model(
     model_args: ModelConfig, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
-    Load a causal language model and its tokenizer on this process's device, in evaluation mode.
+    Load a causal language model, or an adapter with its base model, and its tokenizer on this process's device, in
+    evaluation mode.
 
     Args:
         model_args ([`~trl.ModelConfig`]):
@@ -254,7 +223,7 @@ def load_model(
     quantization_config = get_quantization_config(model_args)
     model = load_weights(
         model_args.model_name_or_path,
-        revision=model_args.model_revision,
+        model_args.model_revision,
         trust_remote_code=trust_remote_code,
         dtype=model_args.dtype,
         attn_implementation=model_args.attn_implementation,
@@ -266,9 +235,9 @@ def load_model(
     return model.eval(), load_tokenizer(model_args, trust_remote_code)
 
 
-def load_weights(name_or_path: str, **kwargs) -> PreTrainedModel:
+def load_weights(name_or_path: str, revision: str = "main", **kwargs) -> PreTrainedModel:
     """
-    [`~transformers.AutoModelForCausalLM.from_pretrained`], for a model that has all its weights.
+    [`~transformers.AutoModelForCausalLM.from_pretrained`], for a model that has all its weights, or an adapter.
 
     Raises:
         [`ModelError`]: If the model cannot be loaded, or some of its weights are missing: these would be random.
@@ -276,13 +245,24 @@ def load_weights(name_or_path: str, **kwargs) -> PreTrainedModel:
     if is_folder(name_or_path):
         _check_folder(Path(name_or_path), kwargs.get("trust_remote_code", False))
     with translated_errors("model", name_or_path):
-        model, info = AutoModelForCausalLM.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name_or_path, **_revisions(name_or_path, revision), output_loading_info=True, **kwargs
+        )
     if info["missing_keys"]:
         raise ModelError(
             f"The model {name_or_path!r} lacks {len(info['missing_keys'])} of its weights, such as "
             f"{min(info['missing_keys'])!r}. Save it again."
         )
     return model
+
+
+def _revisions(name_or_path: str, revision: str) -> dict[str, Any]:
+    """
+    The revisions as [`~transformers.AutoModelForCausalLM.from_pretrained`] takes them. It would read the base model of
+    an adapter at the revision of the adapter.
+    """
+    base = adapter_base(name_or_path, revision)
+    return {"revision": revision if base is None else base[1], "adapter_kwargs": {"revision": revision}}
 
 
 def load_tokenizer(model_args: ModelConfig, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -324,16 +304,14 @@ def load_eos_token_ids(
         [`ModelError`]: If its configuration cannot be loaded.
     """
     name_or_path, revision = model_args.model_name_or_path, model_args.model_revision
+    # An adapter has no configuration of its own
+    name_or_path, revision = adapter_base(name_or_path, revision) or (name_or_path, revision)
     if is_folder(name_or_path):
         _check_settings(Path(name_or_path))
     try:
         generation_config = GenerationConfig.from_pretrained(name_or_path, revision=revision)
     except OSError:
-        # There is none: the model would make it of its own configuration, an adapter's of that of its base model
-        base = _adapter_base(name_or_path, revision)
-        if base is not None:
-            base_args = replace(model_args, model_name_or_path=base[0], model_revision=base[1])
-            return load_eos_token_ids(base_args, processing_class, trust_remote_code)
+        # There is none: the model would make it of its own configuration
         with translated_errors("configuration of", name_or_path):
             config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
         generation_config = GenerationConfig.from_model_config(config)
@@ -348,9 +326,7 @@ def load_max_length(model_args: ModelConfig, trust_remote_code: bool = False) ->
         [`ModelError`]: If its configuration cannot be loaded.
     """
     name_or_path, revision = model_args.model_name_or_path, model_args.model_revision
-    base = _adapter_base(name_or_path, revision)
-    if base is not None:
-        name_or_path, revision = base
+    name_or_path, revision = adapter_base(name_or_path, revision) or (name_or_path, revision)
     with translated_errors("configuration of", name_or_path):
         config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     return getattr(config.get_text_config(), "max_position_embeddings", None)

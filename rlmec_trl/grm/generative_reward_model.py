@@ -91,7 +91,7 @@ class GenerativeRewardModel:
 
         Args:
             model_name_or_path (`str`):
-                Path, or name on the Hub.
+                Path, or name on the Hub, of a model or an adapter.
             revision (`str`, *optional*, defaults to `"main"`):
                 Revision on the Hub, of the model, its tokenizer and its wording.
             trust_remote_code (`bool`, *optional*, defaults to `False`):
@@ -111,9 +111,7 @@ class GenerativeRewardModel:
         tokenizer = load_tokenizer(source, trust_remote_code)
         if "wording" not in kwargs:
             kwargs["wording"] = load_wording(model_name_or_path, revision, allow_untrained)
-        model = load_weights(
-            model_name_or_path, revision=revision, trust_remote_code=trust_remote_code, **model_init_kwargs
-        )
+        model = load_weights(model_name_or_path, revision, trust_remote_code=trust_remote_code, **model_init_kwargs)
         return cls(model.to(process_state().device), tokenizer, **kwargs)
 
     def locate(

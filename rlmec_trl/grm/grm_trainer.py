@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow.compute as pc
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer
@@ -15,6 +16,8 @@ from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from ..credit.paper import PAPER
 from ..credit.trainer_checks import TrainerChecks, check_inputs, check_num_rows, list_rows, vocabulary_size
+from ..data.adapters import note_base_revision, refuse_adapter, unchanged_dtypes
+from ..data.batches import num_repeated_rows
 from ..data.errors import ConfigError, DatasetError
 from ..data.inputs import check_input
 from ..data.messages import message_text
@@ -115,7 +118,13 @@ class GRMTrainer(TrainerChecks, SFTTrainer):
         check_inputs(arguments.get("train_dataset"), arguments.get("eval_dataset"))
         self._vocab_size = vocabulary_size(model, args)
         self.wording = wording
+        self._eval_sums = []  # of each batch, the loss times its tokens, and these tokens
+        revision = (args.model_init_kwargs or {}).get("revision") or "main"
+        if isinstance(model, str):
+            refuse_adapter(model, revision)
         super().__init__(model, args, *others, **kwargs)
+        if isinstance(model, str) and is_peft_model(self.model):
+            note_base_revision(self.model, revision)
 
     # What help() and editors show: the arguments of `SFTTrainer`, and ours
     __init__.__signature__ = Signature(
@@ -223,6 +232,41 @@ class GRMTrainer(TrainerChecks, SFTTrainer):
         numbered = zip(dataset["row"], dataset["input_ids"], strict=True)
         return list_rows((row for row, ids in numbered if tuple(ids) in sequences), train)
 
+    def _without_repeats(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The current batch of the dataloader, in which rows that only fill it up have no labels."""
+        num_repeats = num_repeated_rows(self.accelerator.gradient_state.active_dataloader)
+        if num_repeats == 0 or self.padding_free:  # without padding, a batch is one sequence
+            return batch
+        labels = batch["labels"].clone()
+        labels[-num_repeats:] = -100
+        return {**batch, "labels": labels}
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        with unchanged_dtypes(self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        return super().get_batch_samples(map(self._without_repeats, epoch_iterator), num_batches, device)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._without_repeats(inputs)
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        num_tokens = (inputs["labels"][:, 1:] != -100).sum()
+        self._eval_sums.append(torch.stack([loss.float() * num_tokens, num_tokens.float()]))
+        return loss, logits, labels
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        self._eval_sums.clear()
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        # `Trainer` averages the losses of batches, which have different numbers of tokens
+        if self._eval_sums:
+            loss, num_tokens = self.accelerator.reduce(torch.stack(self._eval_sums).sum(0), reduction="sum")
+            output.metrics[f"{metric_key_prefix}_loss"] = (loss / num_tokens.clamp(min=1)).item()
+        return output
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        save_wording(self.wording, output_dir or self.args.output_dir)
+        if self.args.should_save:  # all processes come here, before the first one has made the folder
+            save_wording(self.wording, output_dir or self.args.output_dir)

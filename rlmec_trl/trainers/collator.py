@@ -8,6 +8,10 @@ from transformers.data.data_collator import DataCollatorMixin
 from trl.trainer.utils import pad
 
 
+# Sums over the tokens of a row, float32 of shape `(B,)`
+ROW_COUNTS = ("num_active", "num_completion_tokens", "num_weighted", "num_edited", "num_imitated", "reward_sum")
+
+
 def _num_nonzero(values: list[float]) -> int:
     return sum(value != 0 for value in values)
 
@@ -41,6 +45,7 @@ class DataCollatorForRLMEC(DataCollatorMixin):
           of shape `(B,)`, over the row's completion and its imitation target. They come first because `Trainer` takes
           the batch size from the first tensor.
         - `input_ids`, `attention_mask`, `labels` of shape `(S, T)`; labels are -100 on prompt and padding.
+        - `sequence_rows`: int64 of shape `(S,)`, the row that each sequence belongs to.
         - `token_rewards`, `imitation_weights`: float32 of shape `(S, T)`, zero where they do not apply.
         - `policy_mask`: bool of shape `(S, T)`, true on the tokens of an attempt.
         - `old_logps`: float32 of shape `(S, T)`, if the rows have them.
@@ -58,12 +63,14 @@ class DataCollatorForRLMEC(DataCollatorMixin):
     return_tensors: str = "pt"
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        sequences = [sequence for example in examples for sequence in self._sequences(example)]
+        numbered = [(row, sequence) for row, example in enumerate(examples) for sequence in self._sequences(example)]
+        sequences = [sequence for _, sequence in numbered]
         if not sequences:
             # Every process must take part in each forward pass, so a batch without a trained token has one sequence
             # without labels.
             sequences = [{"input_ids": examples[0]["prompt_ids"][:1] * 2, "prompt_length": 2}]
         batch = self._row_counts(examples)
+        batch["sequence_rows"] = torch.tensor([row for row, _ in numbered] or [0])
         batch["input_ids"] = self._pad([sequence["input_ids"] for sequence in sequences], self.pad_token_id)
         batch["attention_mask"] = self._pad([[1] * len(sequence["input_ids"]) for sequence in sequences], 0)
         batch["labels"] = self._pad(

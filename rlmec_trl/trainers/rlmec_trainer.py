@@ -2,6 +2,7 @@
 
 import copy
 from collections import defaultdict
+from dataclasses import replace
 from functools import wraps
 from inspect import signature
 
@@ -18,11 +19,13 @@ from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 from ..credit.paper import PAPER
 from ..credit.preparation import PREPARED_COLUMNS, PREPARED_FEATURES, RewardSettings, prepare_row
 from ..credit.trainer_checks import TrainerChecks, check_inputs, check_num_rows, list_rows, vocabulary_size
+from ..data.adapters import note_base_revision, refuse_adapter, unchanged_dtypes
+from ..data.batches import num_repeated_rows
 from ..data.errors import ConfigError, DatasetError
 from ..data.inputs import check_input
 from ..data.schema import StreamCheck, check_dataset
 from ..data.tokens import check_prompts
-from .collator import DataCollatorForRLMEC
+from .collator import ROW_COUNTS, DataCollatorForRLMEC
 from .losses import Metrics, imitation_loss, token_policy_loss
 from .rlmec_config import RLMECConfig
 from .soft_targets import add_soft_target_head, tempered_targets
@@ -101,11 +104,19 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
         check_inputs(arguments.get("train_dataset"), arguments.get("eval_dataset"))
         self._vocab_size = vocabulary_size(model, args)
 
+        revision = init_kwargs.get("revision") or "main"
+        if isinstance(model, str):
+            refuse_adapter(model, revision)
+
         # `SFTTrainer` rejects losses other than its own. The caller's config is not modified.
         args = copy.copy(args)
+        # Streams would be dispatched by default
+        args.accelerator_config = replace(args.accelerator_config, dispatch_batches=False)
         loss_type, args.loss_type = args.loss_type, "nll"
         super().__init__(model, args, data_collator, *others, **kwargs)
         self.args.loss_type = loss_type
+        if isinstance(model, str) and is_peft_model(self.model):
+            note_base_revision(self.model, revision)
         # `accelerate launch` and DeepSpeed configure it too, which only the accelerator knows
         self._refuse_parallelism(self.accelerator.parallelism_config, self.get_tp_size() > 1)
         if data_collator is None:
@@ -139,6 +150,11 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
             )
         if args.label_smoothing_factor > 0:
             raise ConfigError("Use `imitation_label_smoothing` instead of `label_smoothing_factor`.")
+        if args.accelerator_config.dispatch_batches:
+            raise ConfigError(
+                "`RLMECTrainer` does not support `dispatch_batches`, which cuts a batch into rows, because a batch "
+                "has up to two sequences for each row. Leave it unset in `accelerator_config`."
+            )
         if args.truncation_mode != "keep_start":
             raise ConfigError("`RLMECTrainer` supports only `truncation_mode='keep_start'`.")
         if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
@@ -269,6 +285,37 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
             num_policy = batch["num_completion_tokens"].sum()
         return torch.stack([num_policy, batch["num_weighted"].sum()])
 
+    def _without_repeats(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """
+        The current batch of the dataloader, in which rows that only fill it up count nothing.
+
+        Their sequences stay in it, because every process has to take part in each forward pass.
+        """
+        num_repeats = num_repeated_rows(self.accelerator.gradient_state.active_dataloader)
+        if num_repeats == 0:
+            return batch
+        num_rows = batch["num_active"].size(0)
+        repeats = torch.arange(num_rows, device=batch["num_active"].device) >= num_rows - num_repeats
+        ignored = repeats[batch["sequence_rows"]][:, None]
+        return {
+            **batch,
+            **{name: batch[name].masked_fill(repeats, 0.0) for name in ROW_COUNTS},
+            "labels": batch["labels"].masked_fill(ignored, -100),
+            "token_rewards": batch["token_rewards"].masked_fill(ignored, 0.0),
+            "imitation_weights": batch["imitation_weights"].masked_fill(ignored, 0.0),
+            "policy_mask": batch["policy_mask"].masked_fill(ignored, False),
+        }
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        with unchanged_dtypes(self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        return super().get_batch_samples(map(self._without_repeats, epoch_iterator), num_batches, device)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        return super().prediction_step(model, self._without_repeats(inputs), prediction_loss_only, ignore_keys)
+
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
         # `Trainer` counts labels. Each of our terms has its own count, over all micro-batches and processes of a step.
         if not batch_samples:
@@ -331,7 +378,11 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
                 "edited_fraction": (inputs["num_edited"].sum(), inputs["num_imitated"].sum()),
                 "entropy": (entropy.sum(), num_labels),
                 "mean_token_accuracy": (is_top1.sum().float(), num_labels),
-                "num_tokens": (inputs["attention_mask"].sum().float(), torch.ones_like(num_labels)),
+                "num_tokens": (
+                    # Without sequences that only let the process take part in the forward pass
+                    (inputs["attention_mask"] * (inputs["labels"] != -100).any(1, keepdim=True)).sum().float(),
+                    torch.ones_like(num_labels),
+                ),
             }
             if self.aux_loss_enabled:
                 metrics["aux_loss"] = (outputs.aux_loss.detach(), torch.ones_like(num_labels))
@@ -347,6 +398,20 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
             sums = self._metric_sums[mode][name]
             sums[0] = sums[0] + totals[2 * index]
             sums[1] = sums[1] + totals[2 * index + 1]
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        # `Trainer` averages the losses of batches, which have different numbers of tokens. As in an optimizer step,
+        # each term is divided by its count over the whole dataset.
+        means = {name: total / max(count, 1) for name, (total, count) in self._metric_sums["eval"].items()}
+        if means:
+            loss = self.args.policy_coef * means["policy_loss"] + self.args.imitation_coef * means["imitation_loss"]
+            if self.aux_loss_enabled:
+                loss = loss + self.router_aux_loss_coef * means["aux_loss"]
+            output.metrics[f"{metric_key_prefix}_loss"] = loss.item()
+        return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"

@@ -309,6 +309,14 @@ def test_the_wording_is_saved_with_the_model_and_its_checkpoints_and_found_again
     )
 
 
+def test_only_the_process_that_saves_the_model_saves_the_wording(make_trainer, tmp_path, monkeypatch):
+    """The others come to `_save` before the folder is there."""
+    trainer = make_trainer()
+    monkeypatch.setattr(GRMConfig, "should_save", False)
+    trainer.save_model(str(tmp_path / "model"))
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_model_that_is_no_reward_model_is_refused_unless_it_is_meant(make_policy, tokenizer, tmp_path):
     make_policy().save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

@@ -119,6 +119,16 @@ def test_the_first_tensor_has_one_entry_per_row():
     assert len(batch["input_ids"]) == 6
 
 
+def test_each_sequence_knows_its_row():
+    rows = [
+        make_row(),
+        make_row(imitation_ids=(7, 8, 1), num_edited=0),
+        make_row(token_rewards=[0.0, 0.0, 0.0], imitation_ids=(), imitation_weights=[], num_edited=0),
+        make_row(),
+    ]
+    assert collate(rows)["sequence_rows"].tolist() == [0, 0, 1, 3, 3]
+
+
 def test_dtypes_are_those_that_the_losses_expect():
     batch = collate([make_row()], soft_targets=True)
     for name in [*COUNTS, "token_rewards", "imitation_weights", "old_logps", "target_logps"]:
@@ -160,6 +170,7 @@ def test_a_batch_without_a_trained_token_has_one_sequence_without_labels(prompt_
     # Every process must take part in each forward pass
     row = make_row(prompt_ids, token_rewards=[0.0] * 3, imitation_ids=(), imitation_weights=[], num_edited=0)
     batch = collate([row, row], **options)
+    assert batch["sequence_rows"].tolist() == [0]
     assert batch["input_ids"].shape[0] == 1 and batch["input_ids"].shape[1] >= 2
     assert batch["attention_mask"].any()
     assert (batch["labels"] == -100).all()

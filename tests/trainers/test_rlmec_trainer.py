@@ -471,6 +471,33 @@ def test_evaluation_datasets_can_be_a_dict_or_passed_to_evaluate(make_trainer, m
     assert later["test_loss"] == pytest.approx(metrics["eval_one_loss"], rel=1e-6)
 
 
+def test_an_evaluation_reads_every_sequence_of_a_stream(make_trainer, make_rows):
+    """By default, Accelerate cuts the batches of a stream down to as many sequences as there are rows."""
+    rows = Dataset.from_list(make_rows(6, seed=1))
+    trainer = make_trainer(trainer_kwargs={"eval_dataset": {"rows": rows, "stream": rows.to_iterable_dataset()}})
+    metrics = trainer.evaluate()
+    names = {name.removeprefix("eval_rows_") for name in metrics if name.startswith("eval_rows_")}
+    assert "loss" in names
+    for name in names - {"runtime", "samples_per_second", "steps_per_second", "model_preparation_time"}:
+        assert metrics[f"eval_stream_{name}"] == pytest.approx(metrics[f"eval_rows_{name}"]), name
+
+
+@pytest.mark.parametrize("terms", [{}, {"policy_coef": 0.3, "imitation_coef": 2.0}, {"imitation_coef": 0.0}], ids=str)
+def test_the_loss_of_an_evaluation_is_that_of_all_its_rows_in_one_batch(terms, make_trainer, make_rows):
+    rows = Dataset.from_list(make_rows(7, seed=1))
+    in_one, in_three = (
+        make_trainer(trainer_kwargs={"eval_dataset": rows}, per_device_eval_batch_size=size, **terms)
+        for size in (7, 3)
+    )
+    batch = next(iter(in_one.get_eval_dataloader()))
+    in_one.model.eval()
+    with torch.no_grad():
+        expected = in_one.compute_loss(in_one.model, batch).item()
+    in_one._metric_sums["eval"].clear()
+    assert in_one.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-6)
+    assert in_three.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_resuming_gives_the_weights_of_an_uninterrupted_run(make_trainer, make_rows, tmp_path):
     rows = make_rows(16)
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
@@ -743,6 +770,7 @@ def test_another_config_class_is_refused(make_policy, make_rows, tokenizer, tmp_
         ({"label_smoothing_factor": 0.1}, "`imitation_label_smoothing` instead of `label_smoothing_factor`"),
         ({"dataset_kwargs": {"skip_prepare_dataset": True}}, "`skip_prepare_dataset`"),
         ({"truncation_mode": "keep_end"}, "`truncation_mode='keep_start'`"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "`dispatch_batches`"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -33,12 +33,13 @@ def parameters(function):
 
 @pytest.fixture
 def make_sft_trainer(policy, tokenizer, tmp_path):
-    def make(trainer_class=SFTTrainer, **config):
+    def make(trainer_class=SFTTrainer, num_eval_rows=None, **config):
         rows = [{"prompt": "Tom has 1 2 nuts.", "completion": f" The answer is {index}"} for index in range(8)]
         return trainer_class(
             model=policy,
             args=SFTConfig(**({"output_dir": str(tmp_path), "max_steps": 2} | OFF_LINE | config)),
             train_dataset=Dataset.from_list(rows),
+            eval_dataset=None if num_eval_rows is None else Dataset.from_list(rows[:num_eval_rows]),
             processing_class=tokenizer,
         )
 
@@ -99,6 +100,43 @@ def test_set_signature_columns_if_needed_decides_what_the_collator_sees(make_sft
     trainer.data_collator = collate
     next(iter(trainer.get_train_dataloader()))
     assert {name for example in seen for name in example} == {"labels"}
+
+
+@pytest.mark.parametrize("trainer_class", [SFTTrainer, RLMECTrainer, GRMTrainer])
+def test_get_batch_samples_prediction_step_evaluation_loop_and_load_from_checkpoint_take_what_we_override(
+    trainer_class,
+):
+    assert parameters(trainer_class.get_batch_samples) == ["self", "epoch_iterator", "num_batches", "device"]
+    assert parameters(trainer_class._load_from_checkpoint) == ["self", "resume_from_checkpoint", "model"]
+    step = ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"]
+    assert parameters(trainer_class.prediction_step) == step
+    loop = ["self", "dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"]
+    assert parameters(trainer_class.evaluation_loop) == loop
+
+
+def test_the_active_dataloader_is_the_one_whose_batch_is_collected_or_evaluated(make_sft_trainer):
+    """... and it knows which batch is its last. Rows that fill up a batch are told from it."""
+    seen = []
+
+    class Spy(SFTTrainer):
+        def note(self, kind, batch):
+            dataloader = self.accelerator.gradient_state.active_dataloader
+            seen.append((kind, len(dataloader.dataset), dataloader.end_of_dataloader))
+            return batch
+
+        def get_batch_samples(self, epoch_iterator, num_batches, device):
+            noting = map(lambda batch: self.note("train", batch), epoch_iterator)
+            return super().get_batch_samples(noting, num_batches, device)
+
+        def prediction_step(self, model, inputs, *others, **kwargs):
+            return super().prediction_step(model, self.note("eval", inputs), *others, **kwargs)
+
+    config = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "per_device_eval_batch_size": 1}
+    trainer = make_sft_trainer(Spy, num_eval_rows=2, eval_strategy="steps", eval_steps=1, **config)
+    trainer.train()
+    evaluated = [("eval", 2, False), ("eval", 2, True)]
+    first = [("train", 8, False)] * 3
+    assert seen == first + evaluated + [("train", 8, True)] + evaluated
 
 
 def test_get_num_items_in_batch_is_called_once_an_optimizer_step(make_sft_trainer):
