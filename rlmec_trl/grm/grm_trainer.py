@@ -116,12 +116,12 @@ class GRMTrainer(TrainerChecks, SFTTrainer):
             raise TypeError(f"`args` must be a `GRMConfig`, got `{type(args).__name__}`.")
         arguments = signature(SFTTrainer.__init__).bind(self, model, args, *others, **kwargs).arguments
         check_inputs(arguments.get("train_dataset"), arguments.get("eval_dataset"))
-        self._vocab_size = vocabulary_size(model, args)
         self.wording = wording
         self._eval_sums = []  # of each batch, the loss times its tokens, and these tokens
         revision = (args.model_init_kwargs or {}).get("revision") or "main"
         if isinstance(model, str):
             refuse_adapter(model, revision)
+        self._vocab_size = vocabulary_size(model, args)
         super().__init__(model, args, *others, **kwargs)
         if isinstance(model, str) and is_peft_model(self.model):
             note_base_revision(self.model, revision)

@@ -102,11 +102,10 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
         tp_size = init_kwargs.get("tp_size") if isinstance(model, str) else model.tp_size
         self._refuse_parallelism(args.parallelism_config, bool(init_kwargs.get("tp_plan")) or (tp_size or 1) > 1)
         check_inputs(arguments.get("train_dataset"), arguments.get("eval_dataset"))
-        self._vocab_size = vocabulary_size(model, args)
-
         revision = init_kwargs.get("revision") or "main"
         if isinstance(model, str):
             refuse_adapter(model, revision)
+        self._vocab_size = vocabulary_size(model, args)
 
         # `SFTTrainer` rejects losses other than its own. The caller's config is not modified.
         args = copy.copy(args)
