@@ -59,6 +59,10 @@ lint: $(STAMP) ## check style and format
 	$(VENV_PYTHON) -m ruff check $(CODE)
 	$(VENV_PYTHON) -m ruff format --check $(CODE)
 
+.PHONY: audit
+audit: $(STAMP) ## check the pinned packages against the package index
+	$(VENV_PYTHON) .ci/audit_pins.py
+
 .PHONY: bench
 bench: $(STAMP) ## run every benchmark
 	for script in benchmarks/bench_*.py; do echo "== $$script"; $(VENV_PYTHON) "$$script"; done
@@ -69,9 +73,9 @@ clean: ## remove the environments, caches and build outputs; runs/ stays
 	find $(CODE) -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # torch is installed first, on its own: it comes in several builds (CPU, CUDA), pip's own settings decide which, and the
-# second step keeps it.
+# second step keeps it. `audit` needs a newer pip than Python 3.11 comes with.
 $(STAMP): setup.cfg pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --upgrade-deps $(VENV)
 	$(VENV_PYTHON) -m pip install -c constraints.txt $(TORCH)
 	$(VENV_PYTHON) -m pip install -c constraints.txt -e '.[test,lint]'
 	touch $@
