@@ -41,7 +41,7 @@ test: $(STAMP) ## run the tests
 # These two start from an empty environment each time: what is newest changes, and so does setup.cfg.
 .PHONY: test-latest
 test-latest: ## run the tests with the newest releases that setup.cfg allows
-	$(PYTHON) -m venv --clear .venv-latest
+	$(PYTHON) -m venv --clear --upgrade-deps .venv-latest
 	.venv-latest/bin/python -m pip install $(TORCH)
 	.venv-latest/bin/python -m pip install -e '.[test]'
 	.venv-latest/bin/python -m pytest tests

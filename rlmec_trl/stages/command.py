@@ -25,8 +25,8 @@ def run_command(make_parser: Callable[[], TrlParser], main: Callable[..., Any]) 
     Returns:
         What `main` returns.
     """
-    # Transformers 5.23 deprecates this name, but it is the one in TRL's configs, and older releases know no other. A user
-    # cannot do anything about the warning.
+    # Transformers 5.23 deprecates this name, but it is the one in TRL's configs, and older releases know no other.
+    # There is nothing that a user could do about the warning.
     warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
     try:
         result = main(*make_parser().parse_args_and_config())
