@@ -1,6 +1,7 @@
 """How every recipe runs from the command line."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,9 @@ def run_command(make_parser: Callable[[], TrlParser], main: Callable[..., Any]) 
     Returns:
         What `main` returns.
     """
+    # Transformers 5.23 deprecates this name, but it is the one in TRL's configs, and older releases know no other.
+    # There is nothing that a user could do about the warning.
+    warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
     try:
         result = main(*parse_settings(make_parser()))
     except UserError as error:

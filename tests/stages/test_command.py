@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 
 import pytest
-from trl import TrlParser
+from trl import SFTConfig, TrlParser
 
 from rlmec_trl.data.errors import ConfigError, UserError
 from rlmec_trl.data.schema import DatasetError
@@ -58,3 +58,11 @@ def test_the_result_is_returned_and_the_process_group_ended(words, monkeypatch):
     monkeypatch.setattr(command, "end_processes", lambda: ended.append(True))
     words += ["--number", "7"]
     assert run_command(make_parser, lambda args: args.number) == 7 and ended == [True]
+
+
+def test_a_deprecation_that_no_user_can_act_on_is_not_shown(words, monkeypatch, tmp_path, recwarn):
+    monkeypatch.setattr(command, "end_processes", lambda: None)
+    words += ["--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false", "--gradient_checkpointing", "false"]
+    args = run_command(lambda: TrlParser((SFTConfig,)), lambda args: args)
+    assert not args.gradient_checkpointing
+    assert not [warning for warning in recwarn if warning.category is FutureWarning]
