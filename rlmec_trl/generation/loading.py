@@ -109,3 +109,11 @@ def load_eos_token_ids(
         config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
         generation_config = GenerationConfig.from_model_config(config)
     return eos_token_ids(generation_config, processing_class)
+
+
+def load_vocab_size(model_args: ModelConfig, trust_remote_code: bool = False) -> int:
+    """The number of ids that a model knows, from its configuration alone."""
+    config = AutoConfig.from_pretrained(
+        model_args.model_name_or_path, revision=model_args.model_revision, trust_remote_code=trust_remote_code
+    )
+    return config.get_text_config().vocab_size

@@ -12,6 +12,7 @@ from trl import ModelConfig
 
 from ..data.messages import is_conversational, template_kwargs
 from ..data.schema import column_features
+from ..data.tokens import check_prompts
 from ..generation.loading import load_eos_token_ids, load_model, load_tokenizer
 from ..generation.processes import gather_counts, process_state
 from ..generation.sampling import sample_completions, sample_from_server
@@ -120,6 +121,7 @@ def run(
     task = load_task(config.task)
     tokenizer = load_tokenizer(model_args, config.trust_remote_code)
     problems = load_problems(problem_config, task, tokenizer)
+    check_prompts(problems, tokenizer)
     ends = load_eos_token_ids(model_args, tokenizer, config.trust_remote_code)
     server = None
     if server_config is not None and server_config.base_url is not None:

@@ -13,9 +13,9 @@ from trl import ModelConfig
 
 from ..data.messages import is_conversational, template_kwargs
 from ..data.schema import check_dataset, column_features
-from ..data.tokens import encode_prompt
+from ..data.tokens import check_prompts, encode_prompt
 from ..generation.inference import completion_logps, eos_token_ids
-from ..generation.loading import load_eos_token_ids, load_model, load_tokenizer
+from ..generation.loading import load_eos_token_ids, load_model, load_tokenizer, load_vocab_size
 from ..generation.processes import process_state
 from ..generation.server import ServerConfig, TokenServer
 from ..grm.generative_reward_model import GenerativeRewardModel, TokenizerMismatchError
@@ -203,7 +203,9 @@ def run(
     policy_tokenizer = load_tokenizer(model_args, trust_remote_code)
     grm_tokenizer = load_tokenizer(grm_args, trust_remote_code)
     check_shared_tokenizer(policy_tokenizer, grm_tokenizer)
-    check_dataset(dataset, "samples", load_eos_token_ids(model_args, policy_tokenizer, trust_remote_code))
+    ends = load_eos_token_ids(model_args, policy_tokenizer, trust_remote_code)
+    check_dataset(dataset, "samples", ends, load_vocab_size(model_args, trust_remote_code))
+    check_prompts(dataset, policy_tokenizer)
     wording = load_wording(config.grm, config.grm_revision)
     server = None
     if server_config is not None and server_config.base_url is not None:
