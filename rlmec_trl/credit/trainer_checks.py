@@ -66,6 +66,8 @@ class TrainerChecks:
         values = [torch.as_tensor(value, device=self.args.device) for value in (*self._step_losses, grad_norm)]
         # One transfer from the device
         *losses, norm = torch.stack([value.float() for value in values]).tolist()
+        if norm < 0:  # how DeepSpeed says that it is not finite
+            norm = math.nan
         nonfinite = [index for index, loss in enumerate(losses) if not math.isfinite(loss)]
         if nonfinite:
             batches = [self._step_batches[index] for index in nonfinite]
@@ -79,8 +81,8 @@ class TrainerChecks:
             return
         step = self.state.global_step + 1
         raise NonfiniteError(
-            f"Optimizer step {step}: {found}{self._process()}. No weight has been changed by this step, and nothing "
-            "is saved. Check these rows, or lower `learning_rate` or `max_grad_norm`; the last checkpoint can be "
+            f"Optimizer step {step}: {found}{self._process()}. Training stops at this step, and nothing of it is "
+            "saved. Check these rows, or lower `learning_rate` or `max_grad_norm`; the last checkpoint can be "
             "resumed from. `stop_on_nonfinite=False` trains on."
         )
 

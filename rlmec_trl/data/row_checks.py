@@ -106,7 +106,7 @@ class RowCheck:
                     raise row_error(row, name, f"an empty text ({value!r})", fix, quote=False)
                 if not text.isascii() and not _is_unicode(text):
                     found = f"{text!r}, in which a character is broken (half of a surrogate pair)"
-                    raise row_error(row, name, found, f"Drop the row, or read its source again. {fix}", quote=False)
+                    raise row_error(row, name, found, "Drop the row, or fix the encoding of its source.", quote=False)
                 if self.has_texts.setdefault(name, isinstance(value, str)) != isinstance(value, str):
                     fix = "The rows before have another form: use strings or messages in all."
                     raise row_error(row, name, value, fix)

@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -325,8 +326,22 @@ def load_max_length(model_args: ModelConfig, trust_remote_code: bool = False) ->
     Raises:
         [`ModelError`]: If its configuration cannot be loaded.
     """
+    return getattr(_load_text_config(model_args, trust_remote_code), "max_position_embeddings", None)
+
+
+def load_vocab_size(model_args: ModelConfig, trust_remote_code: bool = False) -> int:
+    """
+    The number of ids that a model knows that is not loaded yet.
+
+    Raises:
+        [`ModelError`]: If its configuration cannot be loaded.
+    """
+    return _load_text_config(model_args, trust_remote_code).vocab_size
+
+
+def _load_text_config(model_args: ModelConfig, trust_remote_code: bool) -> PreTrainedConfig:
     name_or_path, revision = model_args.model_name_or_path, model_args.model_revision
     name_or_path, revision = adapter_base(name_or_path, revision) or (name_or_path, revision)
     with translated_errors("configuration of", name_or_path):
         config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    return config.get_text_config()

@@ -151,6 +151,11 @@ class GRMTrainer(TrainerChecks, SFTTrainer):
                 raise
             raise DatasetError(f"In the {dataset_name} dataset: {error}") from None
         dataset = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        if isinstance(dataset, Dataset) and len(dataset) == 0:
+            raise DatasetError(
+                f"No example of the {dataset_name} dataset has a token of its answer within `max_length` "
+                f"({args.max_length}): the prompts alone are longer. Raise `max_length`."
+            )
         check_num_rows(dataset, dataset_name, args)
         return dataset
 
@@ -221,7 +226,8 @@ class GRMTrainer(TrainerChecks, SFTTrainer):
     def _name_rows(self, batches: list[dict[str, torch.Tensor]], train: bool) -> str:
         handler = self.callback_handler
         dataset = (handler.train_dataloader if train else handler.eval_dataloader).dataset
-        if "row" not in (dataset.column_names or []):
+        # Packed or unpadded sequences cannot be told apart
+        if "row" not in (dataset.column_names or []) or "attention_mask" not in batches[0]:
             return list_rows([], train)
         # A batch has token ids alone, and only a failing one needs its rows: they are looked up
         sequences = {

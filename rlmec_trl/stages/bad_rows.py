@@ -147,7 +147,7 @@ def check_prompts(dataset: Dataset, processing_class: PreTrainedTokenizerBase, m
     kwargs = template_kwargs(dataset) or [None] * len(dataset)
     for index, (prompt, arguments) in enumerate(zip(dataset["prompt"], kwargs, strict=True)):
         try:
-            length = len(encode_prompt(processing_class, prompt, arguments))
+            length = len(encode_prompt(processing_class, prompt, arguments, row=index))
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             if isinstance(error, UserError):
                 raise

@@ -18,7 +18,7 @@ from ..data.messages import is_conversational, template_kwargs
 from ..data.schema import check_dataset, column_features
 from ..data.tokens import encode_prompt
 from ..generation.inference import completion_logps, eos_token_ids
-from ..generation.loading import load_eos_token_ids, load_model, load_tokenizer
+from ..generation.loading import load_eos_token_ids, load_model, load_tokenizer, load_vocab_size
 from ..generation.processes import gather_counts, process_state
 from ..generation.server import ServerConfig, TokenServer
 from ..grm.generative_reward_model import GenerativeRewardModel, TokenizerMismatchError
@@ -245,20 +245,21 @@ def run(
         )
     wording = load_wording(config.grm, config.grm_revision, config.allow_untrained_grm)
     policy_ends = load_eos_token_ids(model_args, policy_tokenizer, trust_remote_code)
+    vocab_size = load_vocab_size(model_args, trust_remote_code)
 
     def check_tokens(rows: Dataset) -> None:
         check_prompts(rows, policy_tokenizer)
         check_completion_ids(rows, policy_tokenizer)
 
     def check_rows(rows: Dataset) -> None:
-        check_dataset(rows, "samples", policy_ends)
+        check_dataset(rows, "samples", policy_ends, vocab_size)
         check_tokens(rows)
 
     bad_rows = []
     if config.on_bad_row == "skip":
         dataset, bad_rows = leave_out_bad_rows(dataset, check_rows, output_dir)
     else:
-        check_dataset(dataset, "samples", policy_ends)
+        check_dataset(dataset, "samples", policy_ends, vocab_size)
     server = None
     if server_config is not None and server_config.base_url is not None:
         ends = load_eos_token_ids(grm_args, grm_tokenizer, trust_remote_code)

@@ -279,6 +279,29 @@ def test_fewer_rows_than_a_batch_are_refused_where_incomplete_batches_are_droppe
     assert trainer.state.global_step == 4
 
 
+@BOTH
+def test_a_dataset_of_which_nothing_can_be_trained_on_is_refused(kind, make_trainer, make_rows):
+    """Every prompt is longer than `max_length`."""
+    rows = Dataset.from_list(make_rows(4))
+    with pytest.raises(DatasetError, match="`max_length`"):
+        make_trainer(kind, rows, max_length=5)
+
+
+def test_deepspeed_marks_a_norm_that_is_not_finite_by_a_negative_one(make_trainer):
+    trainer = make_trainer("rlmec")
+    trainer._step_batches, trainer._step_losses = [{"row": torch.tensor([3, 1])}], [torch.tensor(0.5)]
+    with pytest.raises(NonfiniteError, match="gradient norm is nan, on rows 1, 3 of"):
+        trainer._check_step(-1.0)
+    trainer._check_step(None)
+
+
+@pytest.mark.parametrize("config", [{"padding_free": True, "max_length": None}, {"packing": True}])
+def test_sequences_without_padding_have_no_numbers(config, make_trainer):
+    trainer = make_trainer("grm", callbacks=[Poison(step=1)], save_strategy="no", **config)
+    with pytest.raises(NonfiniteError, match="Optimizer step 1: the loss is nan on rows of .* that have no numbers"):
+        trainer.train()
+
+
 def test_a_dataset_in_another_format_trains_the_same(make_trainer, make_rows):
     """With arrays for rows, a comparison of two lists of ids would be one for each id."""
     rows = Dataset.from_list(make_rows(8))

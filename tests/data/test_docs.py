@@ -1,15 +1,19 @@
 """The error tables of docs/data.md quote messages that the code gives."""
 
 import ast
+import copy
 import re
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
 
-from rlmec_trl.data.schema import DatasetError, check_dataset
+from rlmec_trl.credit.preparation import RewardSettings, prepare_row
+from rlmec_trl.data.schema import DatasetError, StreamCheck, check_dataset
+from rlmec_trl.data.tokens import encode_prompt
 from rlmec_trl.tasks.problems import to_task_rows
 from rlmec_trl.tasks.task import Task, load_task
+from rlmec_trl.trainers.rlmec_config import RLMECConfig
 
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +44,9 @@ INVALID = [
     ("task", {"answer": None}),
     ("samples", {"completion": " "}),
     ("samples", {"completion_ids": []}),
+    ("samples", {"completion_ids": [-1, EOS]}),
+    ("scores", {"rewrite_ids": [-1, EOS]}),
+    ("policy", {"rewrite_topk_ids": [[-1, 5], [EOS, 5]]}),
     ("samples", {"completion_ids": [5, 6]}),
     ("scores", {"rewrite_ids": [5, 6]}),
     ("samples", {"correct": None}),
@@ -83,6 +90,44 @@ def table(section):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
+def stream_errors():
+    """What only the rows of a stream can have: a dataset has one type a column, and valid UTF-8."""
+    broken = [ROW | {name: "\ud800"} for name in ("prompt", "completion", "rewrite")]
+    mixed = [ROW | {name: [{"role": "user", "content": "?"}]} for name in ("prompt", "completion", "rewrite")]
+    for stage, row in [
+        *(("policy", row) for row in broken + mixed),
+        *(("task", ROW | {name: "\ud800"}) for name in ("reference", "answer")),
+    ]:
+        rows = {name: [ROW[name], row[name]] for name in ROW}
+        with pytest.raises(DatasetError) as error:
+            StreamCheck(stage)(rows, [0, 1])
+        yield str(error.value)
+
+
+def prompt_errors(tokenizer):
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = "{{ raise_exception('no') }}"
+    messages = [{"role": "user", "content": "?"}]
+    for processing_class, prompt, kwargs in (
+        (tokenizer, messages, None),
+        (strict, messages, None),
+        (strict, messages, "fast"),
+    ):
+        with pytest.raises(DatasetError) as error:
+            encode_prompt(processing_class, prompt, kwargs, 0)
+        yield str(error.value)
+    settings = RewardSettings.from_config(RLMECConfig("unused", use_cpu=True, bf16=False, report_to="none"))
+    unknown = tokenizer.eos_token_id
+    for row, vocab_size in (
+        (ROW | {"prompt": ""}, None),
+        (ROW | {"prompt": tokenizer.eos_token + tokenizer.eos_token}, unknown),
+        (ROW | {"prompt": "Tom", "rewrite_ids": [unknown + 100], "rewrite": "?"}, len(tokenizer)),
+    ):
+        with pytest.raises(DatasetError) as error:
+            prepare_row(row, 0, tokenizer, settings, vocab_size)
+        yield str(error.value)
+
+
 def row_errors(tokenizer):
     for stage, values in INVALID:
         with pytest.raises(DatasetError) as error:
@@ -92,6 +137,8 @@ def row_errors(tokenizer):
     with pytest.raises(DatasetError) as error:
         check_dataset(Dataset.from_list([{name: ROW[name] for name in columns}]), "policy")
     yield str(error.value)
+    yield from stream_errors()
+    yield from prompt_errors(tokenizer)
     for task, row in UNREADABLE:
         with pytest.raises(DatasetError) as error:
             to_task_rows(Dataset.from_list([row]), task, tokenizer)

@@ -29,6 +29,7 @@ DEFAULTS = {
     "imitation_targets": "hard",
     "imitation_temperature": 1.0,
     "imitation_label_smoothing": 0.0,
+    "stop_on_nonfinite": True,
 }
 
 
