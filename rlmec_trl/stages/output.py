@@ -100,12 +100,7 @@ def claim(output_dir: str | os.PathLike, key: str | None = None) -> Iterator[Pat
         raise OutputError(
             f"{str(output_dir)!r} is the working directory, or a folder around it. Choose another `--output_dir`."
         )
-    work_dir = target.with_name(f".{target.name}.rlmec_trl")
-    if work_dir.exists() and not work_dir.is_dir():
-        raise OutputError(
-            f"{str(work_dir)!r} is a file, but unfinished work is kept under that name. Move it elsewhere, or "
-            "choose another `--output_dir`."
-        )
+    work_dir = _work_dir(output_dir)
     if work_dir.exists():
         names = {"lock", "result", "replaced"}
         foreign = {path.name for path in work_dir.iterdir() if path.name not in names and path.suffix != ".shards"}
@@ -116,15 +111,7 @@ def claim(output_dir: str | os.PathLike, key: str | None = None) -> Iterator[Pat
             )
     elif key is None or not is_finished(output_dir, key):
         check_replaceable(output_dir)
-    work_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(work_dir / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OutputError(
-            f"Another run is writing to {str(output_dir)!r}. Wait for it to end, or choose another `--output_dir`."
-        ) from None
-    try:
+    with _locked(work_dir, output_dir):
         replaced = work_dir / "replaced"
         if replaced.exists() and not target.exists():
             # A run was killed between the two renames of `publish`
@@ -135,6 +122,61 @@ def claim(output_dir: str | os.PathLike, key: str | None = None) -> Iterator[Pat
         shutil.rmtree(work_dir / "result", ignore_errors=True)
         if not any(work_dir.glob("*.shards")):
             shutil.rmtree(work_dir)
+
+
+@contextmanager
+def hold(output_dir: str | os.PathLike) -> Iterator[None]:
+    """
+    Keep other runs from writing to an output folder that is written file by file, such as that of a training. The lock
+    is next to the folder, whose contents may be pushed to the Hub, and ends with the process.
+
+    Raises:
+        [`OutputError`]: If the path is not a folder or cannot be written, or another run is writing to it.
+    """
+    target = resolve(output_dir)
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"{str(output_dir)!r} is a file, not a folder. Choose another `--output_dir`.")
+    work_dir = _work_dir(output_dir)
+    with _locked(work_dir, output_dir):
+        try:
+            yield
+        finally:
+            if [path.name for path in work_dir.iterdir()] == ["lock"]:
+                shutil.rmtree(work_dir)
+
+
+def _work_dir(output_dir: str | os.PathLike) -> Path:
+    """The hidden folder next to an output folder, for the lock and unfinished work."""
+    target = resolve(output_dir)
+    if not target.name:
+        raise OutputError(f"{str(output_dir)!r} is the root of the file system. Choose another `--output_dir`.")
+    work_dir = target.with_name(f".{target.name}.rlmec_trl")
+    if work_dir.exists() and not work_dir.is_dir():
+        raise OutputError(
+            f"{str(work_dir)!r} is a file, but unfinished work is kept under that name. Move it elsewhere, or "
+            "choose another `--output_dir`."
+        )
+    return work_dir
+
+
+@contextmanager
+def _locked(work_dir: Path, output_dir: str | os.PathLike) -> Iterator[None]:
+    """Hold the lock of an output folder."""
+    lock = FileLock(work_dir / "lock")
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputError(
+            f"Another run is writing to {str(output_dir)!r}. Wait for it to end, or choose another `--output_dir`."
+        ) from None
+    except OSError as error:
+        raise OutputError(
+            f"{str(work_dir)!r}, where the lock of {str(output_dir)!r} is kept, cannot be written ({error}). Choose "
+            "another `--output_dir`."
+        ) from None
+    try:
+        yield
     finally:
         lock.release()
 
