@@ -1,18 +1,20 @@
 """
 Run recipes again and again, in processes that a test kills.
 
-Each line on the standard input starts a run: a JSON list of the recipe's name, the working directory, a file for all
-that the run prints, and the words of its command line. The worker prints the run's process id and, when it has ended, its
-exit code, negative for a signal. Runs are forks of a process that has imported everything, so that a kill interrupts the
-work and not the imports.
+Each line on the standard input is a run: a JSON list of the recipe's name, the working directory, a file for all that
+the run prints, the words of its command line, a signal, and a pattern or null. The run gets the signal as soon as a
+file in the working directory matches the pattern. The worker prints its exit code, negative for a signal. Runs are forks
+of a process that has imported everything, so that a kill interrupts the work and not the imports.
 
 python tests/kill_worker.py
 """
 
+import gc
 import json
 import os
 import runpy
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -45,9 +47,17 @@ def run(recipe, folder, output_file, words):
 if __name__ == "__main__":
     for recipe in ("rlmec", "sft", "train_grm", "sample", "edit", "score", "evaluate"):
         runpy.run_path(str(RECIPES / f"{recipe}.py"), run_name="imported")
+    gc.freeze()  # a training collects garbage several times
     for line in sys.stdin:
+        *job, number, pattern = json.loads(line)
         process = os.fork()
         if process == 0:
-            os._exit(run(*json.loads(line)))
-        print(process, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+            os._exit(run(*job))
+        status = 0, 0
+        while status[0] == 0:
+            if pattern is not None and any(Path(job[1]).glob(pattern)):
+                os.kill(process, number)  # an ended one has its id until it is waited for
+                pattern = None
+            status = os.waitpid(process, os.WNOHANG)
+            time.sleep(0.001)
+        print(os.waitstatus_to_exitcode(status[1]), flush=True)

@@ -1,5 +1,6 @@
 """Training that is interrupted, finished before, or started twice."""
 
+import gc
 import json
 import logging
 import os
@@ -24,6 +25,15 @@ from rlmec_trl.tasks.arithmetic import WORDING
 
 STEPS = 8  # of 2 rows, 5 to an epoch
 LORA = {"r": 2, "lora_alpha": 64, "target_modules": "all-linear"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cheap_collections():
+    """Each training collects garbage several times, among all that has been imported."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class Killed(Exception):
@@ -134,13 +144,10 @@ def saved(folder):
         ("rlmec", {"lr_scheduler_type": "cosine", "warmup_steps": 2, "dropout": 0.3}),
         ("rlmec", {"lr_scheduler_type": "constant"}),
         ("rlmec", {"gradient_accumulation_steps": 2, "rows": 19}),
-        ("rlmec", {"lora": {}}),
         ("rlmec", {"lora": {"lora_dropout": 0.5}, "lr_scheduler_type": "constant"}),
         ("rlmec", {"train_sampling_strategy": "group_by_length", "dropout": 0.3}),
-        ("rlmec", {"correct_samples": "rewrite", "imitation_label_smoothing": 0.1}),
         ("grm", {"lr_scheduler_type": "constant", "dropout": 0.3}),
         ("grm", {"train_sampling_strategy": "group_by_length", "lora": {"lora_dropout": 0.5}}),
-        ("sft", {"lr_scheduler_type": "cosine"}),
         ("sft", {"train_sampling_strategy": "group_by_length", "dropout": 0.3}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())).replace(" ", ""),
@@ -148,13 +155,8 @@ def saved(folder):
 def test_an_interrupted_training_has_the_weights_and_the_log_of_a_straight_one(kind, settings, make, tmp_path):
     straight = make(kind, "straight", **settings)
     assert run(straight) == "finished"
-    # In the middle of an epoch, before the first checkpoint and after it, at the end of the epoch, and twice in the next
-    for step, interruption, end in (
-        (2, kill, "killed"),
-        (4, terminate, 143),
-        (5, terminate, 143),
-        (8, kill, "killed"),
-    ):
+    # In the middle of an epoch, at its end, and in the middle of the next
+    for step, interruption, end in ((4, kill, "killed"), (5, terminate, 143), (7, terminate, 143)):
         assert run(make(kind, at=(step, interruption), **settings)) == end
     resumed = make(kind, **settings)
     assert run(resumed) == "finished"
@@ -165,28 +167,29 @@ def test_an_interrupted_training_has_the_weights_and_the_log_of_a_straight_one(k
 def test_an_epoch_that_was_interrupted_twice_keeps_its_order(make, tmp_path):
     settings = {"train_sampling_strategy": "group_by_length", "dropout": 0.3, "max_steps": 14, "save_steps": 100}
     run(make(output_dir="straight", **settings))
-    for step in (5, 7, 9, 10, 13):
+    for step in (7, 9, 10, 13):
         assert run(make(at=(step, terminate), **settings)) == 143
     run(make(**settings))
     assert saved(tmp_path / "run") == saved(tmp_path / "straight")
 
 
 def test_a_kill_while_any_file_of_a_checkpoint_is_written_changes_nothing(make, tmp_path, caplog):
-    assert run(make(output_dir="straight", save_steps=4)) == "finished"
+    settings = {"max_steps": 2, "save_steps": 1, "lr_scheduler_type": "constant"}
+    assert run(make(output_dir="straight", **settings)) == "finished"
     straight = tmp_path / "straight"
-    last = straight / f"checkpoint-{STEPS}"
+    last = straight / "checkpoint-2"
     files = sorted((path for path in last.iterdir()), key=lambda path: path.stat().st_mtime_ns)
     written = [path.name for path in files]
     assert written[-1] == "trainer_state.json"
     for index, name in enumerate(written):
         folder = tmp_path / "run"
-        shutil.copytree(straight / "checkpoint-4", folder / "checkpoint-4")
+        shutil.copytree(straight / "checkpoint-1", folder / "checkpoint-1")
         shutil.copytree(last, folder / last.name)
         os.truncate(folder / last.name / name, files[index].stat().st_size // 2)
         for later in written[index + 1 :]:
             (folder / last.name / later).unlink()
         caplog.clear()
-        assert run(make(save_steps=4)) == "finished"
+        assert run(make(**settings)) == "finished"
         assert f"Skipped the incomplete checkpoint '{folder / last.name}'" in caplog.text, name
         assert saved(folder) == saved(straight), name
         assert missing_from(folder / last.name) == [], name
@@ -238,9 +241,8 @@ def test_a_finished_training_is_not_continued(settings, make, tmp_path, steps_tr
     weights, files = saved(tmp_path / "run"), sorted(os.listdir(tmp_path / "run"))
     capsys.readouterr()
     steps_trained.clear()
-    for _ in range(2):
-        assert run(make(**settings)) == "finished"
-        assert "is already finished" in capsys.readouterr().out
+    assert run(make(**settings)) == "finished"
+    assert "is already finished" in capsys.readouterr().out
     assert not steps_trained
     assert saved(tmp_path / "run") == weights and sorted(os.listdir(tmp_path / "run")) == files
 
@@ -345,7 +347,7 @@ def test_a_named_checkpoint_is_resumed_from_and_an_incomplete_one_refused(make, 
         train_and_save(make(resume_from_checkpoint="nowhere"))
 
 
-@pytest.mark.parametrize("no", ["False", "false", False])
+@pytest.mark.parametrize("no", ["False", False])
 def test_training_can_be_told_not_to_resume(no, make, steps_trained):
     run(make(at=(4, kill)))
     steps_trained.clear()
@@ -353,7 +355,7 @@ def test_training_can_be_told_not_to_resume(no, make, steps_trained):
     assert len(steps_trained) == STEPS
 
 
-@pytest.mark.parametrize("yes", ["True", "true", True])
+@pytest.mark.parametrize("yes", ["true", True])
 def test_training_can_be_told_to_resume(yes, make, steps_trained):
     with pytest.raises(ConfigError, match="has no complete checkpoint"):
         train_and_save(make(resume_from_checkpoint=yes))
@@ -418,8 +420,7 @@ def test_a_second_run_on_the_same_output_is_refused_until_the_first_ends(make, t
     with pytest.raises(Killed):
         with training_run(args):
             raise Killed
-    assert list(tmp_path.glob(".*")) == [], "the lock leaves nothing behind"
-    assert not (tmp_path / "run").exists()
+    assert list(tmp_path.glob(".*")) == [] == os.listdir(tmp_path / "run"), "the lock leaves nothing behind"
 
 
 def test_the_lock_of_a_killed_run_is_gone_with_it(make, tmp_path):
