@@ -3,8 +3,8 @@ Run recipes again and again, in processes that a test kills.
 
 Each line on the standard input is a run: a JSON list of the recipe's name, the working directory, a file for all that
 the run prints, the words of its command line, a signal, and a pattern or null. The run gets the signal as soon as a
-file in the working directory matches the pattern. The worker prints its exit code, negative for a signal. Runs are forks
-of a process that has imported everything, so that a kill interrupts the work and not the imports.
+file in the working directory matches the pattern. The worker prints its exit code, negative for a signal. Runs are
+forks of a process that has imported everything, so that a kill interrupts the work and not the imports.
 
 python tests/kill_worker.py
 """
