@@ -16,7 +16,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, 
 from rlmec_trl.data.loading import load_rows
 from rlmec_trl.data.messages import is_conversational
 from rlmec_trl.stages.command import run_command
-from rlmec_trl.trainers.launch import set_model_init_kwargs, train_and_save
+from rlmec_trl.stages.training import set_model_init_kwargs, train_and_save, training_run
 
 
 @dataclass
@@ -50,16 +50,17 @@ def prompt_completion_rows(dataset: Dataset, completion_column: str, only_correc
 
 
 def main(args: SFTArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
-    set_model_init_kwargs(training_args, model_args)
-    rows = load_rows(args.dataset_name, args.dataset_split)
-    trainer = SFTTrainer(
-        model=model_args.model_name_or_path,
-        args=training_args,
-        train_dataset=prompt_completion_rows(rows, args.completion_column, args.only_correct),
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-    )
-    train_and_save(trainer, args.dataset_name)
+    with training_run(training_args):
+        set_model_init_kwargs(training_args, model_args)
+        rows = load_rows(args.dataset_name, args.dataset_split)
+        trainer = SFTTrainer(
+            model=model_args.model_name_or_path,
+            args=training_args,
+            train_dataset=prompt_completion_rows(rows, args.completion_column, args.only_correct),
+            quantization_config=get_quantization_config(model_args),
+            peft_config=get_peft_config(model_args),
+        )
+        train_and_save(trainer, args.dataset_name)
 
 
 if __name__ == "__main__":

@@ -109,17 +109,11 @@ def claim(output_dir: str | os.PathLike, key: str | None = None) -> Iterator[Pat
         [`OutputError`]: If the output folder cannot be used, holds files of others, or another run is writing to it.
     """
     target = check_path(output_dir)
-    work_dir = target.with_name(f".{target.name}.rlmec_trl")
-    if work_dir.exists() and not work_dir.is_dir():
-        raise OutputError(
-            f"{str(work_dir)!r} is a file, but unfinished work is kept under that name. Move it elsewhere, or "
-            "choose another `--output_dir`."
-        )
-    message = f"Another run is writing to {str(output_dir)!r}. Wait for it to end, or choose another `--output_dir`."
+    work_dir = _work_dir(target)
     try:
         with ExitStack() as stack:
             with writing(output_dir):
-                stack.enter_context(hold_lock(work_dir / "lock", message))
+                stack.enter_context(hold_lock(work_dir / "lock", _in_use(output_dir)))
                 # Checked under the lock: a run that is publishing its result moves files
                 _check_work_dir(work_dir)
                 _restore(target, work_dir)
@@ -135,6 +129,46 @@ def claim(output_dir: str | os.PathLike, key: str | None = None) -> Iterator[Pat
         # Gone unless there are unfinished shards, or another run has it by now
         with suppress(OSError):
             work_dir.rmdir()
+
+
+@contextmanager
+def hold(output_dir: str | os.PathLike) -> Iterator[None]:
+    """
+    Keep other runs from writing to an output folder that is written file by file, such as that of a training. The lock
+    is next to the folder, whose contents may be pushed to the Hub, and ends with the process.
+
+    Raises:
+        [`OutputError`]: If the path is not a folder or cannot be written, or another run is writing to it.
+    """
+    target = resolve(output_dir)
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"{str(output_dir)!r} is a file, not a folder. Choose another `--output_dir`.")
+    if not target.name:
+        raise OutputError(f"{str(output_dir)!r} is the root of the file system. Choose another `--output_dir`.")
+    work_dir = _work_dir(target)
+    try:
+        with ExitStack() as stack:
+            with writing(output_dir):
+                stack.enter_context(hold_lock(work_dir / "lock", _in_use(output_dir)))
+            yield
+    finally:
+        with suppress(OSError):
+            work_dir.rmdir()
+
+
+def _work_dir(target: Path) -> Path:
+    """The hidden folder next to an output folder, for the lock and unfinished work."""
+    work_dir = target.with_name(f".{target.name}.rlmec_trl")
+    if work_dir.exists() and not work_dir.is_dir():
+        raise OutputError(
+            f"{str(work_dir)!r} is a file, but unfinished work is kept under that name. Move it elsewhere, or "
+            "choose another `--output_dir`."
+        )
+    return work_dir
+
+
+def _in_use(output: str | os.PathLike) -> str:
+    return f"Another run is writing to {str(output)!r}. Wait for it to end, or choose another `--output_dir`."
 
 
 @contextmanager

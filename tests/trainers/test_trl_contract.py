@@ -4,11 +4,15 @@ with the name of what has changed rather than in a user's training run.
 """
 
 import inspect
+import json
 
 import pytest
 import torch
+from accelerate.utils import constants as fsdp_constants
 from datasets import Dataset
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, trainer_jit_checkpoint
+from transformers import trainer as trainer_module
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import find_batch_size
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
@@ -381,3 +385,59 @@ def test_the_handler_of_callbacks_knows_the_data_loaders(make_sft_trainer):
     trainer.evaluate(trainer.train_dataset)
     for loader in (trainer.callback_handler.train_dataloader, trainer.callback_handler.eval_dataloader):
         assert len(loader.dataset) == 8
+
+
+# --- Checkpoints, which `rlmec_trl.stages` reads and adds to ---------------------------------------------------------
+
+
+def test_a_checkpoint_has_the_files_that_complete_ones_are_told_by(make_sft_trainer, tmp_path):
+    """`stages/checkpoints.py` looks for these names; the main process writes `trainer_state.json` last."""
+    make_sft_trainer(max_steps=1, save_strategy="steps", save_steps=1).train()
+    folder = tmp_path / "checkpoint-1"
+    names = sorted((path.name for path in folder.iterdir()), key=lambda name: (folder / name).stat().st_mtime_ns)
+    needed = {"model.safetensors", "training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
+    assert needed < set(names) and names[-1] == "trainer_state.json"
+    assert (trainer_module.TRAINER_STATE_NAME, trainer_module.OPTIMIZER_NAME_BIN) == (names[-1], "optimizer.bin")
+    assert (fsdp_constants.FSDP_MODEL_NAME, fsdp_constants.OPTIMIZER_NAME) == ("pytorch_model_fsdp", "optimizer")
+    source = inspect.getsource(Trainer._save_rng_state)
+    assert '"rng_state.pth"' in source and 'f"rng_state_{self.args.process_index}.pth"' in source
+    assert '"checkpoint-is-incomplete.txt"' in inspect.getsource(trainer_jit_checkpoint)
+
+
+def test_a_callback_can_write_to_the_state_of_a_checkpoint_and_end_a_training_before_its_first_step(
+    make_sft_trainer, tmp_path
+):
+    """`stages/resuming.py` adds a callback at the beginning of the training, and may raise there."""
+
+    class Record(TrainerCallback, ExportableState):
+        def state(self):
+            return {"args": {}, "attributes": {"loss": trainer._tr_loss.item()}}
+
+    class Add(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            assert state.max_steps == 2 and trainer._globalstep_last_logged == state.global_step
+            assert trainer._tr_loss.item() == trainer._total_loss_scalar == 0.0
+            if state.global_step == 2:
+                raise KeyboardInterrupt
+            trainer.add_callback(Record())
+            state.stateful_callbacks["Record"] = {}
+
+    settings = {"save_strategy": "steps", "save_steps": 2, "logging_steps": 5}
+    trainer = make_sft_trainer(**settings)
+    trainer.add_callback(Add())
+    trainer.train()
+    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["Record"]["attributes"]["loss"] > 0
+    trainer = make_sft_trainer(**settings)
+    trainer.add_callback(Add())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.stateful_callbacks["Record"]["attributes"]["loss"] > 0
+
+
+def test_methods_that_load_and_save_outside_of_training(make_sft_trainer):
+    assert parameters(Trainer._load_rng_state) == ["self", "checkpoint"]
+    assert parameters(Trainer._load_best_model) == ["self"]
+    assert parameters(Trainer._load_from_checkpoint)[:2] == ["self", "resume_from_checkpoint"]
+    assert parameters(Trainer.save_model) == ["self", "output_dir", "_internal_call"]
+    assert {"train", "eval"} == set(make_sft_trainer()._metrics)

@@ -1,0 +1,190 @@
+"""
+Which checkpoints of a training run are complete, so that training may resume from them.
+
+[`~transformers.Trainer`] writes a checkpoint file by file, under its final name. A process that is killed meanwhile
+leaves a folder that looks like a checkpoint, and cannot be resumed from.
+"""
+
+import json
+import re
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from ..data.errors import ConfigError
+from .output import a_few
+
+
+# The names that `Trainer`, accelerate's FSDP and DeepSpeed write
+STATE = "trainer_state.json"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_MODELS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+_FSDP_MODEL, _OPTIMIZER = "pytorch_model_fsdp", "optimizer"
+# There for as long as `enable_jit_checkpoint` of transformers writes
+_UNFINISHED = "checkpoint-is-incomplete.txt"
+# Under this name a run of ours records itself among the callbacks in `trainer_state.json`
+RECORD = "TrainingRecord"
+
+
+def last_complete(output_dir: Path, report: Callable[[str], None]) -> Path | None:
+    """
+    The last complete checkpoint in an output folder.
+
+    Args:
+        output_dir (`Path`):
+            The folder.
+        report (`Callable[[str], None]`):
+            Gets a line for each later checkpoint that is not complete.
+    """
+    for _, path in sorted(checkpoints(output_dir), reverse=True):
+        missing = missing_from(path)
+        if not missing:
+            return path
+        report(f"Skipped the incomplete checkpoint {str(path)!r}. Missing or cut off: {a_few(missing)}.")
+    return None
+
+
+def check_complete(path: Path) -> None:
+    """
+    Raises:
+        [`~rlmec_trl.data.errors.ConfigError`]: If a folder is not a complete checkpoint.
+    """
+    if not path.is_dir():
+        raise ConfigError(
+            f"`resume_from_checkpoint`: {str(path)!r} is not a folder. Name a checkpoint, or leave it out."
+        )
+    missing = missing_from(path)
+    if missing:
+        raise ConfigError(
+            f"`resume_from_checkpoint`: {str(path)!r} is not a complete checkpoint. Missing or cut off: "
+            f"{a_few(missing)}. Name another one, or leave it out to resume from the last complete one."
+        )
+
+
+def checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
+    """Steps and folders of all checkpoints in an output folder."""
+    found = [(_CHECKPOINT.fullmatch(path.name), path) for path in output_dir.glob("checkpoint-*") if path.is_dir()]
+    return [(int(match[1]), path) for match, path in found if match]
+
+
+def missing_from(checkpoint: Path) -> list[str]:
+    """What a checkpoint lacks to be resumed from, and which files were cut off. Empty where it is complete."""
+    state = read_state(checkpoint)
+    missing = _broken(path for path in checkpoint.rglob("*") if path.is_file())
+    if (checkpoint / _UNFINISHED).exists():
+        missing.append(f"all that {_UNFINISHED} stands for")
+    # Written last by the main process
+    if state is None and STATE not in missing:
+        missing.append(STATE)
+    if not (checkpoint / "training_args.bin").is_file():
+        missing.append("training_args.bin")
+    if (checkpoint / "latest").is_file():
+        missing += _missing_from_deepspeed(checkpoint)
+    else:
+        missing += missing_weights(checkpoint)
+        if not any((checkpoint / name).is_file() for name in ("optimizer.pt", "optimizer.bin")) and not (
+            _sharded(checkpoint, _OPTIMIZER)
+        ):
+            missing.append("optimizer.pt")
+        if not (checkpoint / "scheduler.pt").is_file():
+            missing.append("scheduler.pt")
+    return sorted({*missing, *_missing_rng_states(checkpoint, state)})
+
+
+def missing_weights(folder: Path) -> list[str]:
+    """Which weights of a model or an adapter a folder lacks, cut off ones included."""
+    missing = _broken(path for path in folder.iterdir() if path.is_file() and path.suffix in (".safetensors", ".json"))
+    for index in folder.glob("*.index.json"):
+        if index.name not in missing:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            missing += [name for name in shards if not (folder / name).is_file()]
+    # An adapter that is not the default one has a folder of its own
+    adapters = [path.parent for path in (*folder.glob("adapter_config.json"), *folder.glob("*/adapter_config.json"))]
+    for adapter in adapters:
+        if not any((adapter / name).is_file() for name in _ADAPTERS):
+            missing.append((adapter / _ADAPTERS[0]).relative_to(folder).as_posix())
+    has_model = any((folder / name).is_file() for name in (*_MODELS, f"{_FSDP_MODEL}.bin"))
+    if not (has_model or adapters or _sharded(folder, _FSDP_MODEL)):
+        missing.append("the weights")
+    return missing
+
+
+def read_state(folder: Path) -> dict | None:
+    """The trainer's state in a folder, `None` where it has none that can be read."""
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return state if isinstance(state, dict) and isinstance(state.get("global_step"), int) else None
+
+
+def read_record(state: dict) -> dict | None:
+    """What a run of ours has recorded in the trainer's state, `None` where another program wrote it."""
+    record = state.get("stateful_callbacks", {}).get(RECORD) or {}
+    return record.get("attributes")
+
+
+def _missing_rng_states(checkpoint: Path, state: dict | None) -> list[str]:
+    record = read_record(state) if state else None
+    if record is None:
+        # Not told how many processes there were: at least there is no gap
+        found = list(checkpoint.glob("rng_state_*.pth"))
+        expected = [f"rng_state_{index}.pth" for index in range(len(found))] or ["rng_state.pth"]
+    elif record["num_processes"] == 1:
+        expected = ["rng_state.pth"]
+    else:
+        expected = [f"rng_state_{index}.pth" for index in range(record["num_processes"])]
+    return [name for name in expected if not (checkpoint / name).is_file()]
+
+
+def _missing_from_deepspeed(checkpoint: Path) -> list[str]:
+    # DeepSpeed names the folder in `latest` once all processes have written to it
+    folder = checkpoint / (checkpoint / "latest").read_text(encoding="utf-8").strip()
+    if folder == checkpoint or not folder.is_dir():
+        return ["the folder that `latest` names"]
+    parts = {"model_states": "*model_states.pt", "optim_states": "*optim_states.pt"}
+    return [f"{folder.name}/{name}" for name, pattern in parts.items() if not any(folder.glob(pattern))]
+
+
+def _sharded(folder: Path, prefix: str) -> bool:
+    """Whether FSDP has saved something in shards. Their index, `.metadata`, is written when all shards are there."""
+    return any((path / ".metadata").is_file() and any(path.glob("*.distcp")) for path in folder.glob(f"{prefix}_*"))
+
+
+def _broken(paths: Iterable[Path]) -> list[str]:
+    """Names of files that were cut off. Of files whose end nothing tells, none."""
+    checks = {".json": _is_json, ".safetensors": _is_safetensors, ".pt": _is_zip, ".pth": _is_zip, ".bin": _is_zip}
+    return [path.name for path in paths if not checks.get(path.suffix, lambda path: True)(path)]
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
+
+
+def _is_zip(path: Path) -> bool:
+    # What `torch.save` writes, whose table of contents stands at the end
+    try:
+        zipfile.ZipFile(path).close()
+    except zipfile.BadZipFile:
+        return False
+    return True
+
+
+def _is_safetensors(path: Path) -> bool:
+    # The length of the header, the header, and the tensors at the offsets that it gives
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > path.stat().st_size:
+            return False
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            return False
+    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+    return path.stat().st_size == 8 + length + max(ends, default=0)

@@ -1,0 +1,209 @@
+"""What a training run does so that it may be interrupted at any step and give the same result."""
+
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import has_length
+
+from ..trainers.rlmec_trainer import RLMECTrainer
+from .checkpoints import RECORD, checkpoints, missing_from, read_record
+
+
+logger = get_logger(__name__)
+
+
+class NothingToTrain(Exception):
+    """Raised at the beginning of a training whose last step has been done."""
+
+
+class TrainingRecord(TrainerCallback, ExportableState):
+    """
+    What `trainer_state.json` of a checkpoint holds in addition to what [`~transformers.Trainer`] writes: the number of
+    processes, the settings that a resumed run has to share, the random numbers that the order of the epoch was drawn
+    from, and the sums of the metrics since they were last logged.
+
+    Args:
+        trainer ([`~transformers.Trainer`]):
+            A TRL trainer in its training loop.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.epoch_rng = ""
+
+    def settings(self) -> dict[str, Any]:
+        """Settings whose change gives other results than an uninterrupted run would."""
+        trainer, args = self.trainer, self.trainer.args
+        return {
+            "max_steps": trainer.state.max_steps,
+            "number of rows": len(trainer.train_dataset) if has_length(trainer.train_dataset) else None,
+            "per_device_train_batch_size": args.per_device_train_batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "number of processes": args.world_size,
+            "learning_rate": args.learning_rate,
+            "lr_scheduler_type": str(args.lr_scheduler_type.value),
+            "seed": args.seed,
+        }
+
+    def state(self) -> dict:
+        trainer = self.trainer
+        record = {
+            "num_processes": trainer.args.world_size,
+            "settings": self.settings(),
+            "epoch_rng": self.epoch_rng,
+            "metrics": dict(trainer._metrics["train"]),
+            "num_tokens": trainer._total_train_tokens,
+        }
+        if isinstance(trainer, RLMECTrainer):
+            record["metric_sums"] = {
+                name: [float(total) for total in sums] for name, sums in trainer._metric_sums["train"].items()
+            }
+        if trainer.args.world_size == 1:  # each of several processes has a loss of its own
+            record |= {"loss": trainer._tr_loss.item(), "last_logged": trainer._globalstep_last_logged}
+        return {"args": {}, "attributes": record}
+
+    def restore(self, record: dict) -> None:
+        """Continue where the record of a checkpoint ends."""
+        trainer = self.trainer
+        self.epoch_rng = record["epoch_rng"]
+        trainer._metrics["train"].update(record["metrics"])
+        trainer._total_train_tokens = record["num_tokens"]
+        if isinstance(trainer, RLMECTrainer):
+            for name, sums in record["metric_sums"].items():
+                trainer._metric_sums["train"][name] = list(torch.tensor(sums, device=trainer.args.device))
+        if trainer.args.world_size == record["num_processes"] == 1:
+            trainer._tr_loss += record["loss"]
+            trainer._globalstep_last_logged = record["last_logged"]
+            # `train_loss` at the end is the mean over the steps of this process
+            trainer._total_loss_scalar -= record["loss"]
+        changed = [
+            f"{name} {record['settings'][name]} -> {value}"
+            for name, value in self.settings().items()
+            if name in record["settings"] and value != record["settings"][name]
+        ]
+        if changed:
+            logger.warning(
+                f"Resuming with other settings than the checkpoint was written with: {', '.join(changed)}. The result "
+                "is not the one of an uninterrupted run."
+            )
+
+
+class ResumableTraining(TrainerCallback):
+    """
+    Callback that makes a training resumable at any step.
+
+    - SIGTERM, which schedulers send before they end a job, saves a checkpoint at the end of the current step and stops
+      the training. A second one kills the process, except in runs on several: their launcher forwards the signal to
+      processes that may have got it already.
+    - A training whose last step has been done does not do another one.
+    - A checkpoint replaces a folder of the same step that another run has left, rather than being written into it.
+    - A resumed epoch has the order of rows that it had before, whatever random numbers it was drawn from.
+
+    Args:
+        trainer ([`~transformers.Trainer`]):
+            The TRL trainer that the callback is added to.
+        checkpoint (`Path` or `None`):
+            Checkpoint that it resumes from.
+        num_done (`int`):
+            Steps of the finished model in the output folder, 0 where there is none.
+
+    Attributes:
+        terminated (`bool`):
+            Whether SIGTERM has stopped the training.
+    """
+
+    def __init__(self, trainer: Trainer, checkpoint: Path | None, num_done: int):
+        self.trainer = trainer
+        self.checkpoint = checkpoint
+        self.num_done = num_done
+        self.record = TrainingRecord(trainer)
+        self.resumed = checkpoint is not None
+        self.saved: set[int] = set()
+        self.signaled = False
+        self.terminated = False
+
+    @contextmanager
+    def handling_sigterm(self) -> Iterator[None]:
+        """Handle SIGTERM. Python allows this only in the main thread; in others, it keeps its meaning."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = signal.signal(signal.SIGTERM, self._on_sigterm)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
+
+    def _on_sigterm(self, number: int, frame: Any) -> None:
+        self.signaled = True
+        if self.trainer.args.world_size == 1:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if max(state.global_step, self.num_done) >= state.max_steps:
+            raise NothingToTrain
+        saved = read_record({"stateful_callbacks": state.stateful_callbacks})
+        if self.resumed and saved is not None:
+            self.record.restore(saved)
+        # Added only now: a callback whose name is in the checkpoint may be replaced by a new one while it is loaded
+        self.trainer.add_callback(self.record)
+        state.stateful_callbacks[RECORD] = {}
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self.resumed:
+            self.resumed = False
+            if state.epoch is not None and float(state.epoch).is_integer():
+                # `Trainer` loads these too, but after this
+                self.trainer._load_rng_state(str(self.checkpoint))
+            elif self.record.epoch_rng:
+                # Those of the step are loaded once the rows that have been trained on are skipped
+                rng_state = bytearray.fromhex(self.record.epoch_rng)
+                torch.set_rng_state(torch.frombuffer(rng_state, dtype=torch.uint8))
+                return
+        self.record.epoch_rng = torch.get_rng_state().numpy().tobytes().hex()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self._any_signaled():
+            self.terminated = True
+            control.should_training_stop = control.should_save = True
+            # The time until the process is killed may be too short for it
+            if control.should_evaluate:
+                control.should_evaluate = False
+                logger.warning(f"SIGTERM: the evaluation of step {state.global_step} is left out.")
+        self._make_room(state, control)
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self.terminated:  # in the middle of an epoch, whose end this is not
+            control.should_log = control.should_evaluate = control.should_save = False
+        self._make_room(state, control)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self.saved.add(state.global_step)
+
+    def _any_signaled(self) -> bool:
+        # Processes get the signal at different steps, and must stop at the same one
+        if self.trainer.args.world_size == 1:
+            return self.signaled
+        signaled = torch.tensor(float(self.signaled), device=self.trainer.args.device)
+        return self.trainer.accelerator.reduce(signaled, reduction="sum").item() > 0
+
+    def _make_room(self, state: TrainerState, control: TrainerControl) -> None:
+        """Remove what is in the way of the checkpoint that is about to be saved."""
+        if not control.should_save:
+            return
+        if self.trainer.args.should_save:
+            for step, path in checkpoints(Path(self.trainer.args.output_dir)):
+                # With a limit, an incomplete checkpoint would count as one and a complete one be deleted for it
+                limited = self.trainer.args.save_total_limit is not None and missing_from(path)
+                if step not in self.saved and (step == state.global_step or limited):
+                    shutil.rmtree(path)
+        self.trainer.accelerator.wait_for_everyone()

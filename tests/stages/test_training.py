@@ -1,0 +1,457 @@
+"""Training that is interrupted, finished before, or started twice."""
+
+import gc
+import json
+import logging
+import os
+import shutil
+import signal
+import threading
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from rlmec_trl import GRMConfig, GRMTrainer, RLMECConfig, RLMECTrainer
+from rlmec_trl.data.errors import ConfigError
+from rlmec_trl.stages.checkpoints import RECORD, missing_from
+from rlmec_trl.stages.output import OutputError
+from rlmec_trl.stages.training import train_and_save, training_run
+from rlmec_trl.tasks.arithmetic import WORDING
+
+
+STEPS = 8  # of 2 rows, 5 to an epoch
+LORA = {"r": 2, "lora_alpha": 64, "target_modules": "all-linear"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cheap_collections():
+    """Each training collects garbage several times, among all that has been imported."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+class Killed(Exception):
+    """In place of a kill: the process is gone without saving anything."""
+
+
+class At(TrainerCallback):
+    """Call a function at the end of a step, before the trainer's own callbacks."""
+
+    def __init__(self, step, function):
+        self.step, self.function = step, function
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.function()
+
+
+def kill():
+    raise Killed
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def make(tmp_path, make_policy, make_rows, tokenizer):
+    """Make trainers that save to `tmp_path`, and may be stopped `at` a step by a function."""
+
+    def make(kind="rlmec", output_dir="run", at=None, dropout=0.0, lora=None, rows=10, **config):
+        trainer_class, config_class = {
+            "rlmec": (RLMECTrainer, RLMECConfig),
+            "grm": (GRMTrainer, GRMConfig),
+            "sft": (SFTTrainer, SFTConfig),
+        }[kind]
+        defaults = {
+            "output_dir": str(tmp_path / output_dir),
+            "bf16": False,
+            "use_cpu": True,
+            "report_to": "none",
+            "gradient_checkpointing": False,
+            "per_device_train_batch_size": 2,
+            "learning_rate": 1e-2,
+            "max_steps": STEPS,
+            "save_strategy": "steps",
+            "save_steps": 3,
+            "logging_steps": 2,
+            "disable_tqdm": True,
+        }
+        if kind == "grm":
+            defaults["locate_fraction"] = 0.0  # an example for each row
+        policy = make_policy(sharpness=10.0)
+        for layer in policy.model.layers:
+            layer.self_attn.attention_dropout = dropout
+        rows = make_rows(rows)
+        if kind == "sft":
+            rows = [{"prompt": row["prompt"], "completion": row["rewrite"]} for row in rows]
+        trainer = trainer_class(
+            policy,
+            config_class(**(defaults | config)),
+            train_dataset=Dataset.from_list(rows),
+            eval_dataset=Dataset.from_list(rows[:3]) if "eval_strategy" in config else None,
+            processing_class=tokenizer,
+            peft_config=None if lora is None else LoraConfig(**LORA, **lora),
+            **({"wording": WORDING} if kind == "grm" else {}),
+        )
+        if at is not None:
+            trainer.callback_handler.callbacks.insert(0, At(*at))
+        return trainer
+
+    return make
+
+
+def run(trainer):
+    """Train, and say how it ended."""
+    try:
+        train_and_save(trainer)
+    except Killed:
+        return "killed"
+    except SystemExit as stop:
+        return stop.code
+    return "finished"
+
+
+def log_of(trainer):
+    """The log without times, and without the summary of each process's own part."""
+    times = ("_runtime", "_per_second", "total_flos")
+    return [
+        {name: value for name, value in entry.items() if not name.endswith(times)}
+        for entry in trainer.state.log_history
+        if "train_runtime" not in entry
+    ]
+
+
+def saved(folder):
+    """The bytes of the final weights."""
+    (path,) = folder.glob("*model.safetensors")
+    return path.read_bytes()
+
+
+# --- The result of an interrupted training ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("rlmec", {"lr_scheduler_type": "linear"}),
+        ("rlmec", {"lr_scheduler_type": "cosine", "warmup_steps": 2, "dropout": 0.3}),
+        ("rlmec", {"lr_scheduler_type": "constant"}),
+        ("rlmec", {"gradient_accumulation_steps": 2, "rows": 19}),
+        ("rlmec", {"lora": {"lora_dropout": 0.5}, "lr_scheduler_type": "constant"}),
+        ("rlmec", {"train_sampling_strategy": "group_by_length", "dropout": 0.3}),
+        ("grm", {"lr_scheduler_type": "constant", "dropout": 0.3}),
+        ("grm", {"train_sampling_strategy": "group_by_length", "lora": {"lora_dropout": 0.5}}),
+        ("sft", {"train_sampling_strategy": "group_by_length", "dropout": 0.3}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())).replace(" ", ""),
+)
+def test_an_interrupted_training_has_the_weights_and_the_log_of_a_straight_one(kind, settings, make, tmp_path):
+    straight = make(kind, "straight", **settings)
+    assert run(straight) == "finished"
+    # In the middle of an epoch, at its end, and in the middle of the next
+    for step, interruption, end in ((4, kill, "killed"), (5, terminate, 143), (7, terminate, 143)):
+        assert run(make(kind, at=(step, interruption), **settings)) == end
+    resumed = make(kind, **settings)
+    assert run(resumed) == "finished"
+    assert saved(tmp_path / "run") == saved(tmp_path / "straight")
+    assert log_of(resumed) == log_of(straight)
+
+
+def test_an_epoch_that_was_interrupted_twice_keeps_its_order(make, tmp_path):
+    settings = {"train_sampling_strategy": "group_by_length", "dropout": 0.3, "max_steps": 14, "save_steps": 100}
+    run(make(output_dir="straight", **settings))
+    for step in (7, 9, 10, 13):
+        assert run(make(at=(step, terminate), **settings)) == 143
+    run(make(**settings))
+    assert saved(tmp_path / "run") == saved(tmp_path / "straight")
+
+
+def test_a_kill_while_any_file_of_a_checkpoint_is_written_changes_nothing(make, tmp_path, caplog):
+    settings = {"max_steps": 2, "save_steps": 1, "lr_scheduler_type": "constant"}
+    assert run(make(output_dir="straight", **settings)) == "finished"
+    straight = tmp_path / "straight"
+    last = straight / "checkpoint-2"
+    files = sorted((path for path in last.iterdir()), key=lambda path: path.stat().st_mtime_ns)
+    written = [path.name for path in files]
+    assert written[-1] == "trainer_state.json"
+    for index, name in enumerate(written):
+        folder = tmp_path / "run"
+        shutil.copytree(straight / "checkpoint-1", folder / "checkpoint-1")
+        shutil.copytree(last, folder / last.name)
+        os.truncate(folder / last.name / name, files[index].stat().st_size // 2)
+        for later in written[index + 1 :]:
+            (folder / last.name / later).unlink()
+        caplog.clear()
+        assert run(make(**settings)) == "finished"
+        assert f"Skipped the incomplete checkpoint '{folder / last.name}'" in caplog.text, name
+        assert saved(folder) == saved(straight), name
+        assert missing_from(folder / last.name) == [], name
+        shutil.rmtree(folder)
+
+
+def test_only_what_is_in_the_way_of_a_new_checkpoint_is_removed(make, tmp_path):
+    assert run(make(at=(5, kill))) == "killed"
+    leftovers = [tmp_path / "run" / f"checkpoint-{step}" for step in (6, 7)]
+    for leftover in leftovers:
+        leftover.mkdir()
+        (leftover / "optimizer.bin").write_bytes(b"of another run")
+    assert run(make()) == "finished"
+    assert not (leftovers[0] / "optimizer.bin").exists() and missing_from(leftovers[0]) == []
+    assert [path.name for path in leftovers[1].iterdir()] == ["optimizer.bin"]
+
+
+def test_a_limit_of_checkpoints_does_not_count_incomplete_ones(make, tmp_path):
+    settings = {"save_total_limit": 1}
+    assert run(make(at=(5, kill), **settings)) == "killed"
+    (tmp_path / "run" / "checkpoint-7").mkdir()
+    assert run(make(at=(7, kill), **settings)) == "killed"
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-6"]
+
+
+# --- Finished before -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def steps_trained(monkeypatch):
+    """Counts the steps that any trainer makes."""
+    steps = []
+    monkeypatch.setattr(torch.optim.AdamW, "step", count(torch.optim.AdamW.step, steps))
+    return steps
+
+
+def count(function, calls):
+    def counted(*args, **kwargs):
+        calls.append(None)
+        return function(*args, **kwargs)
+
+    return counted
+
+
+@pytest.mark.parametrize("settings", [{}, {"save_strategy": "no"}, {"save_only_model": True}, {"max_steps": -1}])
+def test_a_finished_training_is_not_continued(settings, make, tmp_path, steps_trained, capsys):
+    settings = {"lr_scheduler_type": "constant", "num_train_epochs": 1} | settings
+    run(make(**settings))
+    weights, files = saved(tmp_path / "run"), sorted(os.listdir(tmp_path / "run"))
+    capsys.readouterr()
+    steps_trained.clear()
+    assert run(make(**settings)) == "finished"
+    assert "is already finished" in capsys.readouterr().out
+    assert not steps_trained
+    assert saved(tmp_path / "run") == weights and sorted(os.listdir(tmp_path / "run")) == files
+
+
+@pytest.mark.parametrize("lost", ["model.safetensors", "trainer_state.json", "eval_results.json"])
+def test_what_a_finished_training_lacks_is_saved(lost, make, tmp_path, steps_trained):
+    settings = {"eval_strategy": "steps", "eval_steps": 4}
+    run(make(**settings))
+    folder = tmp_path / "run"
+    weights, evaluation = saved(folder), json.loads((folder / "eval_results.json").read_text())
+    (folder / lost).unlink()
+    if lost == "eval_results.json":  # killed before it was written, so the state was not written either
+        (folder / "trainer_state.json").unlink()
+    steps_trained.clear()
+    assert run(make(**settings)) == "finished"
+    assert not steps_trained
+    assert saved(folder) == weights and (folder / lost).exists()
+    again = json.loads((folder / "eval_results.json").read_text())
+    assert again["eval_loss"] == evaluation["eval_loss"]
+
+
+def test_the_best_model_is_the_one_that_is_saved_after_a_kill_too(make, tmp_path, steps_trained):
+    settings = {
+        "eval_strategy": "steps",
+        "eval_steps": 4,
+        "save_steps": 4,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": True,  # the first one, so that it is not the last
+    }
+    trainer = make(**settings)
+    run(trainer)
+    folder = tmp_path / "run"
+    weights = saved(folder)
+    assert trainer.state.best_global_step == 4 and weights == saved(folder / "checkpoint-4")
+    for name in ("model.safetensors", "trainer_state.json"):
+        (folder / name).unlink()
+    steps_trained.clear()
+    run(make(**settings))
+    assert saved(folder) == weights and not steps_trained
+
+
+def test_a_finished_training_with_more_steps_continues_from_its_checkpoint(make, tmp_path, steps_trained, caplog):
+    run(make(lr_scheduler_type="constant"))
+    steps_trained.clear()
+    run(make(lr_scheduler_type="constant", max_steps=STEPS + 3))
+    assert len(steps_trained) == 3
+    assert "max_steps 8 -> 11" in caplog.text
+    run(make(lr_scheduler_type="constant", max_steps=STEPS + 3, output_dir="straight"))
+    assert saved(tmp_path / "run") == saved(tmp_path / "straight")
+
+
+def test_other_settings_than_those_of_the_checkpoint_are_named(make, caplog):
+    run(make(at=(4, kill)))
+    run(make(per_device_train_batch_size=1, learning_rate=0.1, rows=9))
+    assert "number of rows 10 -> 9, per_device_train_batch_size 2 -> 1, learning_rate 0.01 -> 0.1" in caplog.text
+
+
+def test_with_the_same_settings_nothing_is_warned_of(make, caplog):
+    run(make(at=(4, kill)))
+    with caplog.at_level(logging.WARNING, logger="rlmec_trl"):
+        run(make())
+    assert not [record for record in caplog.records if record.name.startswith("rlmec_trl")]
+
+
+@pytest.mark.parametrize("settings", [{"max_steps": 0}, {"max_steps": -1, "num_train_epochs": 0}])
+def test_no_step_at_all_is_refused(settings, make, tmp_path, steps_trained):
+    with pytest.raises(ConfigError, match="nothing to train"):
+        train_and_save(make(**settings))
+    assert not steps_trained and not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_finished_model_is_pushed_with_its_own_weights(make, tmp_path, monkeypatch):
+    run(make(save_strategy="no"))
+    weights = saved(tmp_path / "run")
+    pushed = []
+    again = make(save_strategy="no")
+    again.args.push_to_hub = True
+    monkeypatch.setattr(again, "push_to_hub", lambda **kwargs: pushed.append(kwargs))
+    again.save_model(str(tmp_path / "start"), _internal_call=True)
+    assert saved(tmp_path / "start") != weights
+    monkeypatch.setattr(again, "end", lambda: again.save_model(str(tmp_path / "at_push"), _internal_call=True))
+    train_and_save(again, "some/dataset")
+    assert pushed == [{"revision": None, "dataset_name": "some/dataset"}]
+    assert saved(tmp_path / "at_push") == weights
+
+
+# --- Where to resume from --------------------------------------------------------------------------------------------
+
+
+def test_a_named_checkpoint_is_resumed_from_and_an_incomplete_one_refused(make, tmp_path, steps_trained):
+    run(make())
+    folder = tmp_path / "run"
+    (folder / "model.safetensors").unlink()
+    steps_trained.clear()
+    run(make(resume_from_checkpoint=str(folder / "checkpoint-3")))
+    assert len(steps_trained) == STEPS - 3
+    (folder / "checkpoint-3" / "optimizer.pt").unlink()
+    with pytest.raises(ConfigError, match=r"checkpoint-3' is not a complete checkpoint.*optimizer\.pt"):
+        train_and_save(make(resume_from_checkpoint=str(folder / "checkpoint-3")))
+    with pytest.raises(ConfigError, match="'nowhere' is not a folder"):
+        train_and_save(make(resume_from_checkpoint="nowhere"))
+
+
+@pytest.mark.parametrize("no", ["False", False])
+def test_training_can_be_told_not_to_resume(no, make, steps_trained):
+    run(make(at=(4, kill)))
+    steps_trained.clear()
+    run(make(resume_from_checkpoint=no))
+    assert len(steps_trained) == STEPS
+
+
+@pytest.mark.parametrize("yes", ["true", True])
+def test_training_can_be_told_to_resume(yes, make, steps_trained):
+    with pytest.raises(ConfigError, match="has no complete checkpoint"):
+        train_and_save(make(resume_from_checkpoint=yes))
+    run(make(at=(4, kill)))
+    steps_trained.clear()
+    run(make(resume_from_checkpoint=yes))
+    assert len(steps_trained) == STEPS - 3
+
+
+def test_a_checkpoint_without_our_record_is_resumed_from(make, tmp_path):
+    make(max_steps=4, lr_scheduler_type="constant").train()
+    state = json.loads((tmp_path / "run" / "checkpoint-4" / "trainer_state.json").read_text())
+    assert RECORD not in state["stateful_callbacks"]
+    resumed, straight = make(lr_scheduler_type="constant"), make(lr_scheduler_type="constant", output_dir="straight")
+    assert run(resumed) == run(straight) == "finished"
+    assert saved(tmp_path / "run") == saved(tmp_path / "straight")
+
+
+# --- SIGTERM ---------------------------------------------------------------------------------------------------------
+
+
+def test_sigterm_saves_in_the_middle_of_an_epoch_without_evaluating(make, tmp_path, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    handlers = []
+
+    def interrupt():
+        terminate()
+        handlers.append(signal.getsignal(signal.SIGTERM))
+
+    trainer = make(at=(4, interrupt), eval_strategy="steps", eval_steps=4, save_strategy="no")
+    assert run(trainer) == 143
+    assert handlers == [signal.SIG_DFL], "the second one kills"
+    assert signal.getsignal(signal.SIGTERM) is before
+    folder = tmp_path / "run"
+    assert missing_from(folder / "checkpoint-4") == []
+    assert not (folder / "model.safetensors").exists(), "the training is not finished"
+    assert not [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert "stopped after step 4 of 8" in capsys.readouterr().out
+
+
+def test_a_thread_trains_without_handling_signals(make):
+    before = signal.getsignal(signal.SIGTERM)
+    handlers = []
+    trainer = make(at=(1, lambda: handlers.append(signal.getsignal(signal.SIGTERM))), max_steps=1)
+    thread = threading.Thread(target=train_and_save, args=(trainer,))
+    thread.start()
+    thread.join()
+    assert handlers == [before]
+
+
+# --- Two runs at once ------------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_on_the_same_output_is_refused_until_the_first_ends(make, tmp_path):
+    args = make().args
+    with training_run(args):
+        with pytest.raises(OutputError, match="Another run is writing to .*run'"):
+            with training_run(args):
+                raise AssertionError("the work of the second run")
+    with training_run(args):
+        pass
+    with pytest.raises(Killed):
+        with training_run(args):
+            raise Killed
+    assert list(tmp_path.glob(".*")) == [] == os.listdir(tmp_path / "run"), "the lock leaves nothing behind"
+
+
+def test_the_lock_of_a_killed_run_is_gone_with_it(make, tmp_path):
+    args = make().args
+    process = os.fork()
+    if process == 0:
+        with training_run(args):
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+    with training_run(args):
+        pass
+    assert list(tmp_path.glob(".*")) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "root", "below a file"])
+def test_an_output_directory_that_cannot_be_used_is_named(kind, make, tmp_path):
+    args = make().args
+    (tmp_path / "file").write_text("years of work")
+    args.output_dir = {"file": str(tmp_path / "file"), "root": "/", "below a file": str(tmp_path / "file" / "run")}[
+        kind
+    ]
+    with pytest.raises(OutputError, match=args.output_dir), training_run(args):
+        raise AssertionError("the work of the run")
+    assert (tmp_path / "file").read_text() == "years of work"
+
+
+def test_a_link_to_a_folder_is_the_folder(make, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "run").symlink_to("there")
+    args = make().args
+    with training_run(args):
+        args.output_dir = str(tmp_path / "there")
+        with pytest.raises(OutputError, match="Another run"), training_run(args):
+            raise AssertionError("the work of the second run")
