@@ -310,8 +310,12 @@ def test_with_the_same_settings_nothing_is_warned_of(make, caplog):
 
 @pytest.mark.parametrize("settings", [{"max_steps": 0}, {"max_steps": -1, "num_train_epochs": 0}])
 def test_no_step_at_all_is_refused(settings, make, tmp_path, steps_trained):
+    """`RLMECConfig` refuses it too, but a plain `SFTConfig` does not."""
+    trainer = make()
+    for name, value in settings.items():
+        setattr(trainer.args, name, value)
     with pytest.raises(ConfigError, match="nothing to train"):
-        train_and_save(make(**settings))
+        train_and_save(trainer)
     assert not steps_trained and not (tmp_path / "run" / "model.safetensors").exists()
 
 
