@@ -1,6 +1,7 @@
 """Impossible settings are refused, and an answer costs what the price list says."""
 
 import dataclasses
+import inspect
 import re
 
 import pytest
@@ -18,7 +19,8 @@ DOCUMENTED_TOGETHER |= dict.fromkeys(("cache_write_price", "cache_read_price"), 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_is_in_the_docstring_with_its_default_and_has_help(name):
     shown = DOCUMENTED_TOGETHER.get(name, name)
-    found = re.search(rf"^ {{8}}{shown} \(`[^`]+`, \*optional\*(.*)\):$", TeacherConfig.__doc__, re.M)
+    docstring = inspect.cleandoc(TeacherConfig.__doc__)  # Python 3.13 takes the indentation away, earlier ones do not
+    found = re.search(rf"^ {{4}}{shown} \(`[^`]+`, \*optional\*(.*)\):$", docstring, re.M)
     assert found, f"{name} is not documented"
     default = FIELDS[name].default
     assert found.group(1) == ("" if default is None else f", defaults to `{default}`")
