@@ -179,17 +179,20 @@ def _missing(names: tuple[str, ...], need: str) -> DatasetError:
 
 
 def _check_forms(dataset: Dataset, columns: list[str]) -> None:
-    """A text column has strings or messages. From JSON lines with both, `datasets` makes a column of its own type."""
+    """
+    A column has values of one form: its texts are strings, or all of them messages. A column of JSON lines with several
+    forms is of type `Json`, which Arrow stores as text.
+    """
     from datasets import Json
 
     for name in columns:
         if isinstance(dataset.features[name], Json):
-            first, *values = dataset[name][:]
-            for row, value in enumerate(values, start=1):
-                if isinstance(value, str) != isinstance(first, str):
-                    raise _error(
-                        row, name, value, "The rows before have another form: use strings or messages in all."
-                    )
+            values = dataset[name][:]
+            first = next((value for value in values if value is not None), None)
+            for row, value in enumerate(values):
+                if value is not None and type(value) is not type(first):
+                    forms = "strings or messages" if name in _READ else "one type"
+                    raise _error(row, name, value, f"The rows before have another form: use {forms} in all.")
 
 
 def _check_texts(batch: dict[str, pa.Array], rows: np.ndarray, stage: str) -> dict[str, list[str | None]]:

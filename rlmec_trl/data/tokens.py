@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .messages import is_conversational
+from jinja2.exceptions import TemplateError
+
+from .messages import is_conversational, is_storable
+from .schema import DatasetError
 from .steps import split_steps
 
 
@@ -41,21 +44,60 @@ def encode_prompt(
 
     Returns:
         `list[int]`: Token ids.
+
+    Raises:
+        [`~rlmec_trl.data.schema.DatasetError`]: If the prompt is neither text nor messages, or the chat template cannot
+            read it, or there is none.
     """
     if is_conversational(prompt):
-        given = {name: value for name, value in (chat_template_kwargs or {}).items() if value is not None}
-        encoding = processing_class.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **given
-        )
-        return list(encoding["input_ids"])
+        return _encode_messages(processing_class, prompt, chat_template_kwargs)
+    _check_text(prompt, "prompt", "a text or a list of messages")
     prompt_ids = list(processing_class(prompt)["input_ids"])
     # One id alone is the BOS of an empty prompt (some tokenizers use the same token for both)
     added_eos = len(prompt_ids) > 1 and prompt_ids[-1] == processing_class.eos_token_id
     return prompt_ids[:-1] if added_eos and not prompt.endswith(processing_class.eos_token) else prompt_ids
 
 
+def _encode_messages(
+    processing_class: PreTrainedTokenizerBase, prompt: list[dict], chat_template_kwargs: dict | None
+) -> list[int]:
+    if getattr(processing_class, "chat_template", None) is None:
+        raise DatasetError(
+            f"Column 'prompt': found messages ({_shown(prompt)}), but the tokenizer has no chat template. Give every "
+            "prompt as text, or use the tokenizer of a chat model."
+        )
+    if not isinstance(chat_template_kwargs, dict | None):
+        raise DatasetError(
+            f"Column 'chat_template_kwargs': found {_shown(chat_template_kwargs)}. Give every row an object, such as "
+            '{"enable_thinking": false}, or None.'
+        )
+    given = {name: value for name, value in (chat_template_kwargs or {}).items() if value is not None}
+    try:
+        encoding = processing_class.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **given
+        )
+    except (TemplateError, TypeError) as error:
+        # What the template refuses, and what it cannot put together: a content of None, arguments that it does not know
+        raise DatasetError(
+            f"Column 'prompt': found messages that the chat template cannot write ({type(error).__name__}: {error}): "
+            f"{_shown(prompt)}. Fix the row, or its `chat_template_kwargs`."
+        ) from None
+    return list(encoding["input_ids"])
+
+
+def _check_text(value: Any, what: str, form: str = "a text") -> None:
+    if not is_storable(value):
+        raise DatasetError(f"A {what} must be {form} without lone surrogates, found {_shown(value)}.")
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 100 else shown[:100] + "..."
+
+
 def encode_completion(processing_class: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a completion that is given as text, with EOS at the end and no other special token."""
+    _check_text(text, "completion")
     return [*processing_class(text, add_special_tokens=False)["input_ids"], processing_class.eos_token_id]
 
 

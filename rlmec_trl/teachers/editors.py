@@ -1,7 +1,6 @@
 """What an editor is, and the verification that every rewrite has to pass before it is trained on."""
 
 import inspect
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from datasets import Dataset, Value
 
 from ..credit.alignment import edit_distance
 from ..data.errors import UserError
-from ..data.messages import is_conversational, message_text
+from ..data.messages import is_conversational, is_storable, message_text
 from ..data.steps import first_changed_step, split_steps
 from ..tasks.task import Task, load_object
 
@@ -221,11 +220,6 @@ def _check_edit(editor: Editor, edit: Any, row: int) -> None:
             f"{row}; an edit is a tuple of the first incorrect step (an int, -1 if there is none) and the rewrite (a "
             "string), or `NoEdit` with a reason."
         )
-
-
-def is_storable(value: Any) -> bool:
-    """Whether a value is a string that a dataset can store: Python allows half a surrogate pair in one, UTF-8 not."""
-    return isinstance(value, str) and re.search("[\ud800-\udfff]", value) is None
 
 
 def _name_of(editor: Editor) -> str:

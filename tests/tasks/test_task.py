@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from rlmec_trl.data.errors import ConfigError
 from rlmec_trl.tasks.answers import check_choice
 from rlmec_trl.tasks.problems import to_task_rows
 from rlmec_trl.tasks.task import BUILT_IN, Task, load_object, load_task
@@ -165,15 +166,16 @@ def test_a_file_that_does_not_define_the_name_is_reported(task_file):
 def test_a_missing_import_inside_a_task_is_not_mistaken_for_a_missing_task(line, module_dir):
     for name in ("broken_task:TASK", "broken_task.py:TASK"):
         (module_dir / "broken_task.py").write_text(f"{line}\n{FILE}", encoding="utf-8")
-        with pytest.raises(ModuleNotFoundError, match="No module named 'no_such_dependency'"):
+        with pytest.raises(ConfigError, match="cannot be imported: .* No module named 'no_such_dep.*broken_task.py, l"):
             load_task(name)
 
 
 def test_a_file_that_failed_can_be_loaded_once_it_is_fixed(task_file):
     task_file.write_text(f"raise RuntimeError('not yet')\n{FILE}", encoding="utf-8")
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="not yet"):
+        with pytest.raises(ConfigError, match="cannot be imported: RuntimeError: not yet .*my task.py, line 1") as error:
             load_task(f"{task_file}:TASK")
+        assert isinstance(error.value.__cause__, RuntimeError), "with its own traceback, in Python"
     task_file.write_text(FILE, encoding="utf-8")
     assert load_task(f"{task_file}:TASK").name == "sums"
 
