@@ -144,7 +144,9 @@ def _parse(path: Path, text: str, first_line: int) -> Any:
             f"character {len(before) - before.rfind(chr(10))}). {_FORM}"
         ) from None
     except RecursionError:
-        raise DatasetError(f"{where}{first_line}: found lists or objects that are nested too deeply. {_FORM}") from None
+        raise DatasetError(
+            f"{where}{first_line}: found lists or objects that are nested too deeply. {_FORM}"
+        ) from None
     except ValueError as error:  # a key twice, or a number of thousands of digits
         raise DatasetError(f"{where}{first_line}: {error}. {_FORM}") from None
     if _ESCAPED_HALF.search(text) and _HALF.search(json.dumps(value, ensure_ascii=False)):

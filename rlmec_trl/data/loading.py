@@ -55,8 +55,12 @@ def load_rows(
 
 def _is_path(name: str) -> bool:
     """Whether a name can only be that of a file or folder: a name on the Hub is `name` or `user/name`."""
-    return not name or os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") > 1 or name.endswith(
-        (".json", ".jsonl")
+    return (
+        not name
+        or os.path.isabs(name)
+        or name.startswith((".", "~"))
+        or name.count("/") > 1
+        or name.endswith((".json", ".jsonl"))
     )
 
 

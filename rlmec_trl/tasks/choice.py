@@ -12,7 +12,7 @@ from typing import Any
 from ..data.schema import DatasetError
 from .answers import check_choice
 from .options import named_options, one_line, read_options, write_options
-from .problems import found_in_raw, read_columns, read_text
+from .problems import found_in_raw, read_columns
 from .task import Task
 
 

@@ -16,9 +16,9 @@ def read_row(row: dict[str, Any]) -> dict[str, str]:
     body, question, equation = (read_text(row, name).strip() for name in ("Body", "Question", "Equation"))
     # Many stories end in the middle of a sentence, "If he used 10 to buy some toys"
     separator = " " if body.endswith((".", ",", "?", "!", ";", ":")) else ", "
-    if (answer := answer_text(row["Answer"])) is None:
-        raise found_in_raw("Answer", None, "Give every problem its final answer.")
-    answer = _without_zeros(answer)
+    answer = _without_zeros(answer_text(row["Answer"]) or "")
+    if not answer.strip():
+        raise found_in_raw("Answer", row["Answer"], "Give every problem one final answer, as a text or a number.")
     return {
         "problem": f"{body}{separator}{question}",
         "reference": f"{_infix(equation)} = {answer}\nThe answer is {answer}",

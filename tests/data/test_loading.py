@@ -51,7 +51,9 @@ def test_a_file_or_folder_that_is_not_there(name):
 
 
 def test_a_name_on_the_hub_that_cannot_be_reached():
-    with pytest.raises(DatasetError, match="no file or folder 'gsm8k', and split 'test' .* cannot be loaded from the Hub"):
+    with pytest.raises(
+        DatasetError, match="no file or folder 'gsm8k', and split 'test' .* cannot be loaded from the Hub"
+    ):
         load_rows("gsm8k", "test")
 
 
