@@ -137,16 +137,14 @@ def _parse(path: Path, text: str, first_line: int) -> Any:
         value = json.loads(text, object_pairs_hook=_without_duplicates)
     except json.JSONDecodeError as error:
         # Where something is missing at the end of a line, the error is after it
-        before = text[: error.pos].rstrip("\n")
-        line = before.count("\n")
+        before = text[: error.pos].rstrip("\n").split("\n")
+        shown = text.split("\n")[len(before) - 1][:60]
         raise DatasetError(
-            f"{where}{first_line + line}: found {text.split(chr(10))[line][:60]!r}, which is not JSON ({error.msg}, at "
-            f"character {len(before) - before.rfind(chr(10))}). {_FORM}"
+            f"{where}{first_line + len(before) - 1}: found {shown!r}, which is not JSON ({error.msg}, at character "
+            f"{len(before[-1]) + 1}). {_FORM}"
         ) from None
     except RecursionError:
-        raise DatasetError(
-            f"{where}{first_line}: found lists or objects that are nested too deeply. {_FORM}"
-        ) from None
+        raise DatasetError(f"{where}{first_line}: found lists that are nested too deeply. {_FORM}") from None
     except ValueError as error:  # a key twice, or a number of thousands of digits
         raise DatasetError(f"{where}{first_line}: {error}. {_FORM}") from None
     if _ESCAPED_HALF.search(text) and _HALF.search(json.dumps(value, ensure_ascii=False)):

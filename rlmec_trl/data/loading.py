@@ -95,8 +95,8 @@ def _load_from_hub(name: str, split: str, config_name: str | None) -> Dataset:
     except (DatasetsError, OSError, ValueError) as error:
         # Not there, private, offline; or an unknown split or configuration, which the message lists
         raise DatasetError(
-            f"There is no file or folder {name!r}, and split {split!r} of a dataset of that name cannot be loaded from "
-            f"the Hub: {describe(error)}"
+            f"There is no file or folder {name!r}, and the split {split!r} of a dataset of that name cannot be loaded "
+            f"from the Hub: {describe(error)}"
         ) from None
 
 

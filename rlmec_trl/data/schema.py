@@ -180,8 +180,8 @@ def _missing(names: tuple[str, ...], need: str) -> DatasetError:
 
 def _check_forms(dataset: Dataset, columns: list[str]) -> None:
     """
-    A column has values of one form: its texts are strings, or all of them messages. A column of JSON lines with several
-    forms is of type `Json`, which Arrow stores as text.
+    A column has values of one form: its texts are strings, or all of them messages. A column of JSON lines with
+    several forms is of type `Json`, which Arrow stores as text.
     """
     from datasets import Json
 

@@ -46,8 +46,8 @@ def encode_prompt(
         `list[int]`: Token ids.
 
     Raises:
-        [`~rlmec_trl.data.schema.DatasetError`]: If the prompt is neither text nor messages, or the chat template cannot
-            read it, or there is none.
+        [`~rlmec_trl.data.schema.DatasetError`]: If the prompt is neither text nor messages, or the chat template
+            cannot write it, or there is none.
     """
     if is_conversational(prompt):
         return _encode_messages(processing_class, prompt, chat_template_kwargs)
@@ -77,7 +77,7 @@ def _encode_messages(
             prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **given
         )
     except (TemplateError, TypeError) as error:
-        # What the template refuses, and what it cannot put together: a content of None, arguments that it does not know
+        # What the template refuses, and what it cannot put together, such as a content of None
         raise DatasetError(
             f"Column 'prompt': found messages that the chat template cannot write ({type(error).__name__}: {error}): "
             f"{_shown(prompt)}. Fix the row, or its `chat_template_kwargs`."

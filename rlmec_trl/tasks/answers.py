@@ -187,7 +187,8 @@ def check_by_reward(
             Tokenizer for functions that read `completion_ids`.
 
     Raises:
-        [`~rlmec_trl.data.errors.ConfigError`]: If `reward_func` reads `completion_ids` and there is no `processing_class`.
+        [`~rlmec_trl.data.errors.ConfigError`]: If `reward_func` reads `completion_ids` and there is no
+            `processing_class`.
 
     Examples:
 

@@ -161,8 +161,8 @@ def to_task_rows(
             raise
         except Exception as error:  # of code that may be anybody's; where it happened is part of the message
             raise ConfigError(
-                f"`read_row` of task '{task.name}' failed on row {index}: {describe_failure(error)}. Fix the function, "
-                "or the row."
+                f"`read_row` of task '{task.name}' failed on row {index}: {describe_failure(error)}. Fix the "
+                "function, or the row."
             ) from error
         for name in ("problem", "reference"):
             if not is_storable(raw.get(name)) or not raw[name].strip():

@@ -211,8 +211,8 @@ def load_object(path: str) -> Any:
     Load an object from `package.module:NAME` or `path/to/file.py:NAME`.
 
     Raises:
-        [`~rlmec_trl.data.errors.ConfigError`]: If the module or file does not exist, cannot be imported, or has no such
-            name. An error inside it is the cause.
+        [`~rlmec_trl.data.errors.ConfigError`]: If the module or file does not exist, cannot be imported, or has no
+            such name. An error inside it is the cause.
     """
     module, name = _load_source(path)
     if not hasattr(module, name):

@@ -275,7 +275,7 @@ def test_odd_names_of_tasks(name):
         ({"labels": "good"}, "`labels` of task 'mine' are 'good'; they must be a tuple of texts"),
         ({"labels": (0, 1)}, "they must be a tuple of texts"),
         ({"wording": "{problem}"}, "not a `Wording`"),
-        ({"wording": Wording("{attempt}", "{attempt}", "Solve it.")}, "`policy` of task 'mine' has no {problem}: 'Solve"),
+        ({"wording": Wording("{attempt}", "{attempt}", "Solve it.")}, "`policy` of task 'mine' has no {problem}: "),
         ({"wording": Wording("{attempt}", "", "{problem}")}, "`rewrite` of task 'mine' has no {attempt}"),
     ],
 )  # fmt: skip
