@@ -134,7 +134,7 @@ def _parse(path: Path, text: str, first_line: int) -> Any:
         line = first_line + text.count("\n", 0, wrong.start())
         raise DatasetError(f"{where}{line}: found bytes that are not UTF-8. {_FORM}")
     try:
-        value = json.loads(text, object_pairs_hook=_without_duplicates)
+        value = json.loads(text, object_pairs_hook=_with_sound_keys)
     except json.JSONDecodeError as error:
         # Where something is missing at the end of a line, the error is after it
         before = text[: error.pos].rstrip("\n").split("\n")
@@ -145,7 +145,7 @@ def _parse(path: Path, text: str, first_line: int) -> Any:
         ) from None
     except RecursionError:
         raise DatasetError(f"{where}{first_line}: found lists that are nested too deeply. {_FORM}") from None
-    except ValueError as error:  # a key twice, or a number of thousands of digits
+    except ValueError as error:  # such a key, or a number of thousands of digits
         raise DatasetError(f"{where}{first_line}: {error}. {_FORM}") from None
     if _ESCAPED_HALF.search(text) and _HALF.search(json.dumps(value, ensure_ascii=False)):
         raise DatasetError(
@@ -155,12 +155,15 @@ def _parse(path: Path, text: str, first_line: int) -> Any:
     return value
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _with_sound_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the key {twice!r} appears twice in an object")
+    for name in found:
+        if "\0" in name:
+            raise ValueError(f"the key {name!r} has a NUL character, with which no column can be named")
     return found
 
 

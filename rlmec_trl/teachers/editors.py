@@ -13,7 +13,7 @@ from ..credit.alignment import edit_distance
 from ..data.errors import UserError
 from ..data.messages import is_conversational, is_storable, message_text
 from ..data.steps import first_changed_step, split_steps
-from ..tasks.task import Task, load_object
+from ..tasks.task import Task, describe_failure, load_object
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Editor(Protocol):
 
 
 class EditorError(UserError, ValueError):
-    """An editor returned something that is not a list with one edit per attempt."""
+    """An editor failed, or returned something that is not a list with one edit per attempt."""
 
 
 def load_editor(path: str) -> Editor:
@@ -189,7 +189,16 @@ def _call_editor(
     takes_usable = "usable" in parameters or any(
         parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
     )
-    edits = editor(problems, references, completions, **({"usable": usable} if takes_usable else {}))
+    try:
+        edits = editor(problems, references, completions, **({"usable": usable} if takes_usable else {}))
+    except UserError:
+        raise
+    except Exception as error:  # of code that may be anybody's; where it happened is part of the message
+        raise EditorError(
+            f"The editor `{_name_of(editor)}` failed on {len(completions)} attempts: {describe_failure(error)}. "
+            "Fix it and run the command again: finished shards are saved. Return `NoEdit(reason)` for an attempt "
+            "without an edit."
+        ) from error
     if not isinstance(edits, list | tuple):
         raise EditorError(
             f"The editor `{_name_of(editor)}` returned a `{type(edits).__name__}`; it must return a list "

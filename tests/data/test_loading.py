@@ -277,6 +277,7 @@ def test_forms_of_a_file(tmp_path, content):
         (b'{"a": "b\0"}\n', "line 1: .*Invalid control character"),
         (b'{"a": "b"}\n{"a": "\\ud800"}\n', "line 2: found a lone surrogate"),
         (b'{"a": {"b": 1, "c": 2, "b": 3}}\n', "line 1: the key 'b' appears twice"),
+        (b'{"a": {"\\u0000": 1}}\n', "line 1: the key .* has a NUL character"),
         (b'{"a": ' + b"[" * 10**5 + b"]" * 10**5 + b"}\n", "line 1: found lists that are nested too"),
         (b'{"a": ' + b"1" * 5000 + b"}\n", "line 1: Exceeds the limit"),
         (b"PAR1\x15\x04", "line 1: found .* which is not JSON"),

@@ -90,7 +90,13 @@ CASES = [
     flag("task", "train_size", -1),
     flag("task", "hidden_size", 0),
     flag("task", "hidden_size", 10),
-    Case("`score.py` without `--dataset_name`", lambda place: importlib.import_module("recipes.score").make_parser().parse_args_and_config(["--output_dir", "x"]), "dataset_name"),
+    Case(
+        "`score.py` without `--dataset_name`",
+        lambda place: (
+            importlib.import_module("recipes.score").make_parser().parse_args_and_config(["--output_dir", "x"])
+        ),
+        "dataset_name",
+    ),
     Case("`sample.py --num_sample 2`", partial(parse, "sample", num_sampel=2), "num_sampel"),
     Case("`sample.py --config nothing.yaml`", partial(parse, "sample", config=None, **{"config ": "x"}), "config"),
     in_yaml("sample", "num_samples: null"),
@@ -116,4 +122,4 @@ CASES = [
     in_yaml("edit", "dry_run: maybe"),
     in_yaml("edit", "extra_body: [1]"),
     in_yaml("edit", "extra_body: '{'"),
-]  # fmt: skip
+]

@@ -55,8 +55,9 @@ def a_broken_link(place):
 
 def in_the_working_directory(name):
     def run(place):
-        before = os.getcwd()
-        os.chdir(place.folder)
+        before, inside = os.getcwd(), place.folder / "a" / "b"
+        inside.mkdir(parents=True)
+        os.chdir(inside)
         try:
             edit(place, name)
         finally:
@@ -135,7 +136,11 @@ CASES = [
     Case("`output_dir` is `..`", in_the_working_directory(".."), "a folder around it"),
     Case("`output_dir` is empty", lambda place: edit(place, ""), "working directory|empty"),
     Case("`output_dir` has the rows to work on", its_input, "rows to work on were loaded from"),
-    Case("`output_dir` is `dataset_name` of a finished run", lambda place: (edit(place), place.edit(place.path("edits")))[0], "loaded from|is missing"),
+    Case(
+        "`output_dir` is `dataset_name` of a finished run",
+        lambda place: (edit(place), place.edit(place.path("edits")))[0],
+        "loaded from|is missing",
+    ),
     Case("another run is writing", another_run, "Another run is writing"),
     Case("the same command again", again),
     Case("the finished result is truncated", a_truncated_result),
@@ -143,4 +148,4 @@ CASES = [
     Case("a finished shard is empty", damaged_shard(lambda data: data.write_bytes(b""))),
     Case("a finished shard lacks its file", damaged_shard(lambda data: data.unlink())),
     Case("the journal is inside `output_dir`", a_journal_inside, "lies in `--output_dir`"),
-]  # fmt: skip
+]

@@ -71,7 +71,12 @@ def from_python(name, place):
 
 CASES = [
     Case("a policy that is not there", lambda p: p.evaluate(p.file("p.jsonl", p.problems()), p.path("none")), "none"),
-    Case("a policy on the Hub, offline", lambda p: p.evaluate(p.file("p.jsonl", p.problems()), "a/b"), "a/b", r"(?<=\().*"),
+    Case(
+        "a policy on the Hub, offline",
+        lambda p: p.evaluate(p.file("p.jsonl", p.problems()), "a/b"),
+        "a/b",
+        r"(?<=\().*",
+    ),
     Case("a policy without its weights", partial(evaluate, remove("model.safetensors")), "copy", r"(?<=\().*"),
     Case("a policy whose weights are truncated", partial(evaluate, truncate), "copy", r"(?<=\().*"),
     Case("a policy whose weights are empty", partial(evaluate, write("model.safetensors", b"")), "copy", r"(?<=\().*"),
@@ -81,13 +86,33 @@ CASES = [
     Case("a link to a policy", a_link),
     Case("a reward model that is not there", lambda place: score_with(place.path("none"), place), "none"),
     Case("a reward model that was never trained as one", untrained, "grm_wording.json"),
-    Case("a `grm_wording.json` that is empty", partial(score, write("grm_wording.json", b"")), "grm_wording.json", r"(?<=\().*"),
-    Case("a `grm_wording.json` that is cut off", partial(score, write("grm_wording.json", b'{"locate":')), "grm_wording.json", r"(?<=\().*"),
-    Case("a `grm_wording.json` that is a list", partial(score, write("grm_wording.json", b"[]")), "grm_wording.json", r"(?<=\().*"),
-    Case("a `grm_wording.json` without its prompts", partial(score, write("grm_wording.json", b"{}")), "grm_wording.json", r"(?<=\().*"),
+    Case(
+        "a `grm_wording.json` that is empty",
+        partial(score, write("grm_wording.json", b"")),
+        "grm_wording.json",
+        r"(?<=\().*",
+    ),
+    Case(
+        "a `grm_wording.json` that is cut off",
+        partial(score, write("grm_wording.json", b'{"locate":')),
+        "grm_wording.json",
+        r"(?<=\().*",
+    ),
+    Case(
+        "a `grm_wording.json` that is a list",
+        partial(score, write("grm_wording.json", b"[]")),
+        "grm_wording.json",
+        r"(?<=\().*",
+    ),
+    Case(
+        "a `grm_wording.json` without its prompts",
+        partial(score, write("grm_wording.json", b"{}")),
+        "grm_wording.json",
+        r"(?<=\().*",
+    ),
     Case("a reward model whose weights are truncated", partial(score, truncate), "copy", r"(?<=\().*"),
     Case("a reward model with another tokenizer", other_tokens, "differ, first at"),
     Case("a reward model from Python that is not there", partial(from_python, "runs/none"), "none", r"(?<=\().*"),
     Case("training a policy whose weights are truncated", partial(train, truncate), "copy", r"(?<=\().*"),
     Case("training a policy without its tokenizer", partial(train, remove("tokenizer.json")), "copy", r"(?<=\().*"),
-]  # fmt: skip
+]

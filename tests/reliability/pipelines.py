@@ -25,7 +25,9 @@ def refuse(name, content, error, varies=None):
 
 CASES = [
     Case("a pipeline of one stage", partial(load, GOOD)),
-    Case("a file that is not there", lambda place: load_pipeline(place.path("none.yaml")), "There is no pipeline file"),
+    Case(
+        "a file that is not there", lambda place: load_pipeline(place.path("none.yaml")), "There is no pipeline file"
+    ),
     refuse("a file of 0 bytes", "", "mapping"),
     refuse("a list", "- 1\n", "mapping"),
     refuse("a file that is no YAML", "title: [\n", "not a YAML file", r"(?<=file \().*"),
@@ -44,15 +46,33 @@ CASES = [
     refuse("a stage that is a text", GOOD.replace("{name: task, recipe: task}", "task"), "mapping"),
     refuse("an unknown setting of a stage", GOOD.replace("recipe: task", "recipe: task, args: {sizes: 5}"), "sizes"),
     refuse("settings of a stage that are a list", GOOD.replace("recipe: task", "recipe: task, args: [5]"), "args"),
-    refuse("a setting that is a text instead of a number", GOOD.replace("recipe: task", "recipe: task, args: {train_size: many}"), "train_size"),
-    refuse("a setting that is 2.5 instead of an integer", GOOD.replace("recipe: task", "recipe: task, args: {train_size: 2.5}"), "train_size"),
-    refuse("a setting that is null", GOOD.replace("recipe: task", "recipe: task, args: {train_size: null}"), "train_size"),
-    refuse("a setting out of its range", GOOD.replace("recipe: task", "recipe: task, args: {train_size: -1}"), "train_size"),
-    refuse("a dataset that no stage writes", GOOD + "- {name: s, recipe: sft, args: {dataset_name: '{run}/none', model_name_or_path: x}}\n", "none"),
+    refuse(
+        "a setting that is a text instead of a number",
+        GOOD.replace("recipe: task", "recipe: task, args: {train_size: many}"),
+        "train_size",
+    ),
+    refuse(
+        "a setting that is 2.5 instead of an integer",
+        GOOD.replace("recipe: task", "recipe: task, args: {train_size: 2.5}"),
+        "train_size",
+    ),
+    refuse(
+        "a setting that is null", GOOD.replace("recipe: task", "recipe: task, args: {train_size: null}"), "train_size"
+    ),
+    refuse(
+        "a setting out of its range",
+        GOOD.replace("recipe: task", "recipe: task, args: {train_size: -1}"),
+        "train_size",
+    ),
+    refuse(
+        "a dataset that no stage writes",
+        GOOD + "- {name: s, recipe: sft, args: {dataset_name: '{run}/none', model_name_or_path: x}}\n",
+        "none",
+    ),
     refuse("two stages of one name", GOOD + "- {name: task, recipe: task}\n", "task"),
     refuse("defaults of a recipe that is not there", GOOD + "defaults: {smaple: {}}\n", "smaple"),
     refuse("defaults that are a list", GOOD + "defaults: [1]\n", "defaults"),
     refuse("`extends` a file that is not there", "extends: none.yaml\n", "none.yaml"),
     refuse("`extends` itself", "extends: pipeline.yaml\n", "leads back"),
     refuse("`extends` that is a number", "extends: 5\n", "extends"),
-]  # fmt: skip
+]

@@ -53,23 +53,31 @@ def align(place):
 
 TEXT = "must be a text or a list of messages without lone surrogates"
 CASES = [
-    *(Case(f"{name} as prompt", prompt(value), TEXT) for name, value in [
-        ("`None`", None),
-        ("a number", 5),
-        ("a list of texts", ["59"]),
-        ("no messages", []),
-        ("a message without its content", [{"role": "user"}]),
-        ("messages with `None` among them", [*MESSAGES, None]),
-        ("a role that is `None`", [{"role": None, "content": "59"}]),
-        ("an object", MESSAGES[0]),
-        ("bytes", b"59"),
-        ("half a surrogate pair", "59 \ud800"),
-    ]),
+    *(
+        Case(f"{name} as prompt", prompt(value), TEXT)
+        for name, value in [
+            ("`None`", None),
+            ("a number", 5),
+            ("a list of texts", ["59"]),
+            ("no messages", []),
+            ("a message without its content", [{"role": "user"}]),
+            ("messages with `None` among them", [*MESSAGES, None]),
+            ("a role that is `None`", [{"role": None, "content": "59"}]),
+            ("an object", MESSAGES[0]),
+            ("bytes", b"59"),
+            ("half a surrogate pair", "59 \ud800"),
+        ]
+    ),
     Case("messages, and a tokenizer without a chat template", prompt(MESSAGES, chat=False), "has no chat template"),
     Case("a content that is `None`, in a template that adds texts", prompt([{"role": "user", "content": None}])),
     Case("messages that the chat template refuses", strict_template, "cannot write .*Roles must alternate"),
     Case("`chat_template_kwargs` that are a text", prompt(MESSAGES, "enable_thinking"), "Give every row an object"),
-    Case("`chat_template_kwargs` with the name of an argument", prompt(MESSAGES, {"tokenize": False}), "tokenize", r"(?<=TypeError: )[^:]*?(?=got)"),
+    Case(
+        "`chat_template_kwargs` with the name of an argument",
+        prompt(MESSAGES, {"tokenize": False}),
+        "tokenize",
+        r"(?<=TypeError: )[^:]*?(?=got)",
+    ),
     Case("`chat_template_kwargs` that no template knows", prompt(MESSAGES, {"unknown": [1]})),
     Case("an empty prompt as text", prompt("", chat=False)),
     Case("NUL, right-to-left text and all planes as prompt", prompt("\0\u202e\u05d0\U0010ffff", chat=False)),
@@ -87,4 +95,4 @@ CASES = [
     Case("a row whose prompt is empty", partial(prepare, prompt=""), "the tokenizer gives no tokens"),
     Case("a row whose rewrite is half a surrogate pair", partial(prepare, rewrite="\ud800"), "must be a text"),
     Case("a row with right-to-left text as rewrite", partial(prepare, rewrite="\u05d0\u202e \0")),
-]  # fmt: skip
+]

@@ -65,7 +65,9 @@ CASES = [
     refuse("an empty problem", "math", OWN | {"problem": " "}, f"found ' '. {TEXT}"),
     refuse("a null solution", "math", OWN | {"solution": None}, f"column 'solution': found None. {TEXT}"),
     refuse("a number as solution", "math", OWN | {"solution": 2.5}, f"column 'solution': found 2.5. {TEXT}"),
-    refuse("a solution without an answer", "math", {"problem": "?", "solution": "Who knows?"}, "states no final answer"),
+    refuse(
+        "a solution without an answer", "math", {"problem": "?", "solution": "Who knows?"}, "states no final answer"
+    ),
     refuse("a list as answer", "math", OWN | {"answer": ["2", "3"]}, "one final answer"),
     refuse("an empty list as answer", "math", OWN | {"answer": []}, "one final answer"),
     refuse("an object as answer", "math", OWN | {"answer": {"value": 2}}, "one final answer"),
@@ -95,11 +97,23 @@ CASES = [
     refuse("a list as label", MOOD, OWN | {"answer": ["good"]}, "one final answer"),
     works("the index of a label", MOOD, OWN | {"answer": 1}, "bad"),
     refuse("arc_easy: options without labels", "arc_easy", ARC | {"choices": ["sand", "water"]}, "It must be"),
-    refuse("arc_easy: fewer labels than options", "arc_easy", ARC | {"choices": {"text": ["1", "2"], "label": ["A"]}}, "as many"),
+    refuse(
+        "arc_easy: fewer labels than options",
+        "arc_easy",
+        ARC | {"choices": {"text": ["1", "2"], "label": ["A"]}},
+        "as many",
+    ),
     refuse("arc_easy: one option", "arc_easy", ARC | {"choices": {"text": ["1"], "label": ["B"]}}, "2 to 26"),
-    refuse("arc_easy: an option that is null", "arc_easy", ARC | {"choices": {"text": ["1", None], "label": ["A", "B"]}}, "Each must be"),
+    refuse(
+        "arc_easy: an option that is null",
+        "arc_easy",
+        ARC | {"choices": {"text": ["1", None], "label": ["A", "B"]}},
+        "Each must be",
+    ),
     refuse("arc_easy: an unknown label", "arc_easy", ARC | {"answerKey": "E"}, "none of A, B"),
-    refuse("arc_easy: no answer, as in a test split", "arc_easy", ARC | {"answerKey": ""}, "Use a split that has answers"),
+    refuse(
+        "arc_easy: no answer, as in a test split", "arc_easy", ARC | {"answerKey": ""}, "Use a split that has answers"
+    ),
     refuse("arc_easy: a number as question", "arc_easy", ARC | {"question": 5}, "column 'question': found 5"),
     refuse("mmlu_math: an index beyond the options", "mmlu_math", MMLU | {"answer": 2}, "none of 0, 1"),
     refuse("mmlu_math: a text as options", "mmlu_math", MMLU | {"choices": "1, 2"}, "a list of options"),
@@ -113,4 +127,4 @@ CASES = [
     refuse("gsm8k: a number as worked solution", "gsm8k", GSM8K | {"answer": 2}, "column 'answer': found 2"),
     refuse("gsm8k: a worked solution without `####`", "gsm8k", GSM8K | {"answer": "Two."}, "states no final answer"),
     works("gsm8k: a row of the Hub", "gsm8k", GSM8K, "2"),
-]  # fmt: skip
+]

@@ -44,7 +44,9 @@ def check(stage, column, value, place):
 
 
 def refuse(stage, column, name, value, error):
-    return Case(f"{stage}: `{column}` is {name}", partial(check, stage, column, value), f"Row 1, column '{column}': .*{error}")
+    return Case(
+        f"{stage}: `{column}` is {name}", partial(check, stage, column, value), f"Row 1, column '{column}': .*{error}"
+    )
 
 
 def without(stage, *columns):
@@ -88,7 +90,15 @@ def no_rewrites(place):
     check_dataset(Dataset.from_list(rows), "policy", eos_token_ids=EOS)
 
 
-IDS = [("None", None), ("empty", []), ("a text", "7 6 1"), ("floats", [7.5, 1.0]), ("texts", ["7", "1"]), ("nested", [[7], [1]]), ("with None", [7, None, 1])]  # fmt: skip
+IDS = [
+    ("None", None),
+    ("empty", []),
+    ("a text", "7 6 1"),
+    ("floats", [7.5, 1.0]),
+    ("texts", ["7", "1"]),
+    ("nested", [[7], [1]]),
+    ("with None", [7, None, 1]),
+]
 CASES = [
     *(
         refuse("task", "prompt", name, value, "Give every problem a text")
@@ -96,10 +106,12 @@ CASES = [
             ("None", None),
             ("an empty text", ""),
             ("only spaces", " \n\t"),
-            ("no messages", []),
         ]
     ),
-    refuse("task", "prompt", "messages where the others are texts", [{"role": "user", "content": "?"}], "another form"),
+    refuse(
+        "task", "prompt", "messages where the others are texts", [{"role": "user", "content": "?"}], "another form"
+    ),
+    refuse("task", "prompt", "an empty list", [], "another form"),
     refuse("task", "prompt", "a number", 5, "another form"),
     refuse("task", "prompt", "a list of texts", ["1 + 1?"], "another form"),
     refuse("task", "reference", "None", None, "correct worked solution"),
@@ -149,4 +161,4 @@ CASES = [
     Case("all: NUL in a text", text_everywhere("a\0b")),
     Case("all: combining marks alone", text_everywhere("\u0301\u20e3")),
     Case("all: 100,000 characters", text_everywhere("x y " * 25_000)),
-]  # fmt: skip
+]

@@ -35,7 +35,9 @@ def edit(served=None, **kind):
 
 
 def nobody(place):
-    place.sample(place.file("p.jsonl", place.problems()), server=ServerConfig(base_url="http://localhost:9/v1", max_retries=0))
+    place.sample(
+        place.file("p.jsonl", place.problems()), server=ServerConfig(base_url="http://localhost:9/v1", max_retries=0)
+    )
 
 
 def score(**kind):
@@ -50,12 +52,27 @@ ADDRESS = r"(?<=://localhost:)\d+|(?<=127.0.0.1:)\d+"
 CASES = [
     Case("sample: a server that answers", sample()),
     Case("sample: no server at the address", nobody, "localhost:9"),
-    Case("sample: a server of another model", sample("other", refuse=lambda body: "The model `other` does not exist"), "other", ADDRESS),
+    Case(
+        "sample: a server of another model",
+        sample("other", refuse=lambda body: "The model `other` does not exist"),
+        "other",
+        ADDRESS,
+    ),
     Case("sample: a server of two models", sample(models=("a", "b")), "serves a, b", ADDRESS),
     Case("sample: a server that lists no model", sample(models=()), "lists no model", ADDRESS),
-    Case("sample: a web page instead of a server", sample(models=None), "does not list its models", ADDRESS + r"|(?<=models \().*?(?=\))"),
+    Case(
+        "sample: a web page instead of a server",
+        sample(models=None),
+        "does not list its models",
+        ADDRESS + r"|(?<=models \().*?(?=\))",
+    ),
     Case("sample: a server that refuses each request", sample(refuse=lambda body: "too long"), "too long", ADDRESS),
     Case("edit: a server that refuses each request", edit(refuse=lambda body: "too long"), "too long", ADDRESS),
-    Case("edit: a server that answers with text that is no edit", edit(chat=lambda body: ("I cannot.", "stop")), "", ADDRESS),
+    Case(
+        "edit: a server that answers with text that is no edit",
+        edit(chat=lambda body: ("I cannot.", "stop")),
+        "",
+        ADDRESS,
+    ),
     Case("score: a server that refuses each request", score(refuse=lambda body: "too long"), "too long", ADDRESS),
-]  # fmt: skip
+]

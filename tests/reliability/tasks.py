@@ -77,7 +77,12 @@ CASES = [
     Case("a file without a name after it", lambda place: load_task("mine.py:"), "is neither"),
     Case("a file that lacks the name", from_file(MINE), "defines no 'TASK'"),
     Case("an object that is no `Task`", from_file("TASK = 5"), "is of type `int`, not a"),
-    Case("a file with a syntax error", from_file("TASK = ("), "cannot be imported: SyntaxError", r"(?<=SyntaxError: ).*(?= \()"),
+    Case(
+        "a file with a syntax error",
+        from_file("TASK = ("),
+        "cannot be imported: SyntaxError",
+        r"(?<=SyntaxError: ).*(?= \()",
+    ),
     Case("a file that raises", from_file("TASK = {}['task']"), "cannot be imported: KeyError.*line 1"),
     Case("a file that imports what is not installed", from_file("import no_such_library"), "No module named"),
     Case("a file that calls `sys.exit()`", from_file("import sys\nsys.exit(3)"), "cannot be imported: SystemExit: 3"),
@@ -87,7 +92,9 @@ CASES = [
     Case("a text as labels", fields(labels="good"), "must be a tuple of texts"),
     Case("numbers as labels", fields(labels=(0, 1)), "must be a tuple of texts"),
     Case("a text as wording", fields(wording="{problem}"), "not a `Wording`"),
-    Case("a wording without its slot", fields(wording=Wording("{attempt}", "{attempt}", "Solve!")), "has no {problem}"),
+    Case(
+        "a wording without its slot", fields(wording=Wording("{attempt}", "{attempt}", "Solve!")), "has no {problem}"
+    ),
     Case("an empty step separator", lambda place: Wording("", "", "", step_separator=""), "`step_separator`"),
     Case("a task without a dataset on the Hub, and no `--dataset_name`", without_dataset, "has no dataset on the Hub"),
     Case("a split that the task's dataset does not have", without_split, "has no split 'dev'"),
@@ -115,7 +122,7 @@ CASES = [
     Case("a teacher that returns texts", editing(lambda p, r, c: list(c)), "for row 0; an edit is"),
     Case("a teacher that returns half a surrogate pair", editing(lambda p, r, c: [(0, "\ud800")] * 2), "for row 0"),
     Case("a teacher that returns a float as step", editing(lambda p, r, c: [(0.0, "a")] * 2), "for row 0"),
-    Case("a teacher that raises", editing(lambda *texts: 1 / 0), "ZeroDivisionError", PLACE),
+    Case("a teacher that raises", editing(lambda *texts: 1 / 0), "failed on 2 attempts: ZeroDivisionError", PLACE),
     Case("a teacher that returns empty texts", editing(lambda p, r, c: [(0, "")] * 2)),
     Case("a teacher that names a step that is not there", editing(lambda p, r, c: [(99, "a")] * 2)),
-]  # fmt: skip
+]
