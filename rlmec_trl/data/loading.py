@@ -1,15 +1,17 @@
 """Datasets by path or name."""
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from datasets import Dataset, Features, List, Value, load_dataset, load_from_disk
+from datasets import Dataset, load_dataset, load_from_disk
+from datasets.exceptions import DatasetsError
 
-from .schema import DatasetError, column_features
+from .errors import ConfigError
+from .json_lines import load_json_lines
+from .schema import DatasetError
 
 
-if TYPE_CHECKING:
-    from datasets.features.features import FeatureType
+_FORMS = "Name a folder that `save_to_disk` wrote, a file of JSON lines (.json or .jsonl), or a dataset on the Hub."
 
 
 def load_rows(
@@ -20,55 +22,85 @@ def load_rows(
 
     Args:
         name_or_path (`str`):
-            A folder that `Dataset.save_to_disk` wrote, a file of JSON lines, or a name on the Hub.
+            A folder that `save_to_disk` wrote, a file of JSON lines, or a name on the Hub.
         split (`str`, *optional*, defaults to `"train"`):
-            Split of a dataset on the Hub.
+            Split of a dataset that has several: of one on the Hub, or of a saved `DatasetDict`.
         max_rows (`int`, *optional*):
             Number of rows to take from the start. All by default.
         config_name (`str`, *optional*):
             Configuration of a dataset on the Hub that has several.
 
     Raises:
-        `FileNotFoundError`: If `name_or_path` names a file of JSON lines that does not exist.
-        [`~rlmec_trl.data.schema.DatasetError`]: If the folder holds several splits.
+        [`~rlmec_trl.data.schema.DatasetError`]: If there is no such dataset or split, it cannot be read, or it has no
+            rows.
+        [`~rlmec_trl.data.errors.ConfigError`]: If `max_rows` is under 1.
     """
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        dataset = load_from_disk(str(path))
-    elif path.suffix in (".json", ".jsonl"):
-        if not path.exists():
-            raise FileNotFoundError(f"There is no file {name_or_path!r}.")
-        dataset = load_dataset("json", data_files=str(path), split="train", features=_json_features(path))
+    if max_rows is not None and max_rows < 1:
+        raise ConfigError(f"`max_rows` must be at least 1, got {max_rows}.")
+    path = Path(os.path.expanduser(name_or_path))
+    if name_or_path and os.path.isdir(path):
+        dataset = _load_folder(path, split)
+    elif os.path.isfile(path):
+        if path.suffix not in (".json", ".jsonl"):
+            raise DatasetError(f"{name_or_path!r} is a file whose name does not end with .json or .jsonl. {_FORMS}")
+        dataset = load_json_lines(path)
+    elif _is_path(name_or_path):
+        raise DatasetError(f"There is no file or folder {name_or_path!r}. {_FORMS}")
     else:
-        dataset = load_dataset(name_or_path, name=config_name, split=split)
-    if not isinstance(dataset, Dataset):
-        raise DatasetError(
-            f"{name_or_path!r} holds several splits ({', '.join(dataset)}). Name the folder of one of them."
-        )
+        dataset = _load_from_hub(name_or_path, split, config_name)
+    if len(dataset) == 0:
+        raise DatasetError(f"{name_or_path!r} has no rows. Check how it was made, or name another dataset.")
     return dataset if max_rows is None else dataset.select(range(min(max_rows, len(dataset))))
 
 
-def _json_features(path: Path) -> Features | None:
-    """
-    Types of the columns of a file: as `datasets` infers them from the first 10 MB, completed for our own columns. A
-    column that begins with thousands of `None` would otherwise get a type that its later values do not fit.
-    """
-    # Opening a stream reads the first chunk. No types are inferred where the file is one JSON array
-    inferred = load_dataset("json", data_files=str(path), split="train", streaming=True).features
-    if inferred is None:
-        return None
-    # A rewrite has the form of its completion
-    messages = any(isinstance(inferred.get(name), List) for name in ("completion", "rewrite", "prompt"))
-    known = column_features(messages)
-    return Features({name: _complete(feature, known.get(name)) for name, feature in inferred.items()})
+def _is_path(name: str) -> bool:
+    """Whether a name can only be that of a file or folder: a name on the Hub is `name` or `user/name`."""
+    return (
+        not name
+        or os.path.isabs(name)
+        or name.startswith((".", "~"))
+        or name.count("/") > 1
+        or name.endswith((".json", ".jsonl"))
+    )
 
 
-def _complete(inferred: "FeatureType", known: "FeatureType | None") -> "FeatureType":
-    """`known` where `inferred` comes from `None` alone, or from integers where floats belong; else `inferred`."""
-    if isinstance(inferred, List) and isinstance(known, List):
-        return List(_complete(inferred.feature, known.feature))
-    if known is not None and inferred == Value("null"):
-        return known
-    if known == Value("float64") and inferred == Value("int64"):
-        return known
-    return inferred
+def _load_folder(path: Path, split: str) -> Dataset:
+    if not any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
+        names = sorted(os.listdir(path))
+        found = f"it holds {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else "it is empty"
+        raise DatasetError(f"{str(path)!r} is not a folder that `save_to_disk` wrote: {found}. {_FORMS}")
+    try:
+        dataset = load_from_disk(str(path))
+    except IndexError:  # `save_to_disk` writes no file for a dataset without rows
+        raise DatasetError(f"{str(path)!r} has no rows. Check how it was made, or name another dataset.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        # A file that is missing or has no end, or another description than `datasets` writes
+        raise DatasetError(
+            f"The dataset in {str(path)!r} cannot be read ({describe(error)}): it was changed, or not written to its "
+            "end. Write it again."
+        ) from None
+    if isinstance(dataset, Dataset):
+        return dataset
+    if split not in dataset:
+        raise DatasetError(
+            f"{str(path)!r} has no split {split!r}; its splits are {', '.join(dataset)}. Name one of them, or the "
+            "folder of one."
+        )
+    return dataset[split]
+
+
+def _load_from_hub(name: str, split: str, config_name: str | None) -> Dataset:
+    try:
+        return load_dataset(name, name=config_name, split=split)
+    except (DatasetsError, OSError, ValueError) as error:
+        # Not there, private, offline; or an unknown split or configuration, which the message lists
+        raise DatasetError(
+            f"There is no file or folder {name!r}, and the split {split!r} of a dataset of that name cannot be loaded "
+            f"from the Hub: {describe(error)}"
+        ) from None
+
+
+def describe(error: Exception) -> str:
+    """An error of a library on one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

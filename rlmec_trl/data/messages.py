@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 
@@ -14,10 +15,13 @@ def is_conversational(value: Any) -> bool:
     return (
         isinstance(value, list)
         and len(value) > 0
-        and isinstance(value[0], dict)
-        and "role" in value[0]
-        and "content" in value[0]
+        and all(isinstance(part, dict) and isinstance(part.get("role"), str) and "content" in part for part in value)
     )
+
+
+def is_storable(value: Any) -> bool:
+    """Whether a value is a string that a dataset can store: Python allows half a surrogate pair in one, UTF-8 not."""
+    return isinstance(value, str) and re.search("[\ud800-\udfff]", value) is None
 
 
 def message_text(value: str | list[dict]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import TYPE_CHECKING
 
-from .messages import is_conversational
+from .messages import is_conversational, is_storable
 from .row_checks import row_error
 from .steps import split_steps
 
@@ -72,8 +72,8 @@ def encode_prompt(
         `list[int]`: Token ids.
 
     Raises:
-        [`~rlmec_trl.data.schema.DatasetError`]: If the prompt is messages and the tokenizer has no chat template, or
-            one that refuses them.
+        [`~rlmec_trl.data.schema.DatasetError`]: If the prompt is neither text nor messages, or the chat template
+            refuses it, or there is none.
     """
     if is_conversational(prompt):
         from jinja2 import TemplateError
@@ -86,10 +86,13 @@ def encode_prompt(
             encoding = processing_class.apply_chat_template(
                 prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **given
             )
-        except TemplateError as error:
-            found = f"messages that the chat template refuses ({error})"
+        except (TemplateError, TypeError) as error:
+            # What the template refuses, and what it cannot put together, such as a content of None
+            found = f"messages that the chat template refuses ({type(error).__name__}: {error})"
             raise row_error(row, "prompt", found, "Give messages that the template takes.", quote=False) from None
         return list(encoding["input_ids"])
+    if not is_storable(prompt):
+        raise row_error(row, "prompt", prompt, "It must be a text, without lone surrogates, or a list of messages.")
     prompt_ids = list(processing_class(prompt)["input_ids"])
     # One id alone is the BOS of an empty prompt (some tokenizers use the same token for both)
     added_eos = len(prompt_ids) > 1 and prompt_ids[-1] == processing_class.eos_token_id
@@ -98,6 +101,8 @@ def encode_prompt(
 
 def encode_completion(processing_class: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a completion that is given as text, with EOS at the end and no other special token."""
+    if not is_storable(text):
+        raise row_error(None, "completion", text, "It must be a text without lone surrogates.")
     return [*processing_class(text, add_special_tokens=False)["input_ids"], processing_class.eos_token_id]
 
 

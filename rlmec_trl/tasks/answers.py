@@ -13,6 +13,7 @@ from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ..data.errors import ConfigError
 from ..data.tokens import encode_completion
 from .options import Options, named_options, read_options
 
@@ -186,7 +187,8 @@ def check_by_reward(
             Tokenizer for functions that read `completion_ids`.
 
     Raises:
-        `ValueError`: If `reward_func` reads `completion_ids` and there is no `processing_class`.
+        [`~rlmec_trl.data.errors.ConfigError`]: If `reward_func` reads `completion_ids` and there is no
+            `processing_class`.
 
     Examples:
 
@@ -200,7 +202,7 @@ def check_by_reward(
     """
     reads_ids = "completion_ids" in inspect.signature(reward_func).parameters
     if reads_ids and processing_class is None:
-        raise ValueError(
+        raise ConfigError(
             f"The reward function {getattr(reward_func, '__name__', reward_func)!r} reads `completion_ids`: give "
             "`check_by_reward` the `processing_class` that makes them."
         )
@@ -229,7 +231,7 @@ def _check_by_reward(
         with ThreadPoolExecutor(1) as pool:
             rewards = pool.submit(asyncio.run, rewards).result()
     if len(rewards) != 1:
-        raise ValueError(f"The reward function returned {len(rewards)} rewards for one completion.")
+        raise ConfigError(f"The reward function returned {len(rewards)} rewards for one completion.")
     return rewards[0] is not None and bool(rewards[0] >= threshold)
 
 

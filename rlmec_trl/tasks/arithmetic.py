@@ -19,6 +19,7 @@ from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from ..data.schema import DatasetError
 from ..data.steps import split_steps
 from .steps import check_stated_steps
 from .task import Task
@@ -143,11 +144,11 @@ def read_problem(problem: str) -> tuple[int, ...]:
     """The numbers of a problem: its start, then its signed operands."""
     match = _PROBLEM_PATTERN.fullmatch(problem.strip())
     if match is None:
-        raise ValueError(f"Not a problem of the arithmetic task: {problem!r}.")
+        raise DatasetError(f"Not a problem of the arithmetic task: {problem!r}.")
     numbers = [int(match[1])]
     for verb, size in re.findall(r"([A-Za-z]+) (\d+)", match[2]):
         if verb not in GAIN_VERBS + LOSS_VERBS:
-            raise ValueError(f"Unknown verb {verb!r} in the problem {problem!r}.")
+            raise DatasetError(f"Unknown verb {verb!r} in the problem {problem!r}.")
         numbers.append(int(size) if verb in GAIN_VERBS else -int(size))
     return tuple(numbers)
 

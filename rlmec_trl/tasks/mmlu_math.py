@@ -4,6 +4,7 @@ from typing import Any
 
 from . import choice
 from .answers import check_choice
+from .problems import found_in_raw, read_text
 from .steps import check_stated_steps
 from .task import Task
 
@@ -21,8 +22,11 @@ def read_row(row: dict[str, Any]) -> dict[str, str]:
     """Read a row of the Hub, or one with `problem`, `solution` and `answer`."""
     if "problem" in row:
         return choice.read_row(row)
-    correct = choice.index_of(row["answer"], range(len(row["choices"])), "answer")
-    return choice.choice_row(row["question"], row["choices"], correct)
+    options = row["choices"]
+    if not isinstance(options, list):
+        raise found_in_raw("choices", options, "It must be a list of options.")
+    correct = choice.index_of(row["answer"], range(len(options)), "answer")
+    return choice.choice_row(read_text(row, "question"), options, correct)
 
 
 TASK = Task(

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+from ..data.errors import ConfigError
+
 
 _HEADER = re.compile(r"^[ \t]*options:[ \t\r]*$", re.IGNORECASE | re.MULTILINE)
 # "A) Paris", "(A) Paris", "A. Paris", "1: Paris"
@@ -69,7 +71,7 @@ def write_options(question: str, options: Sequence[str]) -> str:
     """A problem: the question, then "Options:" and one option per line, each with its letter."""
     lines = [f"{letter}) {one_line(option)}" for letter, option in zip(string.ascii_uppercase, options, strict=False)]
     if len(lines) < len(options):
-        raise ValueError(f"A problem can have {len(string.ascii_uppercase)} options, found {len(options)}.")
+        raise ConfigError(f"A problem can have {len(string.ascii_uppercase)} options, found {len(options)}.")
     return "\n".join([question.strip(), "Options:", *lines])
 
 

@@ -3,19 +3,21 @@
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from datasets import Dataset, Features, concatenate_datasets
+from datasets import Dataset, Features, Value, concatenate_datasets
 from datasets.fingerprint import get_temporary_cache_files_directory
 
 from ..data.checks import check_config
+from ..data.errors import ConfigError, UserError
 from ..data.loading import load_rows
-from ..data.messages import is_conversational
+from ..data.messages import is_conversational, is_storable
 from ..data.schema import DatasetError, check_dataset, column_features
 from ..data.tokens import as_prompt
 from .answers import check_label, clean_solution, extract_answer
-from .task import Task
+from .task import Task, describe_failure
 from .wording import policy_prompt
 
 
@@ -115,7 +117,8 @@ def load_problems(
 
     Raises:
         [`~rlmec_trl.data.schema.DatasetError`]: If a column is missing, or a row breaks the contract.
-        `ValueError`: If neither `config` nor `task` names a dataset, or the task's dataset has no such split.
+        [`~rlmec_trl.data.errors.ConfigError`]: If neither `config` nor `task` names a dataset, or the task's dataset
+            has no such split.
     """
 
     def read(rows: Dataset) -> Dataset:
@@ -135,7 +138,7 @@ def to_task_rows(
 ) -> Dataset:
     """
     Turn raw problems into rows with `prompt`, `reference` and `answer`. Other columns are kept, with their types. A
-    dataset that has all three is returned as it is, unless `read_row` is given.
+    dataset that has all three is returned as it is, unless `read_row` is given; answers that are numbers become texts.
 
     Args:
         dataset ([`~datasets.Dataset`]):
@@ -149,16 +152,19 @@ def to_task_rows(
 
     Raises:
         [`~rlmec_trl.data.schema.DatasetError`]: If a column is missing, a solution states no answer, or an answer is
-        none of the options or labels.
+            none of the options or labels.
+        [`~rlmec_trl.data.errors.ConfigError`]: If `read_row` fails.
     """
     if read_row is None and {"prompt", "reference", "answer"} <= set(dataset.column_names):
-        return dataset
+        return _with_answers_as_texts(dataset)
     read_row = read_row or task.read_row or read_columns()
 
     def convert(row: dict, index: int) -> dict:
         try:
             raw = read_row(row)
-            answer = _as_label(raw.get("answer"), task) if task.labels else raw.get("answer")
+            if not isinstance(raw, dict):
+                raise ConfigError(f"`read_row` of task '{task.name}' returned {raw!r}, not a dict.")
+            answer = _as_label(raw.get("answer"), task) if task.labels else answer_text(raw.get("answer"))
         except KeyError as error:
             raise DatasetError(
                 f"Task '{task.name}' needs the column {error}; the dataset has {', '.join(row)}. Name the columns "
@@ -166,17 +172,23 @@ def to_task_rows(
             ) from None
         except DatasetError as error:
             raise DatasetError(f"Row {index}, {error}") from None
+        except UserError:
+            raise
+        except Exception as error:  # of code that may be anybody's; where it happened is part of the message
+            raise ConfigError(
+                f"`read_row` of task '{task.name}' failed on row {index}: {describe_failure(error)}. Fix the "
+                "function, or the row."
+            ) from error
         for name in ("problem", "reference"):
-            if not isinstance(raw.get(name), str):
+            if not is_storable(raw.get(name)) or not raw[name].strip():
                 raise DatasetError(
                     f"Row {index}: `read_row` of task '{task.name}' returned {raw.get(name)!r} as `{name}`. It has to "
-                    "return texts as `problem`, `reference` and `answer`."
+                    "return texts as `problem`, `reference` and `answer`, without lone surrogates."
                 )
         return {
             "prompt": as_prompt(processing_class, policy_prompt(task.wording, raw["problem"])),
             "reference": raw["reference"],
-            # `check_dataset` reports None
-            "answer": answer if answer is None else str(answer),
+            "answer": answer,  # `check_dataset` reports None
         }
 
     known = column_features(messages=is_conversational(as_prompt(processing_class, "")))
@@ -205,10 +217,11 @@ def read_columns(
     """
 
     def read_row(row: dict[str, Any]) -> dict[str, str]:
-        for name in (problem_column, reference_column):
-            if not isinstance(row[name], str):
-                raise DatasetError(f"column '{name}': found {row[name]!r}. Give every problem a text and a solution.")
-        reference = clean_solution(row[reference_column])
+        problem, reference = (
+            read_text(row, name, "Give every problem a text and a solution.")
+            for name in (problem_column, reference_column)
+        )
+        reference = clean_solution(reference)
         if answer_column is not None:
             answer = row[answer_column]
         elif "answer" in row and reference_column != "answer":
@@ -219,21 +232,70 @@ def read_columns(
                 f"{reference[-60:]!r}). End it with 'The answer is X', '\\boxed{{X}}' or '#### X', or name the "
                 "answers with `--answer_column`."
             )
-        return {"problem": row[problem_column], "reference": reference, "answer": answer}
+        return {"problem": problem, "reference": reference, "answer": answer}
 
     return read_row
 
 
-def _as_label(answer: Any, task: Task) -> Any:
+def read_text(row: dict[str, Any], name: str, fix: str = "Give every row a text there.") -> str:
+    """
+    The text in a column of a raw row.
+
+    Raises:
+        [`~rlmec_trl.data.schema.DatasetError`]: If it is not a text, or an empty one.
+        `KeyError`: If there is no such column.
+    """
+    value = row[name]
+    if not isinstance(value, str) or not value.strip():
+        raise found_in_raw(name, value, fix)
+    return value
+
+
+def answer_text(answer: Any) -> str | None:
+    """
+    A final answer as text: numbers become texts, and `None` stays.
+
+    Raises:
+        [`~rlmec_trl.data.schema.DatasetError`]: If it is something else, such as a list of answers.
+    """
+    if not (answer is None or is_storable(answer) or _is_number(answer)):
+        raise found_in_raw("answer", answer, "Give every problem one final answer, as a text or a number.")
+    return None if answer is None else str(answer)
+
+
+def found_in_raw(name: str, value: Any, fix: str) -> DatasetError:
+    """What is wrong in a column of a raw row; the number of the row is added where it is known."""
+    shown = repr(value)
+    return DatasetError(f"column '{name}': found {shown if len(shown) <= 100 else shown[:100] + '...'}. {fix}")
+
+
+def _is_number(value: Any) -> bool:
+    # NaN, the only number that is not itself, is how tables write that there is none
+    return isinstance(value, Number) and value == value
+
+
+def _with_answers_as_texts(dataset: Dataset) -> Dataset:
+    if dataset.features["answer"] == Value("string"):
+        return dataset
+    answers = dataset["answer"][:]
+    if not any(map(_is_number, answers)) or not all(a is None or is_storable(a) or _is_number(a) for a in answers):
+        return dataset  # `check_dataset` reports what is neither text nor number
+    texts = [None if answer is None else str(answer) for answer in answers]
+    named = dataset.remove_columns("answer").add_column("answer", texts, feature=Value("string"))
+    return named.select_columns(dataset.column_names)
+
+
+def _as_label(answer: Any, task: Task) -> str | None:
     """The label of a task that an answer is: its text, or its index, as a column of type `ClassLabel` stores it."""
     if type(answer) is int and 0 <= answer < len(task.labels):
         return task.labels[answer]
-    if answer is not None and not check_label(str(answer), str(answer), labels=task.labels):
+    text = answer_text(answer)
+    if text is not None and not check_label(text, text, labels=task.labels):
         raise DatasetError(
             f"column 'answer': found {answer!r}, which is none of the labels of task '{task.name}' "
             f"({', '.join(task.labels)}). Give one of them, or its index."
         )
-    return answer
+    return text
 
 
 def _row_reader(config: ProblemConfig, task: Task) -> Callable[[dict], dict] | None:
@@ -252,12 +314,12 @@ def _load_raw(config: ProblemConfig, task: Task, split: str) -> Dataset:
         split = config.dataset_split or split
         return load_rows(config.dataset_name, split, config.max_rows, config.dataset_config)
     if task.hub_id is None:
-        raise ValueError(f"Task '{task.name}' has no dataset on the Hub: name the problems with `--dataset_name`.")
+        raise ConfigError(f"Task '{task.name}' has no dataset on the Hub: name the problems with `--dataset_name`.")
     if config.dataset_split is None and split not in task.splits:
         split = "validation"
     split = config.dataset_split or split
     if split not in task.splits:
-        raise ValueError(
+        raise ConfigError(
             f"{task.hub_id} has no split {split!r}; its splits are {', '.join(task.splits)}. Choose one with "
             "`--dataset_split`."
         )

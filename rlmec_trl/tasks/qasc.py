@@ -4,6 +4,7 @@ from typing import Any
 
 from . import choice
 from .answers import check_choice
+from .problems import read_text
 from .task import Task
 
 
@@ -11,9 +12,10 @@ def read_row(row: dict[str, Any]) -> dict[str, str]:
     """Read a row of the Hub, or one with `problem`, `solution` and `answer`."""
     if "problem" in row:
         return choice.read_row(row)
-    correct = choice.index_of(row["answerKey"], row["choices"]["label"], "answerKey")
+    labels, texts = choice.read_choices(row)
+    correct = choice.index_of(row["answerKey"], labels, "answerKey")
     facts = [row["fact1"], row["fact2"], row["combinedfact"]]
-    return choice.choice_row(row["question"], row["choices"]["text"], correct, facts)
+    return choice.choice_row(read_text(row, "question"), texts, correct, facts)
 
 
 # The test split has no answers

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from .answers import check_math
-from .problems import read_columns
+from .problems import answer_text, found_in_raw, read_columns, read_text
 from .steps import check_stated_steps
 from .task import Task
 
@@ -13,13 +13,15 @@ def read_row(row: dict[str, Any]) -> dict[str, str]:
     """Read a row of the Hub, or one with `problem`, `solution` and `answer`."""
     if "problem" in row:
         return read_columns()(row)
-    body = row["Body"].strip()
+    body, question, equation = (read_text(row, name).strip() for name in ("Body", "Question", "Equation"))
     # Many stories end in the middle of a sentence, "If he used 10 to buy some toys"
     separator = " " if body.endswith((".", ",", "?", "!", ";", ":")) else ", "
-    answer = _without_zeros(str(row["Answer"]))
+    answer = _without_zeros(answer_text(row["Answer"]) or "")
+    if not answer.strip():
+        raise found_in_raw("Answer", row["Answer"], "Give every problem one final answer, as a text or a number.")
     return {
-        "problem": f"{body}{separator}{row['Question'].strip()}",
-        "reference": f"{_infix(row['Equation'])} = {answer}\nThe answer is {answer}",
+        "problem": f"{body}{separator}{question}",
+        "reference": f"{_infix(equation)} = {answer}\nThe answer is {answer}",
         "answer": answer,
     }
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.errors import ConfigError
 from ..data.messages import problem_text
 from ..data.steps import split_steps
 from .answers import check_label
@@ -68,7 +72,8 @@ class Task:
             A programmatic teacher ([`~rlmec_trl.teachers.editors.Editor`]), used with `--teacher task`.
 
     Raises:
-        `ValueError`: If there is neither `check_answer` nor `labels`.
+        [`~rlmec_trl.data.errors.ConfigError`]: If there is neither `check_answer` nor `labels`, or a field is of
+            another type.
 
     Examples:
 
@@ -92,9 +97,20 @@ class Task:
     editor: Callable | None = None
 
     def __post_init__(self):
+        for name in ("check_answer", "check_steps", "read_row", "editor"):
+            if not (getattr(self, name) is None or callable(getattr(self, name))):
+                raise ConfigError(f"`{name}` of task '{self.name}' is {getattr(self, name)!r}, not a function.")
+        if not isinstance(self.wording, Wording):
+            raise ConfigError(f"`wording` of task '{self.name}' is {self.wording!r}, not a `Wording`.")
+        for name, slot in (("policy", "{problem}"), ("locate", "{attempt}"), ("rewrite", "{attempt}")):
+            template = getattr(self.wording, name)
+            if slot not in template:
+                raise ConfigError(f"The template `{name}` of task '{self.name}' has no {slot}: {template[:60]!r}.")
+        if isinstance(self.labels, str) or not all(isinstance(label, str) for label in self.labels or ()):
+            raise ConfigError(f"`labels` of task '{self.name}' are {self.labels!r}; they must be a tuple of texts.")
         if self.check_answer is None:
             if not self.labels:
-                raise ValueError(f"Task '{self.name}' cannot check answers: give it `check_answer` or `labels`.")
+                raise ConfigError(f"Task '{self.name}' cannot check answers: give it `check_answer` or `labels`.")
             object.__setattr__(self, "check_answer", partial(check_label, labels=self.labels))
 
     def is_correct(self, completion: str, answer: str, problem: str) -> bool:
@@ -102,11 +118,12 @@ class Task:
         Whether a completion reaches an answer, by `check_answer`.
 
         Raises:
-            `ValueError`: If the check returns anything but a bool: `"no"` and `[False]` would count as true.
+            [`~rlmec_trl.data.errors.ConfigError`]: If the check fails, or returns anything but a bool: `"no"` and
+                `[False]` would count as true.
         """
-        verdict = self.check_answer(completion, answer, problem)
+        verdict = self._call("check_answer", completion, completion, answer, problem)
         if not _is_bool(verdict):
-            raise ValueError(
+            raise ConfigError(
                 f"`check_answer` of task '{self.name}' returned {verdict!r} for the completion {completion[:60]!r}. "
                 "It must return True or False."
             )
@@ -117,18 +134,28 @@ class Task:
         Whether every step of a completion is correct, by `check_steps`; true where the task cannot check steps.
 
         Raises:
-            `ValueError`: If the check does not return a list with a bool for each step.
+            [`~rlmec_trl.data.errors.ConfigError`]: If the check fails, or does not return a list with a bool for each
+                step.
         """
         if self.check_steps is None:
             return True
-        verdicts = self.check_steps(problem, completion)
+        verdicts = self._call("check_steps", completion, problem, completion)
         num_steps = len(split_steps(completion, self.wording.step_separator))
         if not isinstance(verdicts, list) or len(verdicts) < num_steps or not all(map(_is_bool, verdicts)):
-            raise ValueError(
+            raise ConfigError(
                 f"`check_steps` of task '{self.name}' returned {verdicts!r} for the {num_steps} steps of the "
                 f"completion {completion[:60]!r}. It must return a list of True and False, one for each step."
             )
         return all(verdicts)
+
+    def _call(self, check: str, completion: str, *arguments: str) -> Any:
+        try:
+            return getattr(self, check)(*arguments)
+        except Exception as error:  # of code that may be anybody's; where it happened is part of the message
+            raise ConfigError(
+                f"`{check}` of task '{self.name}' failed on the completion {completion[:60]!r}: "
+                f"{describe_failure(error)}. Fix it, or let it return False for what it cannot read."
+            ) from error
 
     def raw_problem(self, prompt: str | list[dict]) -> str:
         """The problem in a policy's prompt, without the template around it."""
@@ -137,6 +164,17 @@ class Task:
 
 def _is_bool(value: Any) -> bool:
     return isinstance(value, bool | np.bool_)
+
+
+def describe_failure(error: BaseException) -> str:
+    """What a user's own code raised, and where: the last line that is neither Python's nor an installed library's."""
+    libraries = (*sysconfig.get_paths().values(), "<frozen")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(libraries)]
+    text = " ".join(str(error).split())
+    what = f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+    # A syntax error names file and line itself
+    is_placed = isinstance(error, SyntaxError) or not frames
+    return what if is_placed else f"{what} ({frames[-1].filename}, line {frames[-1].lineno})"
 
 
 def load_task(task: str | Task) -> Task:
@@ -149,17 +187,19 @@ def load_task(task: str | Task) -> Task:
             or `path/to/file.py:NAME`. A [`Task`] is returned as it is.
 
     Raises:
-        `ValueError`: If there is no such task.
+        [`~rlmec_trl.data.errors.ConfigError`]: If there is no such task, or it cannot be imported.
     """
     if isinstance(task, Task):
         return task
+    if not isinstance(task, str):
+        raise ConfigError(f"`task` must be a text or a `rlmec_trl.tasks.task.Task`, got {task!r}.")
     if ":" in task:
         loaded = load_object(task)
         if not isinstance(loaded, Task):
-            raise ValueError(f"{task!r} is of type `{type(loaded).__name__}`, not a `rlmec_trl.tasks.task.Task`.")
+            raise ConfigError(f"{task!r} is of type `{type(loaded).__name__}`, not a `rlmec_trl.tasks.task.Task`.")
         return loaded
     if task not in BUILT_IN:
-        raise ValueError(
+        raise ConfigError(
             f"Unknown task {task!r}. Choose one of {', '.join(BUILT_IN)}, or name your own as "
             "`package.module:NAME` or `path/to/file.py:NAME`."
         )
@@ -171,12 +211,12 @@ def load_object(path: str) -> Any:
     Load an object from `package.module:NAME` or `path/to/file.py:NAME`.
 
     Raises:
-        `ValueError`: If the module or file does not exist, or has no such name. Errors inside the module are
-            propagated.
+        [`~rlmec_trl.data.errors.ConfigError`]: If the module or file does not exist, cannot be imported, or has no
+            such name. An error inside it is the cause.
     """
     module, name = _load_source(path)
     if not hasattr(module, name):
-        raise ValueError(f"{path.rpartition(':')[0]!r} defines no {name!r}.")
+        raise ConfigError(f"{path.rpartition(':')[0]!r} defines no {name!r}.")
     return getattr(module, name)
 
 
@@ -190,14 +230,14 @@ def _load_source(path: str) -> tuple[ModuleType, str]:
     module_name, _, name = path.rpartition(":")
     is_file = module_name.endswith(".py")
     if not module_name or not name or (module_name.startswith(".") and not is_file):
-        raise ValueError(f"{path!r} is neither `package.module:NAME` nor `path/to/file.py:NAME`.")
+        raise ConfigError(f"{path!r} is neither `package.module:NAME` nor `path/to/file.py:NAME`.")
     return (_load_file if is_file else _load_module)(module_name, name), name
 
 
 def _load_file(file_name: str, name: str) -> ModuleType:
+    if not os.path.isfile(os.path.expanduser(file_name)):
+        raise ConfigError(f"There is no file {file_name!r} to load {name!r} from.")
     file = Path(file_name).expanduser().resolve()
-    if not file.is_file():
-        raise ValueError(f"There is no file {file_name!r} to load {name!r} from.")
     # Registered, so that what the file defines can be pickled, under a name that changes with its content, because
     # caches such as that of `Dataset.map` identify a function by its name
     digest = hashlib.sha256(bytes(file) + file.read_bytes()).hexdigest()[:16]
@@ -208,8 +248,9 @@ def _load_file(file_name: str, name: str) -> ModuleType:
         sys.modules[module_name] = module
         try:
             spec.loader.exec_module(module)
-        except BaseException:
+        except BaseException as error:
             del sys.modules[module_name]
+            _report(error, file_name)
             raise
     return sys.modules[module_name]
 
@@ -223,5 +264,14 @@ def _load_module(module_name: str, name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         # Only if this module is missing, not one that it imports
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise ValueError(f"There is no module {module_name!r} to load {name!r} from.") from None
+            raise ConfigError(f"There is no module {module_name!r} to load {name!r} from.") from None
+        _report(error, module_name)
+    except BaseException as error:
+        _report(error, module_name)
         raise
+
+
+def _report(error: BaseException, source: str) -> None:
+    """Say what a module of the user's raised while it was imported; interrupts pass."""
+    if isinstance(error, Exception | SystemExit):
+        raise ConfigError(f"{source!r} cannot be imported: {describe_failure(error)}. Fix it.") from error

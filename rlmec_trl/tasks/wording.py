@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ..data.errors import ConfigError
 from ..data.steps import split_steps
 
 
@@ -48,6 +49,9 @@ class Wording:
             Instructions for an API teacher: find the first incorrect step and correct the attempt with as few edits as
             possible. They have no slots: the row follows in a separate message. The format of the answer is
             appended to them.
+
+    Raises:
+        [`~rlmec_trl.data.errors.ConfigError`]: If a field is not a text, or `step_separator` is empty.
     """
 
     locate: str
@@ -57,6 +61,13 @@ class Wording:
     numbered: bool = False
     no_error: str = "none"
     teacher: str = TEACHER_INSTRUCTIONS
+
+    def __post_init__(self):
+        for name in ("locate", "rewrite", "policy", "step_separator", "no_error", "teacher"):
+            if not isinstance(getattr(self, name), str):
+                raise ConfigError(f"`{name}` of a wording must be a text, got {getattr(self, name)!r}.")
+        if not self.step_separator:
+            raise ConfigError("`step_separator` of a wording is empty: no text can be divided into steps by it.")
 
 
 WORDING = Wording(

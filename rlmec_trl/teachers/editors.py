@@ -1,7 +1,6 @@
 """What an editor is, and the verification that every rewrite has to pass before it is trained on."""
 
 import inspect
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,9 @@ from datasets import Dataset, Value
 
 from ..credit.alignment import edit_distance
 from ..data.errors import ConfigError, UserError
-from ..data.messages import is_conversational, message_text
+from ..data.messages import is_conversational, is_storable, message_text
 from ..data.steps import first_changed_step, split_steps
-from ..tasks.task import Task, load_object
+from ..tasks.task import Task, describe_failure, load_object
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Editor(Protocol):
 
 
 class EditorError(UserError, ValueError):
-    """An editor returned something that is not a list with one edit per attempt."""
+    """An editor failed, or returned something that is not a list with one edit per attempt."""
 
 
 def load_editor(path: str) -> Editor:
@@ -190,7 +189,16 @@ def _call_editor(
     takes_usable = "usable" in parameters or any(
         parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
     )
-    edits = editor(problems, references, completions, **({"usable": usable} if takes_usable else {}))
+    try:
+        edits = editor(problems, references, completions, **({"usable": usable} if takes_usable else {}))
+    except UserError:
+        raise
+    except Exception as error:  # of code that may be anybody's; where it happened is part of the message
+        raise EditorError(
+            f"The editor `{_name_of(editor)}` failed on {len(completions)} attempts: {describe_failure(error)}. "
+            "Fix it and run the command again: finished shards are saved. Return `NoEdit(reason)` for an attempt "
+            "without an edit."
+        ) from error
     if not isinstance(edits, list | tuple):
         raise EditorError(
             f"The editor `{_name_of(editor)}` returned a `{type(edits).__name__}`; it must return a list "
@@ -221,11 +229,6 @@ def _check_edit(editor: Editor, edit: Any, row: int) -> None:
             f"{row}; an edit is a tuple of the first incorrect step (an int, -1 if there is none) and the rewrite (a "
             "string), or `NoEdit` with a reason."
         )
-
-
-def is_storable(value: Any) -> bool:
-    """Whether a value is a string that a dataset can store: Python allows half a surrogate pair in one, UTF-8 not."""
-    return isinstance(value, str) and re.search("[\ud800-\udfff]", value) is None
 
 
 def _name_of(editor: Editor) -> str:

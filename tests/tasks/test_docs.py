@@ -97,7 +97,7 @@ def ids_only(completion_ids, **kwargs):
     return [1.0]
 
 
-def error_messages(tokenizer):
+def error_messages(tokenizer, broken):
     dataset = Dataset.from_dict({"other": ["x"]})
     return [
         refused(load_task, "no_such_task"),
@@ -106,18 +106,22 @@ def error_messages(tokenizer):
         refused(load_task, "rlmec_trl.tasks.math:NOTHING"),
         refused(load_task, "rlmec_trl.tasks.math:SUBJECTS"),
         refused(load_task, ":TASK"),
+        refused(load_task, str(broken)),
         refused(Task, "mine"),
         refused(load_problems, ProblemConfig(), load_task("choice"), tokenizer),
         refused(load_problems, ProblemConfig(dataset_split="nothing"), load_task("gsm8k"), tokenizer),
         refused(to_task_rows, dataset, load_task("gsm8k"), tokenizer),
         refused(to_task_rows, dataset, Task("mine", check_math, read_row=lambda row: {}), tokenizer),
+        refused(to_task_rows, dataset, Task("mine", check_math, read_row=lambda row: row["other"] + 1), tokenizer),
+        refused(Task("mine", lambda *texts: texts[3]).is_correct, "a", "b", "c"),
         refused(check_by_reward, ids_only),
         refused(check_by_reward(two_rewards), "a", "b"),
     ]
 
 
-def test_every_message_of_the_error_table_is_one_that_the_code_gives(tokenizer):
-    messages = error_messages(tokenizer)
+def test_every_message_of_the_error_table_is_one_that_the_code_gives(tokenizer, tmp_path):
+    (tmp_path / "broken.py").write_text("TASK = 1 / 0", encoding="utf-8")
+    messages = error_messages(tokenizer, f"{tmp_path / 'broken.py'}:TASK")
     documented = [pattern for row in table("Errors") for pattern in re.findall(r"`([^`]+)`", row[0])]
     for pattern in documented:
         expression = ".*".join(re.escape(part.strip()) for part in pattern.split("..."))

@@ -1,15 +1,18 @@
 """Raw problems as rows of the first stage."""
 
-import pytest
-from datasets import ClassLabel, Dataset, Features, List, Value
+import re
 
+import pytest
+from datasets import ClassLabel, Dataset, Features, Json, List, Value
+
+from rlmec_trl.data.errors import ConfigError, UserError
 from rlmec_trl.data.loading import load_rows
 from rlmec_trl.data.schema import DatasetError, check_dataset
 from rlmec_trl.tasks.answers import check_math, clean_solution
 from rlmec_trl.tasks.arithmetic import TASK as ARITHMETIC
 from rlmec_trl.tasks.math import TASK
 from rlmec_trl.tasks.problems import read_columns, to_task_rows
-from rlmec_trl.tasks.task import Task
+from rlmec_trl.tasks.task import BUILT_IN, Task, load_task
 from rlmec_trl.tasks.wording import WORDING
 
 
@@ -211,3 +214,127 @@ def test_raw_problems_in_a_read_only_folder_can_be_read(tokenizer, tmp_path, mon
     before = sorted(path.name for path in (tmp_path / "raw").iterdir())
     assert to_task_rows(load_rows(str(tmp_path / "raw")), TASK, tokenizer)["answer"][:] == ["2"]
     assert sorted(path.name for path in (tmp_path / "raw").iterdir()) == before
+
+
+# --- Rows that cannot be read ----------------------------------------------------------------------------------------
+
+
+def refusal(task, tokenizer, **columns):
+    with pytest.raises(UserError) as error:
+        to_task_rows(Dataset.from_list([columns]), load_task(task), tokenizer)
+    return str(error.value)
+
+
+OWN = {"problem": "Which?\nOptions:\nsand\nwater", "solution": "The answer is water", "answer": "water"}
+LISTED = {"choices": {"text": ["sand", "water"], "label": ["A", "B"]}, "answerKey": "B"}
+ECQA = {"q_text": "?", **{f"q_op{number}": str(number) for number in range(1, 6)}, "q_ans": "1", "taskA_pos": "It is."}
+RAW = {
+    "gsm8k": {"question": "1 + 1?", "answer": "1 + 1 = 2\n#### 2"},
+    "svamp": {"Body": "Tom has 1 nut.", "Question": "How many?", "Equation": "( 1.0 + 0.0 )", "Answer": "1.0"},
+    "mmlu_math": {"question": "?", "choices": ["1", "2"], "answer": 0},
+    "arc_easy": {"question": "Which?", **LISTED},
+    "qasc": {"question": "Which?", "fact1": "a", "fact2": "b", "combinedfact": "c", **LISTED},
+    "openbookqa": {"question_stem": "Which?", "fact1": "a", **LISTED},
+    "ecqa": ECQA,
+}
+
+
+@pytest.mark.parametrize("value", [5, ["1 + 1?"], None, "", " \n", {"text": "?"}, 1.5, True], ids=repr)
+@pytest.mark.parametrize(("task", "column"), [(task, column) for task, row in RAW.items() for column in row])
+def test_no_value_of_another_type_passes_or_ends_in_a_traceback(task, column, value, tokenizer):
+    optional = {"fact1", "fact2", "combinedfact", "taskA_pos"}
+    row = RAW[task] | {column: value}
+    if (column in optional and value in (None, "", " \n")) or (column == "Answer" and isinstance(value, float)):
+        assert len(to_task_rows(Dataset.from_list([row]), load_task(task), tokenizer)) == 1
+    elif (task, column, value) not in [
+        ("mmlu_math", "answer", True),
+        ("svamp", "Answer", 5),
+        ("svamp", "Answer", True),
+    ]:
+        assert refusal(task, tokenizer, **row).startswith(("Row 0", f"Task '{task}' needs the column"))
+
+
+@pytest.mark.parametrize("task", BUILT_IN)
+@pytest.mark.parametrize("column", ["problem", "solution"])
+@pytest.mark.parametrize("value", [5, ["text"], None, "", {"text": "?"}], ids=repr)
+def test_own_rows_have_texts(task, column, value, tokenizer):
+    assert refusal(task, tokenizer, **OWN | {column: value}).startswith(
+        f"Row 0, column '{column}': found {value!r}. Give"
+    )
+
+
+@pytest.mark.parametrize("task", BUILT_IN)
+@pytest.mark.parametrize("answer", [["water"], [], {"text": "water"}, float("nan")], ids=repr)
+def test_an_answer_is_one_text_or_number(task, answer, tokenizer):
+    assert re.match(r"Row 0, column 'answer': found .*\. Give ", refusal(task, tokenizer, **OWN | {"answer": answer}))
+
+
+@pytest.mark.parametrize("num_options", [0, 1, 27])
+def test_a_choice_needs_two_to_26_options(num_options, tokenizer):
+    options = [str(number) for number in range(num_options)]
+    labels = [str(number) for number in range(num_options)]
+    row = RAW["arc_easy"] | {"choices": {"text": options, "label": labels}, "answerKey": "0"}
+    refused = refusal("arc_easy", tokenizer, **row)
+    assert refused.startswith("Row 0, column ") and ("2 to 26" in refused or num_options == 0)
+    if num_options == 1:
+        refused = refusal("choice", tokenizer, **OWN | {"problem": "Which?\nOptions:\nwater"})
+        assert refused.startswith("Row 0, column 'problem': found 'water'. List at least two options")
+
+
+def test_a_label_out_of_range(tokenizer):
+    task = Task("mood", labels=("good", "bad"))
+    for answer in (2, -1, True, 0.0):
+        dataset = Dataset.from_list([OWN | {"answer": answer}])
+        with pytest.raises(
+            DatasetError, match=f"^Row 0, column 'answer': found {answer}, which is none of the labels"
+        ):
+            to_task_rows(dataset, task, tokenizer)
+
+
+def test_options_without_as_many_labels(tokenizer):
+    row = RAW["arc_easy"] | {"choices": {"text": ["sand", "water"], "label": ["A"]}}
+    assert re.match("Row 0, column 'choices': .* with as many labels as texts", refusal("arc_easy", tokenizer, **row))
+
+
+def test_answers_of_ready_rows_may_be_numbers(tokenizer):
+    for answers, texts in (([1, 2], ["1", "2"]), ([0.5, None], ["0.5", None]), ([True, False], ["True", "False"])):
+        ready = Dataset.from_dict({"prompt": ["a", "b"], "reference": ["a", "b"], "answer": answers, "level": [1, 2]})
+        rows = to_task_rows(ready, TASK, tokenizer)
+        assert rows["answer"][:] == texts
+        assert rows.column_names == ready.column_names
+    mixed = Features(ready.features | {"answer": Json()})
+    rows = to_task_rows(Dataset.from_dict(ready[:] | {"answer": [1, "one"]}, features=mixed), TASK, tokenizer)
+    assert rows["answer"][:] == ["1", "one"]
+    check_dataset(rows, "task")
+
+
+def test_answers_of_ready_rows_that_are_lists_are_reported(tokenizer):
+    ready = Dataset.from_dict({"prompt": ["a"], "reference": ["b"], "answer": [["c"]]})
+    with pytest.raises(DatasetError, match="^Row 0, column 'answer': found .*It must be a string"):
+        check_dataset(to_task_rows(ready, TASK, tokenizer), "task")
+
+
+@pytest.mark.parametrize("returned", [None, 5, [], "text"], ids=repr)
+def test_a_reader_that_returns_no_dict_is_reported(returned, tokenizer):
+    task = Task("mine", check_math, read_row=lambda row: returned)
+    with pytest.raises(ConfigError, match="`read_row` of task 'mine' returned .*, not a dict"):
+        to_task_rows(raw(), task, tokenizer)
+
+
+@pytest.mark.parametrize("bad", ["a\ud800", "", " "])
+def test_a_reader_that_returns_no_storable_text_is_reported(bad, tokenizer):
+    task = Task("mine", check_math, read_row=lambda row: {"problem": bad, "reference": "b", "answer": "c"})
+    with pytest.raises(DatasetError, match="^Row 0: `read_row` of task 'mine' returned .* as `problem`"):
+        to_task_rows(raw(), task, tokenizer)
+
+
+def test_a_reader_that_fails_is_reported_with_row_and_line(tokenizer):
+    task = Task("mine", check_math, read_row=lambda row: {}[row["problem"]] if False else row["problem"] + 1)
+    with pytest.raises(ConfigError, match=r"failed on row 0: TypeError: .*\(.*test_problems.py, line \d+\)") as error:
+        to_task_rows(raw(), task, tokenizer)
+    assert isinstance(error.value.__cause__, TypeError)
+
+
+def test_a_problem_of_another_task_is_reported_by_the_arithmetic_task():
+    with pytest.raises(DatasetError, match="Not a problem of the arithmetic task: '1 \\+ 1\\?'"):
+        ARITHMETIC.editor(["1 + 1?"], ["2"], ["2"])

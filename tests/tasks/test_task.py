@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from rlmec_trl.data.errors import ConfigError
 from rlmec_trl.tasks.answers import check_choice
 from rlmec_trl.tasks.problems import to_task_rows
 from rlmec_trl.tasks.task import BUILT_IN, Task, load_object, load_task
+from rlmec_trl.tasks.wording import Wording
 
 
 FILE = """
@@ -165,15 +167,20 @@ def test_a_file_that_does_not_define_the_name_is_reported(task_file):
 def test_a_missing_import_inside_a_task_is_not_mistaken_for_a_missing_task(line, module_dir):
     for name in ("broken_task:TASK", "broken_task.py:TASK"):
         (module_dir / "broken_task.py").write_text(f"{line}\n{FILE}", encoding="utf-8")
-        with pytest.raises(ModuleNotFoundError, match="No module named 'no_such_dependency'"):
+        with pytest.raises(
+            ConfigError, match="cannot be imported: .* No module named 'no_such_dep.*broken_task.py, l"
+        ):
             load_task(name)
 
 
 def test_a_file_that_failed_can_be_loaded_once_it_is_fixed(task_file):
     task_file.write_text(f"raise RuntimeError('not yet')\n{FILE}", encoding="utf-8")
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="not yet"):
+        with pytest.raises(
+            ConfigError, match="cannot be imported: RuntimeError: not yet .*my task.py, line 1"
+        ) as error:
             load_task(f"{task_file}:TASK")
+        assert isinstance(error.value.__cause__, RuntimeError), "with its own traceback, in Python"
     task_file.write_text(FILE, encoding="utf-8")
     assert load_task(f"{task_file}:TASK").name == "sums"
 
@@ -214,3 +221,71 @@ def test_a_file_may_be_named_from_the_working_directory(tmp_path, monkeypatch, p
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(ValueError, match="is of type `int`, not a"):
         load_task(path)
+
+
+# --- Code of the user's that fails -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("check", ["check_answer", "check_steps"])
+def test_a_check_that_raises_is_reported_with_its_line(check):
+    task = Task("mine", **({"check_answer": lambda *texts: True} | {check: lambda *texts: int("one")}))
+    with pytest.raises(
+        ConfigError, match=rf"`{check}` of task 'mine' failed on .*'text': ValueError.*test_task.py, line"
+    ):
+        task.is_correct("text", "answer", "problem") and task.has_correct_steps("problem", "text")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("TASK = Task('mine'", "SyntaxError: .*my task.py, line 1"),
+        ("import sys\nsys.exit(3)", "SystemExit: 3 .*my task.py, line 2"),
+        ("TASK = [][0]", "IndexError: list index out of range .*my task.py, line 1"),
+        ("\0", "SyntaxError: source code string cannot contain null bytes"),
+        (
+            "from rlmec_trl.tasks.task import Task\nTASK = Task('mine')",
+            "ConfigError: Task 'mine' cannot check answers",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_imported(task_file, source, message):
+    task_file.write_text(source, encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"my task.py' cannot be imported: {message}"):
+        load_task(f"{task_file}:TASK")
+
+
+def test_an_interrupt_while_a_task_is_imported_is_none_of_its_errors(task_file):
+    task_file.write_text("raise KeyboardInterrupt", encoding="utf-8")
+    with pytest.raises(KeyboardInterrupt):
+        load_task(f"{task_file}:TASK")
+
+
+@pytest.mark.parametrize(
+    "name", ["a\0b.py:TASK", "~nobody/task.py:TASK", ".py:TASK", "a..b:TASK", "a b:TASK", 5, None]
+)
+def test_odd_names_of_tasks(name):
+    with pytest.raises(ConfigError, match="There is no|is neither|must be a text"):
+        load_task(name)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"check_answer": "no"}, "`check_answer` of task 'mine' is 'no', not a function"),
+        ({"labels": "good"}, "`labels` of task 'mine' are 'good'; they must be a tuple of texts"),
+        ({"labels": (0, 1)}, "they must be a tuple of texts"),
+        ({"wording": "{problem}"}, "not a `Wording`"),
+        ({"wording": Wording("{attempt}", "{attempt}", "Solve it.")}, "`policy` of task 'mine' has no {problem}: "),
+        ({"wording": Wording("{attempt}", "", "{problem}")}, "`rewrite` of task 'mine' has no {attempt}"),
+    ],
+)  # fmt: skip
+def test_fields_of_another_form(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        Task("mine", **({"check_answer": lambda *texts: True} | fields))
+
+
+def test_a_wording_has_texts_and_a_separator():
+    with pytest.raises(ConfigError, match="`step_separator` of a wording is empty"):
+        Wording("", "", "", step_separator="")
+    with pytest.raises(ConfigError, match="`policy` of a wording must be a text, got None"):
+        Wording("", "", None)

@@ -454,12 +454,15 @@ def test_an_editor_is_not_called_without_attempts():
     assert edited["rewrite"][:] == [RIGHT]
 
 
-def test_an_error_inside_an_editor_is_not_hidden():
+def test_an_error_inside_an_editor_is_named_with_its_line_and_stays_the_cause():
     def editor(problems, references, completions):
         raise TypeError("unsupported operand")
 
-    with pytest.raises(TypeError, match="unsupported operand"):
+    with pytest.raises(
+        EditorError, match=r"failed on 1 attempts: TypeError: unsupported.*test_editors.py, line"
+    ) as error:
         edit_dataset(sampled(WRONG), editor, TASK)
+    assert isinstance(error.value.__cause__, TypeError)
 
 
 def test_an_editor_is_loaded_by_its_path_and_what_cannot_be_called_is_refused(tmp_path):
