@@ -71,7 +71,11 @@ CASES = [
     Case("messages, and a tokenizer without a chat template", prompt(MESSAGES, chat=False), "has no chat template"),
     Case("a content that is `None`, in a template that adds texts", prompt([{"role": "user", "content": None}])),
     Case("messages that the chat template refuses", strict_template, "cannot write .*Roles must alternate"),
-    Case("`chat_template_kwargs` that are a text", prompt(MESSAGES, "enable_thinking"), "Give every row an object"),
+    Case(
+        "`chat_template_kwargs` that are a text",
+        prompt(MESSAGES, "enable_thinking"),
+        "Give every row an object|It must be a dictionary",
+    ),
     Case(
         "`chat_template_kwargs` with the name of an argument",
         prompt(MESSAGES, {"tokenize": False}),
