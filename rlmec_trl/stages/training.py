@@ -15,6 +15,7 @@ from transformers import Trainer, TrainingArguments
 from trl import ModelConfig
 
 from ..data.errors import ConfigError
+from ..generation.loading import check_model
 from ..generation.processes import process_state
 from .checkpoints import STATE, check_complete, last_complete, missing_weights, read_state
 from .output import OutputError, hold, write_atomically
@@ -25,12 +26,21 @@ logger = get_logger(__name__)
 
 
 def set_model_init_kwargs(training_args: TrainingArguments, model_args: ModelConfig) -> None:
-    """Let the trainer load its model with `model_args`. `training_args.model_init_kwargs` take precedence."""
+    """
+    Let the trainer load its model with `model_args`. `training_args.model_init_kwargs` take precedence.
+
+    Raises:
+        [`~rlmec_trl.data.errors.ModelError`]: If there is no such model, or one of its files is damaged.
+    """
+    init_kwargs = training_args.model_init_kwargs or {}
+    if "gguf_file" not in init_kwargs:  # such a folder has neither a configuration nor a tokenizer of its own
+        name, revision = model_args.model_name_or_path, model_args.model_revision
+        check_model(name, revision, trust_remote_code=training_args.trust_remote_code)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
-        **(training_args.model_init_kwargs or {}),
+        **init_kwargs,
     }
 
 
@@ -104,9 +114,10 @@ def train_and_save(trainer: Trainer, dataset_name: str | None = None) -> None:
         finished_before = True
 
     if resumable.terminated:
+        resumes = "With `save_only_model` it cannot be resumed." if args.save_only_model else "Run it again to resume."
         trainer.accelerator.print(
             f"SIGTERM: training stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, and a "
-            f"checkpoint was saved to {output_dir}. Run the same command again to resume."
+            f"checkpoint was saved to {output_dir}. {resumes}"
         )
         _end(trainer)
         sys.exit(128 + signal.SIGTERM)

@@ -18,7 +18,7 @@ from rlmec_trl import GRMConfig, GRMTrainer, RLMECConfig, RLMECTrainer
 from rlmec_trl.credit.preparation import PREPARED_FEATURES
 from rlmec_trl.credit.trainer_checks import NonfiniteError
 from rlmec_trl.data.errors import ConfigError, DatasetError
-from rlmec_trl.trainers.launch import train_and_save
+from rlmec_trl.stages.training import train_and_save
 
 
 SETTINGS = {
