@@ -11,7 +11,7 @@ from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars,
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from ..data.errors import ConfigError, UserError
+from ..data.errors import UserError
 from ..data.messages import message_text, template_kwargs
 from ..data.schema import DatasetError
 from ..data.tokens import encode_prompt
@@ -21,17 +21,6 @@ from ..generation.processes import process_state
 BAD_ROWS_FILE = "bad_rows.jsonl"
 # How a `DatasetError` about a row begins, as opposed to one about a column that is missing
 _ABOUT_ROW = re.compile(r"Row \d+(?:, column '(?P<column>[^']+)')?: (?P<reason>.*)", re.DOTALL)
-
-
-def check_on_bad_row(on_bad_row: str) -> None:
-    """
-    Check the setting `on_bad_row`.
-
-    Raises:
-        [`~rlmec_trl.data.errors.ConfigError`]: If it is neither `"error"` nor `"skip"`.
-    """
-    if on_bad_row not in ("error", "skip"):
-        raise ConfigError(f"`on_bad_row` must be 'error' or 'skip', got {on_bad_row!r}.")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ..generation.sampling import sample_completions, sample_from_server
 from ..generation.server import ServerConfig, TokenServer
 from ..tasks.problems import ProblemConfig, load_problems
 from ..tasks.task import Task, load_task
-from .bad_rows import check_on_bad_row, check_prompts, leave_out_bad_rows
+from .bad_rows import check_prompts, leave_out_bad_rows
 from .keys import config_key, model_key, task_key
 from .output import check_path
 from .runner import EmptyResultError, map_shards
@@ -136,7 +136,6 @@ def run(
         [`~rlmec_trl.data.schema.DatasetError`]: If a problem breaks the contract of its columns.
     """
     check_path(config.output_dir)
-    check_on_bad_row(config.on_bad_row)
     task = load_task(config.task)
     tokenizer = load_tokenizer(model_args, config.trust_remote_code)
     in_process = server_config is None or server_config.base_url is None

@@ -25,7 +25,7 @@ from ..grm.generative_reward_model import GenerativeRewardModel, TokenizerMismat
 from ..grm.prompts import load_wording
 from ..tasks.task import Task, load_task
 from ..teachers.editors import verify_rewrite
-from .bad_rows import check_completion_ids, check_on_bad_row, check_prompts, leave_out_bad_rows
+from .bad_rows import check_completion_ids, check_prompts, leave_out_bad_rows
 from .keys import config_key, model_key, task_key, wording_key
 from .output import check_path
 from .runner import EmptyResultError, map_shards
@@ -223,7 +223,6 @@ def run(
         [`~rlmec_trl.data.schema.DatasetError`]: If a row breaks the contract of its columns.
     """
     check_path(output_dir)
-    check_on_bad_row(config.on_bad_row)
     if config.grm is None:
         raise ConfigError("Name the generative reward model with `--grm`.")
     if config.task is None:

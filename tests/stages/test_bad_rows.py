@@ -62,7 +62,7 @@ def test_nothing_left_is_an_error_with_the_first_reason(tmp_path):
 def test_a_prompt_that_cannot_be_encoded_or_leaves_no_room_is_named(chat_tokenizer, tokenizer):
     chat_tokenizer.chat_template = "{{ raise_exception('roles must alternate') if messages|length > 1 else 'x' }}"
     user = {"role": "user", "content": "x"}
-    with pytest.raises(DatasetError, match="Row 1, column 'prompt': found .* cannot encode .*roles must alternate"):
+    with pytest.raises(DatasetError, match="Row 1, column 'prompt': found .* refuses .*roles must alternate"):
         check_prompts(Dataset.from_dict({"prompt": [[user], [user, user]]}), chat_tokenizer)
     length = len(tokenizer("59 - 16 + 23")["input_ids"])
     prompts = Dataset.from_dict({"prompt": ["59", "59 - 16 + 23"]})
@@ -160,5 +160,5 @@ def test_ids_that_are_not_those_of_the_text_stop_scoring_before_a_model_is_loade
 @pytest.mark.parametrize("run", [sample_with, score_with])
 def test_another_wish_is_refused(folder, run, make_rows):
     rows = Dataset.from_list(make_rows(3)) if run is sample_with else make_rows(3)
-    with pytest.raises(ConfigError, match="`on_bad_row` must be 'error' or 'skip', got 'ignore'"):
+    with pytest.raises(ConfigError, match="`on_bad_row` must be one of 'error', 'skip', got 'ignore'"):
         run(folder, rows, on_bad_row="ignore")
