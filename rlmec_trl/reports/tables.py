@@ -65,7 +65,9 @@ def pool_audits(audits: Sequence[dict[str, Any]]) -> dict[str, Any]:
             correct, total = (sum(audit[name][key] for audit in audits) for key in ("correct", "total"))
             pooled[name] = {"mean": correct / total if total else None, "correct": correct, "total": total}
         else:
-            pooled[name] = statistics.fmean(audit[name] for audit in audits)
+            # `None` in an audit that could not measure it
+            measured = [audit[name] for audit in audits if audit[name] is not None]
+            pooled[name] = statistics.fmean(measured) if measured else None
     return pooled
 
 
@@ -104,5 +106,5 @@ def audit_table(audit: dict[str, Any], title: str) -> Table:
             mean = "-" if value["mean"] is None else f"{value['mean']:.3f}"
             table.add_row(label, mean, f"{value['correct']} of {value['total']}")
         else:
-            table.add_row(label, f"{value:.3f}", "")
+            table.add_row(label, "-" if value is None else f"{value:.3f}", "")
     return table

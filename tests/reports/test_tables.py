@@ -95,3 +95,11 @@ def test_the_audit_table_has_every_figure():
     assert text.count("9 of 10") == 6 and "1.250" in text
     empty = shown(audit_table(pool_audits([audit_of(0, 0, float("nan"))]), "Reward model"))
     assert empty.count("0 of 0") == 6 and "nan" in empty
+
+
+def test_what_an_audit_could_not_measure_does_not_count_in_the_mean():
+    audits = [audit_of(9, 10, 1.0) | {"auc": None}, audit_of(9, 10, 3.0), audit_of(9, 10, 2.0) | {"auc": None}]
+    assert pool_audits(audits)["auc"] == audits[1]["auc"]
+    nothing = pool_audits(audits[:1])
+    assert nothing["auc"] is None
+    assert "-" in shown(audit_table(nothing, "Reward model"))
