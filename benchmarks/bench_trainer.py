@@ -68,7 +68,7 @@ def time_steps(trainer_class, config_class, dataset, tokenizer, rows_a_step, **s
             folder,
             max_steps=STEPS,
             per_device_train_batch_size=rows_a_step,
-            activation_checkpointing=False,
+            gradient_checkpointing=False,
             bf16=False,
             use_cpu=True,
             report_to="none",

@@ -179,7 +179,7 @@ def _num_steps_done(output_dir: Path) -> int:
 
 def _end(trainer: Trainer) -> None:
     """
-    Call the trainer's `end()`, once DDP no longer holds the process group.
+    End the trackers and the process group, once DDP no longer holds it.
 
     Otherwise, gloo's process group is freed together with DDP, which holds the GIL while it waits for the group's
     threads. These may need the GIL to free a tensor, which is a deadlock.
@@ -187,4 +187,4 @@ def _end(trainer: Trainer) -> None:
     trainer.model_wrapped = trainer.model
     trainer.accelerator.free_memory()
     gc.collect()
-    trainer.end()
+    trainer.accelerator.end_training()  # `Trainer.end()`, which Transformers has from 5.18 on
