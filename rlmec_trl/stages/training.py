@@ -14,7 +14,9 @@ from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainingArguments
 from trl import ModelConfig
 
+from ..data.adapters import adapter_base
 from ..data.errors import ConfigError
+from ..generation.loading import check_model
 from ..generation.processes import process_state
 from .checkpoints import STATE, check_complete, last_complete, missing_weights, read_state
 from .output import OutputError, hold, write_atomically
@@ -25,7 +27,16 @@ logger = get_logger(__name__)
 
 
 def set_model_init_kwargs(training_args: TrainingArguments, model_args: ModelConfig) -> None:
-    """Let the trainer load its model with `model_args`. `training_args.model_init_kwargs` take precedence."""
+    """
+    Let the trainer load its model with `model_args`. `training_args.model_init_kwargs` take precedence.
+
+    Raises:
+        [`~rlmec_trl.data.errors.ModelError`]: If the model or its tokenizer is missing, damaged or truncated.
+    """
+    name_or_path, revision = model_args.model_name_or_path, model_args.model_revision
+    # The trainer takes the tokenizer of an adapter's base model
+    needs_tokenizer = name_or_path is None or adapter_base(name_or_path, revision) is None
+    check_model(name_or_path, revision, needs_tokenizer, training_args.trust_remote_code)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,

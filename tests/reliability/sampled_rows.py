@@ -4,8 +4,9 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, Json, Value
+from datasets import Dataset, Features, Value
 
+from rlmec_trl.data.loading import load_rows
 from rlmec_trl.data.schema import check_dataset
 from tests.reliability.case import Case
 
@@ -36,10 +37,8 @@ def check(stage, column, value, place):
     try:
         dataset = Dataset.from_list(rows)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
-        # As JSON lines with values of several types are loaded
-        dataset = Dataset.from_list([{name: row[name] for name in row if name != column} for row in rows])
-        features = Features(dataset.features | {column: Json()})
-        dataset = Dataset.from_dict(dataset.to_dict() | {column: [row[column] for row in rows]}, features=features)
+        # Values of several types, as only a file of JSON lines has them
+        dataset = load_rows(place.file("rows.jsonl", rows))
     check_dataset(dataset, stage, eos_token_ids=EOS)
 
 
