@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset
+from rlmec_trl.trainers.launch import train_and_save
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -18,7 +19,6 @@ from rlmec_trl import GRMConfig, GRMTrainer, RLMECConfig, RLMECTrainer
 from rlmec_trl.credit.preparation import PREPARED_FEATURES
 from rlmec_trl.credit.trainer_checks import NonfiniteError
 from rlmec_trl.data.errors import ConfigError, DatasetError
-from rlmec_trl.trainers.launch import train_and_save
 
 
 SETTINGS = {
