@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, Json, List, Value
 
 from .schema import DatasetError, column_features
 
@@ -50,19 +50,22 @@ def load_json_lines(path: Path) -> Dataset:
         raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
     stamp = (status.st_size, status.st_mtime_ns)
     # Tuples: `datasets` divides lists among shards
-    gen_kwargs = {"path": str(path), "names": tuple(features), "stamp": stamp}
+    as_json = tuple(name for name in features if isinstance(features[name], Json))
+    gen_kwargs = {"path": str(path), "names": tuple(features), "as_json": as_json, "stamp": stamp}
     return Dataset.from_generator(_rows, features=features, gen_kwargs=gen_kwargs)
 
 
-def _rows(path: str, names: tuple[str, ...], stamp: tuple[int, int]) -> Iterator[dict[str, Any]]:
+def _rows(
+    path: str, names: tuple[str, ...], as_json: tuple[str, ...], stamp: tuple[int, int]
+) -> Iterator[dict[str, Any]]:
     # `stamp` is here for the key of the cache alone
     for row in _read(Path(path)):
-        yield {name: row.get(name) for name in names}
+        # `Json` takes a text such as "2" for JSON, which would make a number of it
+        texts = {name: json.dumps(row[name]) for name in as_json if isinstance(row.get(name), str)}
+        yield {name: row.get(name) for name in names} | texts
 
 
 def _infer_features(path: Path) -> Features:
-    from datasets import Json
-
     columns: dict[str, pa.DataType | None] = {}  # `None` where no type fits
     rows = _read(path)
     while chunk := list(islice(rows, _CHUNK)):

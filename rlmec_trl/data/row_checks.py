@@ -300,7 +300,12 @@ def _flat(
     rows = np.repeat(rows, lengths)
     wrong = ~values.is_valid().to_numpy(zero_copy_only=False)
     if not is_element(values.type):
-        wrong[:] = True
+        if pa.types.is_floating(values.type):
+            # One fraction among integers makes floats of all
+            numbers = values.to_numpy(zero_copy_only=False)
+            wrong |= np.floor(numbers) != numbers
+        if not wrong.any():
+            wrong[:] = True
     for index in np.flatnonzero(wrong)[:1]:
         raise row_error(rows[index], name, f"{values[index].as_py()!r} among its values", fix, quote=False)
     # Where every list is empty or None, Arrow knows no type

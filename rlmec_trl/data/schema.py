@@ -135,7 +135,7 @@ def check_dataset(
     _check_stage(stage)
     columns = _columns_to_check(dataset.column_names, stage)
     check = RowCheck(stage, eos_token_ids, vocab_size)
-    # From JSON lines with texts and messages, `datasets` makes a column of JSON
+    # From JSON lines with values of several types, `datasets` makes a column of JSON
     as_json = {name for name in columns if isinstance(dataset.features[name], Json)}
     batches = dataset.select_columns(columns).with_format("arrow").iter(batch_size=_BATCH_SIZE)
     progress = tqdm(total=len(dataset), desc=f"Checking {stage}", unit=" rows", disable=len(dataset) < _BIG)
@@ -143,16 +143,14 @@ def check_dataset(
     start = 0
     with progress:
         for table in batches:
+            rows = numbers[start : start + table.num_rows]
             batch: dict[str, Any] = {}
             for name in columns:
                 values = table[name].combine_chunks()
-                if name in TEXT_COLUMNS:
-                    batch[name] = values.to_pylist()
-                    if name in as_json:
-                        batch[name] = [None if value is None else json.loads(value) for value in batch[name]]
-                else:
-                    batch[name] = values
-            check(batch, numbers[start : start + table.num_rows])
+                batch[name] = values.to_pylist() if name in TEXT_COLUMNS or name in as_json else values
+                if name in as_json:
+                    batch[name] = [None if value is None else json.loads(value) for value in batch[name]]
+            _check_batch(check, batch, rows)
             start += table.num_rows
             progress.update(table.num_rows)
 
@@ -186,24 +184,27 @@ class StreamCheck:
         self.check = RowCheck(stage, eos_token_ids, vocab_size)
 
     def __call__(self, rows: dict[str, list[Any]], row_numbers: list[int]) -> dict[str, list[Any]]:
-        try:
-            return self._check_batch(rows, row_numbers)
-        except DatasetError:
-            # Arrow finds one type for all rows, such as float where one of them has floats for ids, so the row that
-            # the error names need not be the broken one
-            for index, number in enumerate(row_numbers):
-                self._check_batch({name: values[index : index + 1] for name, values in rows.items()}, [number])
-            raise
-
-    def _check_batch(self, rows: dict[str, list[Any]], row_numbers: list[int]) -> dict[str, list[Any]]:
         # The columns of these rows: those of the first rows of a stream need not be those of all
         columns = _columns_to_check(list(rows), self.stage)
-        batch = {name: rows[name] for name in columns if name in TEXT_COLUMNS}
-        arrays = {
-            name: self.check.to_arrow(name, rows[name], row_numbers) for name in columns if name in NUMBER_COLUMNS
-        }
-        self.check(batch | arrays, np.asarray(row_numbers))
-        return {name: values.to_pylist() for name, values in arrays.items()}
+        checked = _check_batch(self.check, {name: rows[name] for name in columns}, np.asarray(row_numbers))
+        return {name: checked[name].to_pylist() for name in columns if name in NUMBER_COLUMNS}
+
+
+def _check_batch(check: RowCheck, batch: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
+    """Check rows, with lists of Python values for any column, and return them as [`RowCheck`] takes them."""
+    lists = [name for name in batch if name in NUMBER_COLUMNS and isinstance(batch[name], list)]
+    try:
+        converted = batch | {name: check.to_arrow(name, batch[name], rows) for name in lists}
+        check(converted, rows)
+    except DatasetError:
+        # Arrow finds one type for a list, such as float where one of the rows has floats for ids, so the row that the
+        # error names need not be the broken one
+        if lists and len(rows) > 1:
+            for index in range(len(rows)):
+                one = slice(index, index + 1)
+                _check_batch(check, {name: values[one] for name, values in batch.items()}, rows[one])
+        raise
+    return converted
 
 
 def _check_stage(stage: str) -> None:

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 _NO_TEMPLATE = (
     "The tokenizer has no chat template for messages. Give the prompts as texts, or use a tokenizer that has one."
 )
-_BAD_TEMPLATE_KWARGS = "It must be a dictionary of arguments of the chat template, or None."
+_OWN_TEMPLATE_KWARGS = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+_BAD_TEMPLATE_KWARGS = (
+    "It must be a dictionary of arguments of the chat template, or None. It cannot set "
+    f"{', '.join(map(repr, _OWN_TEMPLATE_KWARGS))}."
+)
 
 
 def check_prompts(dataset: Dataset, processing_class: PreTrainedTokenizerBase) -> None:
@@ -82,10 +86,10 @@ def encode_prompt(
         if not isinstance(chat_template_kwargs, dict | None):
             raise row_error(row, "chat_template_kwargs", chat_template_kwargs, _BAD_TEMPLATE_KWARGS)
         given = {name: value for name, value in (chat_template_kwargs or {}).items() if value is not None}
+        if not _OWN_TEMPLATE_KWARGS.keys().isdisjoint(given):
+            raise row_error(row, "chat_template_kwargs", chat_template_kwargs, _BAD_TEMPLATE_KWARGS)
         try:
-            encoding = processing_class.apply_chat_template(
-                prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **given
-            )
+            encoding = processing_class.apply_chat_template(prompt, **_OWN_TEMPLATE_KWARGS, **given)
         except (TemplateError, TypeError) as error:
             # What the template refuses, and what it cannot put together, such as a content of None
             found = f"messages that the chat template refuses ({type(error).__name__}: {error})"

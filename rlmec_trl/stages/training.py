@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainingArguments
 from trl import ModelConfig
 
+from ..data.adapters import adapter_base
 from ..data.errors import ConfigError
 from ..generation.loading import check_model
 from ..generation.processes import process_state
@@ -30,12 +31,14 @@ def set_model_init_kwargs(training_args: TrainingArguments, model_args: ModelCon
     Let the trainer load its model with `model_args`. `training_args.model_init_kwargs` take precedence.
 
     Raises:
-        [`~rlmec_trl.data.errors.ModelError`]: If there is no such model, or one of its files is damaged.
+        [`~rlmec_trl.data.errors.ModelError`]: If the model or its tokenizer is missing, damaged or truncated.
     """
     init_kwargs = training_args.model_init_kwargs or {}
     if "gguf_file" not in init_kwargs:  # such a folder has neither a configuration nor a tokenizer of its own
-        name, revision = model_args.model_name_or_path, model_args.model_revision
-        check_model(name, revision, trust_remote_code=training_args.trust_remote_code)
+        name_or_path, revision = model_args.model_name_or_path, model_args.model_revision
+        # The trainer takes the tokenizer of an adapter's base model
+        needs_tokenizer = name_or_path is None or adapter_base(name_or_path, revision) is None
+        check_model(name_or_path, revision, needs_tokenizer, training_args.trust_remote_code)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,

@@ -199,6 +199,7 @@ def test_a_file_that_is_one_json_array(tmp_path):
         # No type fits these, and each value stays as it is
         ("a text", ["a", "list"], Json()),
         (1, "a text", Json()),
+        ("2", 2, Json()),
         (True, 1, Json()),
         (1, 2**64, Json()),
         ({}, {"a": 1}, Json()),

@@ -110,9 +110,11 @@ class Place:
         """A recipe, as its command line runs it; settings that are `None` are left out."""
         import importlib
 
+        from rlmec_trl.stages.settings import parse_settings
+
         recipe = importlib.import_module(f"recipes.{name}")
         words = [str(word) for key, value in settings.items() if value is not None for word in (f"--{key}", value)]
-        return recipe.main(*recipe.make_parser().parse_args_and_config(words))
+        return recipe.main(*parse_settings(recipe.make_parser(), words))
 
     def train(self, recipe: str, dataset: str, **settings):
         """A training recipe, for one step on two rows."""

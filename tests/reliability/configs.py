@@ -3,6 +3,7 @@
 import importlib
 from functools import partial
 
+from rlmec_trl.stages.settings import parse_settings
 from tests.reliability.case import Case
 
 
@@ -22,10 +23,10 @@ REQUIRED = {
 def parse(recipe, place, config=None, **settings):
     parser = importlib.import_module(f"recipes.{recipe}").make_parser()
     given = {**REQUIRED[recipe], **settings}
-    words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
     if config is not None:
-        words += ["--config", place.file("config.yaml", config)]
-    parser.parse_args_and_config(words)
+        given["config"] = place.file("config.yaml", config)
+    words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
+    parse_settings(parser, words)
 
 
 def flag(recipe, name, value):
@@ -92,13 +93,15 @@ CASES = [
     flag("task", "hidden_size", 10),
     Case(
         "`score.py` without `--dataset_name`",
-        lambda place: (
-            importlib.import_module("recipes.score").make_parser().parse_args_and_config(["--output_dir", "x"])
-        ),
+        lambda place: parse_settings(importlib.import_module("recipes.score").make_parser(), ["--output_dir", "x"]),
         "dataset_name",
     ),
-    Case("`sample.py --num_sample 2`", partial(parse, "sample", num_sampel=2), "num_sampel"),
-    Case("`sample.py --config nothing.yaml`", partial(parse, "sample", config=None, **{"config ": "x"}), "config"),
+    flag("sample", "num_sampel", 2),
+    Case(
+        "`sample.py --config no.yaml`",
+        lambda place: parse_settings(importlib.import_module("recipes.sample").make_parser(), ["--config", "no.yaml"]),
+        "There is no file 'no.yaml'",
+    ),
     in_yaml("sample", "num_samples: null"),
     in_yaml("sample", "num_samples: [2]"),
     in_yaml("sample", "num_samples: two"),

@@ -127,7 +127,7 @@ def a_journal_inside(place):
 
 CASES = [
     Case("`output_dir` is a file", a_file, "is a file, not a folder"),
-    Case("`output_dir` is inside a file", in_a_file, "is a file|not a folder"),
+    Case("`output_dir` is inside a file", in_a_file, "cannot be written: Not a directory"),
     Case("`output_dir` has a file of yours", a_users_folder, "thesis.tex"),
     Case("a file of yours was added to the result", an_added_file, "thesis.tex"),
     Case("`output_dir` is a link to a folder", a_link_to_a_folder),

@@ -30,7 +30,7 @@ def late(early, value, said):
     def run(place):
         rows = [{"own": early}] * 1100 + [{"own": value}]
         loaded = load_rows(place.file("rows.jsonl", rows))["own"]
-        assert (loaded[0], loaded[-1]) == (early, value)
+        assert (loaded[0], loaded[-1]) == (early, value) and type(loaded[0]) is type(early)
         return said
 
     return run
@@ -161,6 +161,7 @@ CASES = [
     Case("integers in the first 1,100 rows, then floats", late(1, 1.5, "a column of floats")),
     Case("texts in the first 1,100 rows, then lists", late("a", ["b"], "each value stays as it is")),
     Case("integers in the first 1,100 rows, then texts", late(1, "a", "each value stays as it is")),
+    Case("texts of digits in the first 1,100 rows, then integers", late("2", 2, "each value stays as it is")),
     Case("True in the first 1,100 rows, then 1", late(True, 1, "each value stays as it is")),
     Case("a link to a dataset", a_link),
     Case("split `test` of a saved `DatasetDict`", a_split("test")),

@@ -42,7 +42,7 @@ def strict_template(place):
 def prepare(place, **changes):
     settings = RewardSettings.from_config(RLMECConfig(place.path("out"), use_cpu=True, bf16=False, report_to="none"))
     row = place.rows[1] | {"rewrite_ids": None} | changes
-    prepared = prepare_row(row, place.tokenizer, settings)
+    prepared = prepare_row(row, 0, place.tokenizer, settings)
     assert len(prepared["completion_ids"]) == len(prepared["token_rewards"])
     return f"{len(prepared['imitation_ids'])} ids to imitate"
 
@@ -51,7 +51,7 @@ def align(place):
     assert edit_mask(np.array([1, 2, 3]), np.array([1, 3])) == [False, True]
 
 
-TEXT = "must be a text or a list of messages without lone surrogates"
+TEXT = "It must be a text, without lone surrogates, or a list of messages"
 CASES = [
     *(
         Case(f"{name} as prompt", prompt(value), TEXT)
@@ -70,26 +70,25 @@ CASES = [
     ),
     Case("messages, and a tokenizer without a chat template", prompt(MESSAGES, chat=False), "has no chat template"),
     Case("a content that is `None`, in a template that adds texts", prompt([{"role": "user", "content": None}])),
-    Case("messages that the chat template refuses", strict_template, "cannot write .*Roles must alternate"),
+    Case("messages that the chat template refuses", strict_template, "chat template refuses .*Roles must alternate"),
     Case(
         "`chat_template_kwargs` that are a text",
         prompt(MESSAGES, "enable_thinking"),
-        "Give every row an object|It must be a dictionary",
+        "It must be a dictionary",
     ),
     Case(
         "`chat_template_kwargs` with the name of an argument",
         prompt(MESSAGES, {"tokenize": False}),
-        "tokenize",
-        r"(?<=TypeError: )[^:]*?(?=got)",
+        "It cannot set .*'tokenize'",
     ),
     Case("`chat_template_kwargs` that no template knows", prompt(MESSAGES, {"unknown": [1]})),
     Case("an empty prompt as text", prompt("", chat=False)),
     Case("NUL, right-to-left text and all planes as prompt", prompt("\0\u202e\u05d0\U0010ffff", chat=False)),
     Case("100,000 characters as prompt", prompt("59 " * 33_333, chat=False)),
     Case("NumPy's string as prompt", prompt(np.str_("59 - 16"), chat=False)),
-    Case("`None` as completion", completion(None), "A completion must be a text"),
-    Case("a list as completion", completion(["59"]), "A completion must be a text"),
-    Case("half a surrogate pair as completion", completion("\udfff"), "A completion must be a text"),
+    Case("`None` as completion", completion(None), "It must be a text without lone surrogates"),
+    Case("a list as completion", completion(["59"]), "It must be a text without lone surrogates"),
+    Case("half a surrogate pair as completion", completion("\udfff"), "It must be a text without lone surrogates"),
     Case("an empty completion", completion("")),
     Case("100,000 characters as completion", completion("59 " * 33_333)),
     Case("ids as NumPy's arrays, aligned", align),
@@ -97,6 +96,6 @@ CASES = [
     Case("a row without a rewrite", partial(prepare, rewrite=None)),
     Case("a row whose prompt is `None`", partial(prepare, prompt=None), TEXT),
     Case("a row whose prompt is empty", partial(prepare, prompt=""), "the tokenizer gives no tokens"),
-    Case("a row whose rewrite is half a surrogate pair", partial(prepare, rewrite="\ud800"), "must be a text"),
+    Case("a row whose rewrite is half a surrogate pair", partial(prepare, rewrite="\ud800"), "It must be a text"),
     Case("a row with right-to-left text as rewrite", partial(prepare, rewrite="\u05d0\u202e \0")),
 ]

@@ -4,8 +4,9 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, Json, Value
+from datasets import Dataset, Features, Value
 
+from rlmec_trl.data.loading import load_rows
 from rlmec_trl.data.schema import check_dataset
 from tests.reliability.case import Case
 
@@ -36,10 +37,8 @@ def check(stage, column, value, place):
     try:
         dataset = Dataset.from_list(rows)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
-        # As JSON lines with values of several types are loaded
-        dataset = Dataset.from_list([{name: row[name] for name in row if name != column} for row in rows])
-        features = Features(dataset.features | {column: Json()})
-        dataset = Dataset.from_dict(dataset.to_dict() | {column: [row[column] for row in rows]}, features=features)
+        # Values of several types, as only a file of JSON lines has them
+        dataset = load_rows(place.file("rows.jsonl", rows))
     check_dataset(dataset, stage, eos_token_ids=EOS)
 
 
@@ -111,20 +110,20 @@ CASES = [
     refuse(
         "task", "prompt", "messages where the others are texts", [{"role": "user", "content": "?"}], "another form"
     ),
-    refuse("task", "prompt", "an empty list", [], "another form"),
-    refuse("task", "prompt", "a number", 5, "another form"),
-    refuse("task", "prompt", "a list of texts", ["1 + 1?"], "another form"),
+    refuse("task", "prompt", "an empty list", [], "a string or a list of messages"),
+    refuse("task", "prompt", "a number", 5, "a string or a list of messages"),
+    refuse("task", "prompt", "a list of texts", ["1 + 1?"], "a string or a list of messages"),
     refuse("task", "reference", "None", None, "correct worked solution"),
     refuse("task", "reference", "empty", "", "correct worked solution"),
     refuse("task", "answer", "None", None, "final answer"),
-    refuse("task", "answer", "a list", ["2"], "another form"),
+    refuse("task", "answer", "a list", ["2"], "It must be a string"),
     refuse("samples", "completion", "None", None, "sample it again"),
     refuse("samples", "completion", "empty", " ", "sample it again"),
     *(refuse("samples", "completion_ids", name, value, "") for name, value in IDS),
     refuse("samples", "completion_ids", "without EOS", [7, 6], "does not teach where to stop"),
     refuse("samples", "correct", "None", None, "True or False"),
     refuse("samples", "correct", "1 where the others are False", 1, ""),
-    refuse("samples", "correct", "a text", "yes", "another form"),
+    refuse("samples", "correct", "a text", "yes", "True or False"),
     refuse("edits", "rewrite", "None", None, ""),
     refuse("edits", "error_step", "-2", -2, "index of the first incorrect step"),
     refuse("edits", "error_step", "None", None, "index of the first incorrect step"),

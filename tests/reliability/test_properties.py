@@ -126,7 +126,8 @@ def reward_settings(tmp_path_factory):
 def test_any_texts_of_a_row_are_prepared(tokenizer, reward_settings, prompt, rewrite, completion):
     ids = encode_completion(tokenizer, completion)
     row = {"prompt": prompt, "completion": completion, "completion_ids": ids, "correct": False, "rewrite": rewrite}
-    prepared = works_or_user_error(prepare_row, row | {"token_probs": [0.4] * len(ids)}, tokenizer, reward_settings)
+    row["token_probs"] = [0.4] * len(ids)
+    prepared = works_or_user_error(prepare_row, row, 0, tokenizer, reward_settings)
     if prepared is not None:
         assert len(prepared["imitation_ids"]) == len(prepared["imitation_weights"])
 
