@@ -145,11 +145,15 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
             raise ModelError(f"{str(folder)!r} is an adapter, and its base model cannot be used. {error}") from None
 
 
-def _check_settings(folder: Path) -> None:
+def _read_settings(folder: Path) -> None:
     """Check that those files with settings that a model has are JSON objects."""
     for name in _SETTINGS:
         if (folder / name).exists():
             read_json_object(folder / name)
+
+
+def _check_settings(folder: Path) -> None:
+    _read_settings(folder)
     if not any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
         raise ModelError(f"{str(folder)!r} holds no model: it has no config.json (nor an adapter_config.json).")
 
@@ -275,6 +279,7 @@ def load_tokenizer(model_args: ModelConfig, trust_remote_code: bool = False) -> 
     """
     name_or_path = model_args.model_name_or_path
     if is_folder(name_or_path):
+        _read_settings(Path(name_or_path))
         names = {file.name for file in Path(name_or_path).iterdir()}
         if not any(name.startswith(("tokenizer", "vocab")) or name.endswith(".model") for name in names):
             raise ModelError(

@@ -1,7 +1,7 @@
 """Prompts of a generative reward model as token ids, shared by training, scoring and rewriting."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -82,10 +82,13 @@ def load_wording(model_name_or_path: str, revision: str = "main", allow_untraine
             "untrained model, pass `--allow_untrained_grm true` (in Python, `allow_untrained=True`)."
         )
     try:
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        wording = Wording(**fields)
-    except (OSError, ValueError, TypeError) as error:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        wording = Wording(**values)
+    except (OSError, ValueError) as error:
         raise WordingError(_damaged(path, error)) from None
+    except TypeError:
+        names = ", ".join(repr(field.name) for field in fields(Wording))
+        raise WordingError(_damaged(path, f"it must be a JSON object with the keys {names}")) from None
     for name, value in asdict(wording).items():
         expected = bool if name == "numbered" else str
         if not isinstance(value, expected):

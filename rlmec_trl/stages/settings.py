@@ -128,6 +128,11 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
         settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise ConfigError(f"There is no file {str(path)!r}.") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise ConfigError(
+            f"{path}: not a YAML file (line {mark.line + 1}, column {mark.column + 1}: {error.problem})."
+        ) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # a date such as 2024-13-45 is a ValueError
         raise ConfigError(f"{path}: not a YAML file ({' '.join(str(error).split())}).") from None
     except OSError as error:

@@ -7,7 +7,7 @@ import inspect
 import re
 import threading
 import unicodedata
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import partial
@@ -230,6 +230,8 @@ def _check_by_reward(
         # In a separate thread: notebooks run an event loop in this one
         with ThreadPoolExecutor(1) as pool:
             rewards = pool.submit(asyncio.run, rewards).result()
+    if not isinstance(rewards, Sized):
+        raise ConfigError(f"The reward function returned {rewards!r}, not a list with one reward.")
     if len(rewards) != 1:
         raise ConfigError(f"The reward function returned {len(rewards)} rewards for one completion.")
     return rewards[0] is not None and bool(rewards[0] >= threshold)

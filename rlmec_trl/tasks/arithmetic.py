@@ -144,7 +144,7 @@ def read_problem(problem: str) -> tuple[int, ...]:
     """The numbers of a problem: its start, then its signed operands."""
     match = _PROBLEM_PATTERN.fullmatch(problem.strip())
     if match is None:
-        raise DatasetError(f"Not a problem of the arithmetic task: {problem!r}.")
+        raise DatasetError(f"Not a problem of the arithmetic task: {problem!r}. Name the task of these rows.")
     numbers = [int(match[1])]
     for verb, size in re.findall(r"([A-Za-z]+) (\d+)", match[2]):
         if verb not in GAIN_VERBS + LOSS_VERBS:

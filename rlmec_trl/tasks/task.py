@@ -167,10 +167,10 @@ def _is_bool(value: Any) -> bool:
 
 
 def describe_failure(error: BaseException) -> str:
-    """What a user's own code raised, and where: the last line that is neither Python's nor an installed library's."""
-    libraries = (*sysconfig.get_paths().values(), "<frozen")
+    """What a user's own code raised, and where: the last line that is neither Python's, nor a library's, nor ours."""
+    libraries = (*sysconfig.get_paths().values(), str(Path(__file__).parents[1]), "<frozen")
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(libraries)]
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).rstrip(".")
     what = f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
     # A syntax error names file and line itself
     is_placed = isinstance(error, SyntaxError) or not frames

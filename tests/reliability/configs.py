@@ -30,8 +30,8 @@ def parse(recipe, place, config=None, **settings):
 
 
 def flag(recipe, name, value):
-    # Of the name, the start: a message may say more than one name
-    return Case(f"`{recipe}.py --{name} {value}`", partial(parse, recipe, **{name: value}), name)
+    case = f"`{recipe}.py --{name} {value}`"
+    return Case(case, partial(parse, recipe, **{name: value}), name, r"(?<=choose from ).*(?=\))")
 
 
 def in_yaml(recipe, line, error=None):

@@ -134,7 +134,7 @@ CASES = [
     Case("`output_dir` is a link to nothing", a_broken_link),
     Case("`output_dir` is `.`", in_the_working_directory("."), "the working directory"),
     Case("`output_dir` is `..`", in_the_working_directory(".."), "a folder around it"),
-    Case("`output_dir` is empty", lambda place: edit(place, ""), "working directory|empty"),
+    Case("`output_dir` is empty", lambda place: edit(place, ""), "the working directory"),
     Case("`output_dir` has the rows to work on", its_input, "rows to work on were loaded from"),
     Case(
         "`output_dir` is `dataset_name` of a finished run",

@@ -11,6 +11,7 @@ from tests.reliability.case import Case
 
 SECTION = "Files and folders of rows"
 ROWS = [{"prompt": f"{index} + 1?", "answer": str(index + 1)} for index in range(3)]
+KEPT = "each value stays as it is"
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 
 
@@ -30,7 +31,8 @@ def late(early, value, said):
     def run(place):
         rows = [{"own": early}] * 1100 + [{"own": value}]
         loaded = load_rows(place.file("rows.jsonl", rows))["own"]
-        assert (loaded[0], loaded[-1]) == (early, value) and type(loaded[0]) is type(early)
+        assert (loaded[0], loaded[-1]) == (early, value)
+        assert said != KEPT or type(loaded[0]) is type(early)
         return said
 
     return run
@@ -83,7 +85,7 @@ def a_split(split):
         DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS[:1])).save_to_disk(place.path("all"))
         rows = load_rows(place.path("all"), split)
         assert len(rows) == {"train": 3, "test": 1}[split]
-        return f"{len(rows)} rows"
+        return f"the rows of `{split}`"
 
     return run
 
@@ -112,7 +114,7 @@ CASES = [
         LINES.replace("}\n", '}\n{"a":\n', 1),
         f"line 2: .*{NOT_JSON}",
     ),
-    refuse("a comma at the end of an object", '{"a": 1,}\n', f"line 1: .*{NOT_JSON}"),
+    refuse("a comma at the end of an object", '{"a": 1,}\n', f"line 1: .*{NOT_JSON}", r"(?<=JSON \().*(?=, at)"),
     refuse("single quotes", "{'a': 1}\n", f"line 1: .*{NOT_JSON}"),
     refuse("two objects on a line", '{"a": 1} {"a": 2}\n', f"line 1: .*{NOT_JSON}"),
     refuse("text", "hello\n", f"line 1: .*{NOT_JSON}"),
@@ -159,10 +161,10 @@ CASES = [
     Case("`null` in the first 1,100 rows, then lists", late(None, [1], "a column of lists")),
     Case("`null` in the first 1,100 rows, then messages", late(None, [{"role": "user", "content": "a"}], "messages")),
     Case("integers in the first 1,100 rows, then floats", late(1, 1.5, "a column of floats")),
-    Case("texts in the first 1,100 rows, then lists", late("a", ["b"], "each value stays as it is")),
-    Case("integers in the first 1,100 rows, then texts", late(1, "a", "each value stays as it is")),
-    Case("texts of digits in the first 1,100 rows, then integers", late("2", 2, "each value stays as it is")),
-    Case("True in the first 1,100 rows, then 1", late(True, 1, "each value stays as it is")),
+    Case("texts in the first 1,100 rows, then lists", late("a", ["b"], KEPT)),
+    Case("integers in the first 1,100 rows, then texts", late(1, "a", KEPT)),
+    Case("texts of digits in the first 1,100 rows, then integers", late("2", 2, KEPT)),
+    Case("True in the first 1,100 rows, then 1", late(True, 1, KEPT)),
     Case("a link to a dataset", a_link),
     Case("split `test` of a saved `DatasetDict`", a_split("test")),
     Case("a split that a saved `DatasetDict` does not have", a_split("validation"), "has no split 'validation'"),

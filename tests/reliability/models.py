@@ -9,6 +9,8 @@ from tests.reliability.case import Case
 
 
 SECTION = "Models"
+# What a library says of a file
+LIBRARY = r"(?<=loaded \()[A-Z].*(?=\)\.)|(?<=truncated \().*?(?=\)\. Save)"
 
 
 def copy(place, change, of="policy"):
@@ -75,14 +77,14 @@ CASES = [
         "a policy on the Hub, offline",
         lambda p: p.evaluate(p.file("p.jsonl", p.problems()), "a/b"),
         "a/b",
-        r"(?<=\().*",
+        LIBRARY,
     ),
-    Case("a policy without its weights", partial(evaluate, remove("model.safetensors")), "copy", r"(?<=\().*"),
-    Case("a policy whose weights are truncated", partial(evaluate, truncate), "copy", r"(?<=\().*"),
-    Case("a policy whose weights are empty", partial(evaluate, write("model.safetensors", b"")), "copy", r"(?<=\().*"),
-    Case("a policy without its tokenizer", partial(evaluate, remove("tokenizer.json")), "copy", r"(?<=\().*"),
-    Case("a `config.json` that is cut off", partial(evaluate, write("config.json", b"{")), "copy", r"(?<=\().*"),
-    Case("a `config.json` without a type", partial(evaluate, write("config.json", b"{}")), "copy", r"(?<=\().*"),
+    Case("a policy without its weights", partial(evaluate, remove("model.safetensors")), "copy", LIBRARY),
+    Case("a policy whose weights are truncated", partial(evaluate, truncate), "copy", LIBRARY),
+    Case("a policy whose weights are empty", partial(evaluate, write("model.safetensors", b"")), "copy", LIBRARY),
+    Case("a policy without its tokenizer", partial(evaluate, remove("tokenizer.json")), "copy", LIBRARY),
+    Case("a `config.json` that is cut off", partial(evaluate, write("config.json", b"{")), "copy", LIBRARY),
+    Case("a `config.json` without a type", partial(evaluate, write("config.json", b"{}")), "copy", LIBRARY),
     Case("a link to a policy", a_link),
     Case("a reward model that is not there", lambda place: score_with(place.path("none"), place), "none"),
     Case("a reward model that was never trained as one", untrained, "grm_wording.json"),
@@ -90,29 +92,25 @@ CASES = [
         "a `grm_wording.json` that is empty",
         partial(score, write("grm_wording.json", b"")),
         "grm_wording.json",
-        r"(?<=\().*",
     ),
     Case(
         "a `grm_wording.json` that is cut off",
         partial(score, write("grm_wording.json", b'{"locate":')),
         "grm_wording.json",
-        r"(?<=\().*",
     ),
     Case(
         "a `grm_wording.json` that is a list",
         partial(score, write("grm_wording.json", b"[]")),
         "grm_wording.json",
-        r"(?<=\().*",
     ),
     Case(
         "a `grm_wording.json` without its prompts",
         partial(score, write("grm_wording.json", b"{}")),
         "grm_wording.json",
-        r"(?<=\().*",
     ),
-    Case("a reward model whose weights are truncated", partial(score, truncate), "copy", r"(?<=\().*"),
+    Case("a reward model whose weights are truncated", partial(score, truncate), "copy", LIBRARY),
     Case("a reward model with another tokenizer", other_tokens, "differ, first at"),
-    Case("a reward model from Python that is not there", partial(from_python, "runs/none"), "none", r"(?<=\().*"),
-    Case("training a policy whose weights are truncated", partial(train, truncate), "copy", r"(?<=\().*"),
-    Case("training a policy without its tokenizer", partial(train, remove("tokenizer.json")), "copy", r"(?<=\().*"),
+    Case("a reward model from Python that is not there", partial(from_python, "runs/none"), "none", LIBRARY),
+    Case("training a policy whose weights are truncated", partial(train, truncate), "copy", LIBRARY),
+    Case("training a policy without its tokenizer", partial(train, remove("tokenizer.json")), "copy", LIBRARY),
 ]

@@ -43,8 +43,9 @@ def check(stage, column, value, place):
 
 
 def refuse(stage, column, name, value, error):
+    joined = name if name.startswith(("with", "for ")) else f"is {name}"
     return Case(
-        f"{stage}: `{column}` is {name}", partial(check, stage, column, value), f"Row 1, column '{column}': .*{error}"
+        f"{stage}: `{column}` {joined}", partial(check, stage, column, value), f"Row 1, column '{column}': .*{error}"
     )
 
 

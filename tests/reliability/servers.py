@@ -71,7 +71,7 @@ CASES = [
     Case(
         "edit: a server that answers with text that is no edit",
         edit(chat=lambda body: ("I cannot.", "stop")),
-        "",
+        "gave no verified rewrite of any",
         ADDRESS,
     ),
     Case("score: a server that refuses each request", score(refuse=lambda body: "too long"), "too long", ADDRESS),

@@ -14,7 +14,6 @@ from tests.reliability import (
     folders,
     json_lines,
     models,
-    pending,
     pipelines,
     python,
     raw_rows,
@@ -44,16 +43,12 @@ SECTIONS = {
         pipelines,
     )
 }
-# Cases whose fix is not here yet, by the name of their section
-PENDING = pending.PENDING
 CASES = [(section, case) for section, cases in SECTIONS.items() for case in cases]
 START = "<!-- written by `python -m pytest tests/reliability --write-docs` -->\n"
 
 
 @pytest.mark.parametrize(("section", "case"), CASES, ids=lambda value: getattr(value, "name", value))
 def test_a_case_gives_what_the_issue_of_it_demands(section, case, outcome_of):
-    if case.name in PENDING.get(section, ()):
-        pytest.xfail("its fix is not here yet")
     outcome = outcome_of(case)
     assert outcome.wrong is None, outcome.wrong
 
@@ -72,8 +67,7 @@ def test_docs_reliability_is_what_the_cases_give(outcome_of, request):
 
 
 def _section(title, cases, outcome_of):
-    tried = [case for case in cases if case.name not in PENDING.get(title, ())]
-    lines = [f"| {_cell(case.name)} | {_cell(outcome_of(case).text)} |" for case in tried]
+    lines = [f"| {_cell(case.name)} | {_cell(outcome_of(case).text)} |" for case in cases]
     return "\n".join([f"\n## {title}\n", "| input | outcome |", "|---|---|", *lines, ""])
 
 

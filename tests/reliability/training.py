@@ -95,7 +95,7 @@ CASES = [
     Case(
         "policy: fewer rows than the batch with `dataloader_drop_last`",
         partial(rlmec, rows=1, dataloader_drop_last=True),
-        "drop_last|batch",
+        "`dataloader_drop_last` drops incomplete batches",
     ),
     Case("policy: `max_steps` of 0", partial(rlmec, max_steps=0), "max_steps"),
     Case(
@@ -122,7 +122,7 @@ CASES = [
     Case(
         "reward model: fewer rows than the batch with `dataloader_drop_last`",
         partial(grm, rows=1, per_device_train_batch_size=8, dataloader_drop_last=True),
-        "drop_last|batch",
+        "`dataloader_drop_last` drops incomplete batches",
     ),
     Case(
         "reward model: messages, and a tokenizer without a chat template",
