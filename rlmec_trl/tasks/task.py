@@ -168,7 +168,7 @@ def _is_bool(value: Any) -> bool:
 
 def describe_failure(error: BaseException) -> str:
     """What a user's own code raised, and where: the last line that is neither Python's, nor a library's, nor ours."""
-    libraries = (*sysconfig.get_paths().values(), str(Path(__file__).parents[1]), "<frozen")
+    libraries = (*sysconfig.get_paths().values(), str(Path(__file__).parents[1]), "<frozen", "<string>")
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(libraries)]
     text = " ".join(str(error).split()).rstrip(".")
     what = f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

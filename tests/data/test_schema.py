@@ -1,11 +1,12 @@
 """Every invalid row is found, and the message names the row, the column, the value and the fix."""
 
 import json
+import re
 import sys
 
 import numpy as np
 import pytest
-from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets
+from datasets import Dataset, Features, IterableDataset, Json, List, Value, concatenate_datasets
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -153,7 +154,7 @@ def test_a_broken_value_is_reported_with_row_column_value_and_fix(stage, name, v
         ("task", "reference", [[{"role": "assistant", "content": "x"}]] * 2),
         ("samples", "correct", [1, 0]),
         ("samples", "correct", ["True", "False"]),
-        ("samples", "completion_ids", [[1.0, 2.0], [1.5]]),
+        ("samples", "completion_ids", [[1.0, 2.0], [1.0]]),
         ("samples", "completion_ids", ["5 6 2", "5 2"]),
         ("samples", "completion_ids", [None, None]),
         ("edits", "error_step", [0.0, 1.0]),
@@ -166,6 +167,23 @@ def test_a_broken_value_is_reported_with_row_column_value_and_fix(stage, name, v
 def test_a_column_of_the_wrong_type_is_reported_at_its_first_row(stage, name, values):
     columns = {column: [ROW[column]] * 2 for column in EVERYTHING} | {name: values}
     assert refusal(Dataset.from_dict(columns), stage).startswith(f"Row 0, column '{name}': found ")
+
+
+def test_a_fraction_that_makes_floats_of_all_ids_is_reported_at_its_row():
+    columns = {column: [ROW[column]] * 2 for column in EVERYTHING} | {"completion_ids": [[1, 2], [1.5]]}
+    assert "Row 1, column 'completion_ids': found 1.5 " in refusal(Dataset.from_dict(columns), "samples")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "found"),
+    [("completion_ids", "5 6", "'5 6'"), ("correct", "yes", "'yes'"), ("token_probs", [["a"]], r"\['a'\] among")],
+)
+def test_the_broken_row_of_a_column_of_json_is_reported(tmp_path, name, value, found):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (ROW, ROW, ROW | {name: value}, ROW)))
+    loaded = load_rows(str(path))
+    assert loaded.features[name] == Json()
+    assert re.match(f"Row 2, column '{name}': found {found}", refusal(loaded, "scores"))
 
 
 def test_rows_may_differ_in_their_number_of_candidates():
