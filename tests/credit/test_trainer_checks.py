@@ -324,7 +324,7 @@ def test_messages_that_the_chat_template_refuses_are_named(make_trainer, make_ro
     strict.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}Tom"
     rows = [row | {"prompt": [{"role": "user", "content": row["prompt"]}]} for row in make_rows(4)]
     rows[3]["prompt"] = [{"role": "system", "content": "Be brief."}, *rows[3]["prompt"]]
-    with pytest.raises(DatasetError, match="Row 3, column 'prompt': found messages that .* refuses .TemplateError: no system role"):
+    with pytest.raises(DatasetError, match="Row 3, column 'prompt': found messages that .* refuses .*no system role"):
         make_trainer("rlmec", Dataset.from_list(rows), tokenizer=strict)
 
 
