@@ -16,6 +16,8 @@ from ..data.inputs import check_input
 
 # How many rows an error names
 _MAX_NAMED = 20
+# The `model_init_kwargs` that decide which configuration is loaded
+_WHERE = ("revision", "token", "subfolder", "cache_dir", "gguf_file")
 
 
 class NonfiniteError(UserError, ArithmeticError):
@@ -143,7 +145,7 @@ def check_num_rows(dataset: Any, dataset_name: str, args: TrainingArguments) -> 
         )
 
 
-def vocabulary_size(model: str | PreTrainedModel, args: TrainingArguments) -> int:
+def vocabulary_size(model: str | PreTrainedModel, args: TrainingArguments) -> int | None:
     """
     The number of ids that a model knows, from its configuration: the model need not be loaded.
 
@@ -151,15 +153,18 @@ def vocabulary_size(model: str | PreTrainedModel, args: TrainingArguments) -> in
         model (`str` or [`~transformers.PreTrainedModel`]):
             The model, or its path or Hub name.
         args ([`~trl.SFTConfig`]):
-            The trainer's configuration, whose `model_init_kwargs` name the revision.
+            The trainer's configuration, whose `model_init_kwargs` say where the model is.
+
+    Returns:
+        `int`, *optional*: `None` if `chat_template_path` may add tokens.
     """
+    if args.chat_template_path is not None:
+        return None
     if isinstance(model, str):
         init_kwargs = args.model_init_kwargs or {}
-        config = AutoConfig.from_pretrained(
-            model,
-            revision=init_kwargs.get("revision") or "main",
-            trust_remote_code=init_kwargs.get("trust_remote_code", args.trust_remote_code),
-        )
+        where = {name: init_kwargs[name] for name in _WHERE if init_kwargs.get(name) is not None}
+        trust_remote_code = init_kwargs.get("trust_remote_code", args.trust_remote_code)
+        config = AutoConfig.from_pretrained(model, **where, trust_remote_code=trust_remote_code)
     else:
         config = model.config
     return config.get_text_config().vocab_size

@@ -160,6 +160,8 @@ class GRMTrainer(TrainerChecks, SFTTrainer):
         return dataset
 
     def _check_examples(self, dataset: Dataset) -> None:
+        if self._vocab_size is None:
+            return
         column = dataset.with_format("arrow")[:]["input_ids"]
         if (pc.max(pc.list_flatten(column)).as_py() or 0) < self._vocab_size:
             return

@@ -76,10 +76,12 @@ def _bisect(dataset: Dataset, check: Callable[[Dataset], object], rows: range) -
             raise
         if len(rows) == 1:
             return [BadRow(rows.start, found["column"], found["reason"])]
-    else:
-        return []
-    half = len(rows) // 2
-    return _bisect(dataset, check, rows[:half]) + _bisect(dataset, check, rows[half:])
+        half = len(rows) // 2
+        bad_rows = _bisect(dataset, check, rows[:half]) + _bisect(dataset, check, rows[half:])
+        if not bad_rows:  # each part is valid, but not together: texts in one, messages in the other
+            raise
+        return bad_rows
+    return []
 
 
 def leave_out_bad_rows(

@@ -25,6 +25,11 @@ _FSDP_MODEL, _OPTIMIZER = "pytorch_model_fsdp", "optimizer"
 _UNFINISHED = "checkpoint-is-incomplete.txt"
 # Under this name a run of ours records itself among the callbacks in `trainer_state.json`
 RECORD = "TrainingRecord"
+# What `Trainer` writes into a checkpoint; other files there are somebody else's
+_WRITTEN = re.compile(
+    r"(model|pytorch_model|adapter_model|optimizer|scheduler|scaler|rng_state|training_args|trainer_state|tokenizer)"
+    r"[\w.-]*|[\w.-]*config\.json"
+)
 
 
 def last_complete(output_dir: Path, report: Callable[[str], None]) -> Path | None:
@@ -92,6 +97,12 @@ def missing_from(checkpoint: Path) -> list[str]:
     return sorted({*missing, *_missing_rng_states(checkpoint, state)})
 
 
+def is_model_only(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written with `save_only_model`: to its end, but without an optimizer."""
+    parts = ("optimizer*", "scheduler.pt", "rng_state*.pth", "latest")
+    return read_state(checkpoint) is not None and not any(any(checkpoint.glob(part)) for part in parts)
+
+
 def missing_weights(folder: Path) -> list[str]:
     """Which weights of a model or an adapter a folder lacks, cut off ones included."""
     missing = _broken(path for path in folder.iterdir() if path.is_file() and path.suffix in (".safetensors", ".json"))
@@ -155,7 +166,8 @@ def _sharded(folder: Path, prefix: str) -> bool:
 def _broken(paths: Iterable[Path]) -> list[str]:
     """Names of files that were cut off. Of files whose end nothing tells, none."""
     checks = {".json": _is_json, ".safetensors": _is_safetensors, ".pt": _is_zip, ".pth": _is_zip, ".bin": _is_zip}
-    return [path.name for path in paths if not checks.get(path.suffix, lambda path: True)(path)]
+    written = [path for path in paths if _WRITTEN.fullmatch(path.name)]
+    return [path.name for path in written if not checks.get(path.suffix, lambda path: True)(path)]
 
 
 def _is_json(path: Path) -> bool:

@@ -15,7 +15,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import has_length
 
 from ..trainers.rlmec_trainer import RLMECTrainer
-from .checkpoints import RECORD, checkpoints, missing_from, read_record
+from .checkpoints import RECORD, checkpoints, read_record, read_state
 
 
 logger = get_logger(__name__)
@@ -188,6 +188,9 @@ class ResumableTraining(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.saved.add(state.global_step)
+        if self.terminated:
+            # It is in the checkpoint. Otherwise, `save_total_limit=1` would now delete all others, this one too
+            state.best_model_checkpoint = None
 
     def _any_signaled(self) -> bool:
         # Processes get the signal at different steps, and must stop at the same one
@@ -202,8 +205,9 @@ class ResumableTraining(TrainerCallback):
             return
         if self.trainer.args.should_save:
             for step, path in checkpoints(Path(self.trainer.args.output_dir)):
-                # With a limit, an incomplete checkpoint would count as one and a complete one be deleted for it
-                limited = self.trainer.args.save_total_limit is not None and missing_from(path)
+                # With a limit, an unfinished checkpoint would count as one and a finished one be deleted for it. The
+                # state is written last
+                limited = self.trainer.args.save_total_limit is not None and read_state(path) is None
                 if step not in self.saved and (step == state.global_step or limited):
                     shutil.rmtree(path)
         self.trainer.accelerator.wait_for_everyone()

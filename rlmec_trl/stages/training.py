@@ -18,7 +18,15 @@ from ..data.adapters import adapter_base
 from ..data.errors import ConfigError
 from ..generation.loading import check_model
 from ..generation.processes import process_state
-from .checkpoints import STATE, check_complete, last_complete, missing_weights, read_state
+from .checkpoints import (
+    STATE,
+    check_complete,
+    checkpoints,
+    is_model_only,
+    last_complete,
+    missing_weights,
+    read_state,
+)
 from .output import OutputError, hold, write_atomically
 from .resuming import NothingToTrain, ResumableTraining
 
@@ -102,7 +110,7 @@ def train_and_save(trainer: Trainer, dataset_name: str | None = None) -> None:
     output_dir = Path(args.output_dir)
     # The main process decides for all: another one may see what is being written
     checkpoint, num_done = broadcast_object_list(
-        [_find_checkpoint(args), _num_steps_done(output_dir)] if trainer.is_world_process_zero() else [None, 0]
+        [_find_checkpoint(args), _num_steps_done(args)] if trainer.is_world_process_zero() else [None, 0]
     )
     resumable = ResumableTraining(trainer, checkpoint, num_done)
     trainer.add_callback(resumable)
@@ -169,13 +177,23 @@ def _find_checkpoint(args: TrainingArguments) -> Path | None:
                 f"`resume_from_checkpoint`: {args.output_dir!r} has no complete checkpoint. Leave it out to train "
                 "from the start."
             )
+        model_only = [path for _, path in sorted(checkpoints(Path(args.output_dir))) if is_model_only(path)]
+        if checkpoint is None and model_only and _num_steps_done(args) == 0:
+            raise ConfigError(
+                f"{str(model_only[-1])!r} has weights but no optimizer (`save_only_model`), so training cannot be "
+                "resumed from it. Name it as `--model_name_or_path` with another `--output_dir` to train it further, "
+                "or pass `--resume_from_checkpoint false` to train from the start."
+            )
         return checkpoint
     check_complete(Path(chosen))
     return Path(chosen)
 
 
-def _num_steps_done(output_dir: Path) -> int:
-    """Steps of the finished model in an output directory, 0 where there is none."""
+def _num_steps_done(args: TrainingArguments) -> int:
+    """Steps of the finished model in the output directory, 0 where there is none, or other weights are asked for."""
+    if str(args.resume_from_checkpoint).lower() not in ("none", "true"):
+        return 0
+    output_dir = Path(args.output_dir)
     state = read_state(output_dir)
     return 0 if state is None or missing_weights(output_dir) else state["global_step"]
 

@@ -46,6 +46,17 @@ def test_rows_are_checked_once_where_none_is_bad():
     assert calls == [100]
 
 
+def test_rows_that_are_valid_alone_but_not_together_are_an_error():
+    """Texts and messages: it is not for us to say which of them are the bad ones."""
+
+    def check(rows):
+        if len(set(rows["form"])) > 1:
+            raise DatasetError("Row 1, column 'form': found another form. Use one.")
+
+    with pytest.raises(DatasetError, match="found another form"):
+        find_bad_rows(Dataset.from_dict({"form": ["text", "text", "messages"]}), check)
+
+
 def test_a_missing_column_is_not_a_matter_of_rows():
     with pytest.raises(DatasetError, match="Column 'answer' is missing"):
         find_bad_rows(

@@ -113,6 +113,13 @@ def test_what_only_model_weights_were_saved_of_is_not_resumed_from(checkpoint):
     assert missing_from(checkpoint) == ["optimizer.pt", "rng_state.pth", "scheduler.pt"]
 
 
+def test_files_of_others_in_a_checkpoint_do_not_count(checkpoint):
+    for name in ("metrics.json", "samples.pt", "vectors.bin"):
+        (checkpoint / name).write_text("not what a file of `Trainer` with this ending is")
+    assert missing_from(checkpoint) == []
+    assert missing_weights(checkpoint) == []
+
+
 def test_shards_of_fsdp_are_complete_with_their_index(checkpoint):
     (checkpoint / "model.safetensors").unlink()
     (checkpoint / "optimizer.pt").unlink()

@@ -215,6 +215,18 @@ def test_a_limit_of_checkpoints_does_not_count_incomplete_ones(make, tmp_path):
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-6"]
 
 
+def test_checkpoints_of_weights_alone_are_neither_resumed_from_nor_deleted(make, tmp_path, steps_trained):
+    settings = {"save_only_model": True, "save_steps": 2, "save_total_limit": 3}
+    assert run(make(at=(5, kill), **settings)) == "killed"
+    steps_trained.clear()
+    with pytest.raises(ConfigError, match="checkpoint-4' has weights but no optimizer"):
+        run(make(**settings))
+    assert not steps_trained
+    assert run(make(at=(3, kill), resume_from_checkpoint="false", **settings)) == "killed"
+    left = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
+    assert left == ["checkpoint-2", "checkpoint-4"]
+
+
 # --- Finished before -------------------------------------------------------------------------------------------------
 
 
@@ -328,7 +340,8 @@ def test_a_finished_model_is_pushed_with_its_own_weights(make, tmp_path, monkeyp
     monkeypatch.setattr(again, "push_to_hub", lambda **kwargs: pushed.append(kwargs))
     again.save_model(str(tmp_path / "start"), _internal_call=True)
     assert saved(tmp_path / "start") != weights
-    monkeypatch.setattr(again, "end", lambda: again.save_model(str(tmp_path / "at_push"), _internal_call=True))
+    at_push = str(tmp_path / "at_push")
+    monkeypatch.setattr(again.accelerator, "end_training", lambda: again.save_model(at_push, _internal_call=True))
     train_and_save(again, "some/dataset")
     assert pushed == [{"revision": None, "dataset_name": "some/dataset"}]
     assert saved(tmp_path / "at_push") == weights
@@ -356,6 +369,13 @@ def test_training_can_be_told_not_to_resume(no, make, steps_trained):
     run(make(at=(4, kill)))
     steps_trained.clear()
     run(make(resume_from_checkpoint=no))
+    assert len(steps_trained) == STEPS
+
+
+def test_a_finished_training_can_be_told_to_start_again(make, steps_trained):
+    run(make())
+    steps_trained.clear()
+    run(make(resume_from_checkpoint="false"))
     assert len(steps_trained) == STEPS
 
 
@@ -398,6 +418,14 @@ def test_sigterm_saves_in_the_middle_of_an_epoch_without_evaluating(make, tmp_pa
     assert not (folder / "model.safetensors").exists(), "the training is not finished"
     assert not [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     assert "stopped after step 4 of 8" in capsys.readouterr().out
+
+
+def test_the_checkpoint_of_sigterm_is_kept_beside_the_best_one(make, tmp_path):
+    """At the end of a training, `Trainer` deletes all but the best where the limit is 1."""
+    settings = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "load_best_model_at_end": True}
+    settings |= {"save_total_limit": 1, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    assert run(make(at=(5, terminate), **settings)) == 143
+    assert missing_from(tmp_path / "run" / "checkpoint-5") == []
 
 
 def test_a_thread_trains_without_handling_signals(make):
