@@ -255,6 +255,27 @@ def test_rows_without_a_rewrite_count_in_the_number_of_a_row(make_trainer, make_
 
 
 @BOTH
+def test_tokens_that_a_cloned_chat_template_adds_are_not_refused(kind, make_trainer, make_rows, tokenizer, tmp_path):
+    """TRL adds them to the tokenizer and enlarges the model when the trainer is made."""
+    chat = copy.deepcopy(tokenizer)
+    chat.add_tokens(["<|im_start|>"])
+    chat.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %} attempt{% endif %}"
+    )
+    chat.save_pretrained(tmp_path / "chat")
+    rows = [row | {"prompt": [{"role": "user", "content": row["prompt"]}]} for row in make_rows(4)]
+    own = copy.deepcopy(tokenizer)
+    trainer = make_trainer(
+        kind, Dataset.from_list(rows), tokenizer=own, chat_template_path=str(tmp_path / "chat"), max_steps=1
+    )
+    added = trainer.processing_class.convert_tokens_to_ids("<|im_start|>")
+    prepared = trainer.train_dataset["prompt_ids" if kind == "rlmec" else "input_ids"]
+    assert added >= len(tokenizer) and all(added in ids for ids in prepared)
+    trainer.train()
+
+
+@BOTH
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(kind, make_trainer, make_rows, tokenizer):
     larger = copy.deepcopy(tokenizer)
     larger.add_tokens(["elephants"])
