@@ -85,16 +85,18 @@ class TrainingRecord(TrainerCallback, ExportableState):
             trainer._globalstep_last_logged = record["last_logged"]
             # `train_loss` at the end is the mean over the steps of this process
             trainer._total_loss_scalar -= record["loss"]
-        changed = [
-            f"{name} {record['settings'][name]} -> {value}"
-            for name, value in self.settings().items()
-            if name in record["settings"] and value != record["settings"][name]
-        ]
+        changed = self.changed_settings(record)
         if changed:
             logger.warning(
                 f"Resuming with other settings than the checkpoint was written with: {', '.join(changed)}. The result "
                 "is not the one of an uninterrupted run."
             )
+
+    def changed_settings(self, record: dict) -> list[str]:
+        """The settings that differ from those of a record, each with both values."""
+        before = record["settings"]
+        now = self.settings()
+        return [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
 
 
 class ResumableTraining(TrainerCallback):

@@ -19,12 +19,14 @@ from ..data.errors import ConfigError
 from ..generation.loading import check_model
 from ..generation.processes import process_state
 from .checkpoints import (
+    RECORD,
     STATE,
     check_complete,
     checkpoints,
     is_model_only,
     last_complete,
     missing_weights,
+    read_record,
     read_state,
 )
 from .output import OutputError, hold, write_atomically
@@ -103,8 +105,8 @@ def train_and_save(trainer: Trainer, dataset_name: str | None = None) -> None:
             Name of the dataset for the model card.
 
     Raises:
-        [`~rlmec_trl.data.errors.ConfigError`]: If `resume_from_checkpoint` does not name a complete checkpoint, or
-            there is no step to train.
+        [`~rlmec_trl.data.errors.ConfigError`]: If `resume_from_checkpoint` does not name a complete checkpoint, there
+            is no step to train, or a training with other settings was finished in the folder.
     """
     args = trainer.args
     output_dir = Path(args.output_dir)
@@ -117,6 +119,8 @@ def train_and_save(trainer: Trainer, dataset_name: str | None = None) -> None:
     try:
         with resumable.handling_sigterm():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        # Without checkpoints, nothing has written it into the state
+        trainer.state.stateful_callbacks[RECORD] = {"attributes": {"settings": resumable.record.settings()}}
         finished_before = False
     except NothingToTrain:
         if trainer.state.max_steps == 0:
@@ -133,6 +137,13 @@ def train_and_save(trainer: Trainer, dataset_name: str | None = None) -> None:
         _end(trainer)
         sys.exit(128 + signal.SIGTERM)
     if finished_before:
+        record = read_record(read_state(output_dir) or dataclasses.asdict(trainer.state))
+        changed = [] if record is None else resumable.record.changed_settings(record)
+        if changed:
+            raise ConfigError(
+                f"The training in {str(output_dir)!r} is already finished, with other settings: {', '.join(changed)}. "
+                "Choose another `--output_dir` for these, or pass `--resume_from_checkpoint false` to train again."
+            )
         trainer.accelerator.print(
             f"The training in {output_dir} is already finished: step {max(trainer.state.global_step, num_done)} of "
             f"{trainer.state.max_steps}. Nothing is trained. To train again, choose another `--output_dir`."

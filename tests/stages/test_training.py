@@ -313,6 +313,15 @@ def test_other_settings_than_those_of_the_checkpoint_are_named(make, caplog):
     assert "number of rows 10 -> 9, per_device_train_batch_size 2 -> 1, learning_rate 0.01 -> 0.1" in caplog.text
 
 
+@pytest.mark.parametrize("save_strategy", ["no", "steps"])
+def test_a_finished_training_is_not_taken_for_one_with_other_settings(save_strategy, make, tmp_path):
+    run(make(save_strategy=save_strategy))
+    weights = saved(tmp_path / "run")
+    with pytest.raises(ConfigError, match="already finished, with other settings: learning_rate 0.01 -> 0.1"):
+        run(make(save_strategy=save_strategy, learning_rate=0.1))
+    assert saved(tmp_path / "run") == weights
+
+
 def test_with_the_same_settings_nothing_is_warned_of(make, caplog):
     run(make(at=(4, kill)))
     with caplog.at_level(logging.WARNING, logger="rlmec_trl"):
