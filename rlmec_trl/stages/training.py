@@ -29,7 +29,7 @@ from .checkpoints import (
     read_record,
     read_state,
 )
-from .output import OutputError, hold, write_atomically
+from .output import OutputError, hold, resolve, write_atomically
 from .resuming import NothingToTrain, ResumableTraining
 
 
@@ -41,11 +41,17 @@ def set_model_init_kwargs(training_args: TrainingArguments, model_args: ModelCon
     Let the trainer load its model with `model_args`. `training_args.model_init_kwargs` take precedence.
 
     Raises:
+        [`~rlmec_trl.stages.output.OutputError`]: If the trained model would replace the one that it starts from.
         [`~rlmec_trl.data.errors.ModelError`]: If the model or its tokenizer is missing, damaged or truncated.
     """
     init_kwargs = training_args.model_init_kwargs or {}
     if "gguf_file" not in init_kwargs:  # such a folder has neither a configuration nor a tokenizer of its own
         name_or_path, revision = model_args.model_name_or_path, model_args.model_revision
+        if name_or_path is not None and resolve(name_or_path) == resolve(training_args.output_dir):
+            raise OutputError(
+                f"{training_args.output_dir!r} is the model to start from, which training would replace. Choose "
+                "another `--output_dir`."
+            )
         # The trainer takes the tokenizer of an adapter's base model
         needs_tokenizer = name_or_path is None or adapter_base(name_or_path, revision) is None
         check_model(name_or_path, revision, needs_tokenizer, training_args.trust_remote_code)

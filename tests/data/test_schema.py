@@ -1,6 +1,7 @@
 """Every invalid row is found, and the message names the row, the column, the value and the fix."""
 
 import json
+import math
 import re
 import sys
 
@@ -74,6 +75,19 @@ def test_the_error_for_a_missing_column_names_what_writes_it(stage, name):
 def test_the_error_for_a_missing_column_names_the_recipe_that_writes_it(name, recipe):
     stage = next(stage for stage in STAGES if name in STAGES[stage])
     assert recipe in refusal(dataset([column for column in STAGES[stage] if column != name]), stage)
+
+
+@pytest.mark.parametrize(
+    ("value", "fix"), [(5.0, "not over 0"), (-1e308, "must be finite"), (0.02, "not over 0"), (-math.inf, "finite")]
+)
+def test_log_probabilities_that_no_sampler_gives_are_refused(value, fix, make_rows):
+    """They would train on garbage without ever giving a loss that is not finite."""
+    rows = make_rows(3)
+    rows[1]["old_logps"][2] = value
+    with pytest.raises(DatasetError, match=f"Row 1, column 'old_logps'.*{fix}"):
+        check_dataset(Dataset.from_list(rows), "policy")
+    rows[1]["old_logps"][2] = 1e-4  # rounded
+    check_dataset(Dataset.from_list(rows), "policy")
 
 
 def test_own_token_rewards_replace_probabilities_and_verdict():

@@ -1,5 +1,6 @@
 """Rows that cannot be used are all found, left out and listed; without that wish, the first of them is an error."""
 
+import copy
 import json
 
 import pytest
@@ -71,10 +72,11 @@ def test_nothing_left_is_an_error_with_the_first_reason(tmp_path):
 
 
 def test_a_prompt_that_cannot_be_encoded_or_leaves_no_room_is_named(chat_tokenizer, tokenizer):
-    chat_tokenizer.chat_template = "{{ raise_exception('roles must alternate') if messages|length > 1 else 'x' }}"
+    strict = copy.deepcopy(chat_tokenizer)
+    strict.chat_template = "{{ raise_exception('roles must alternate') if messages|length > 1 else 'x' }}"
     user = {"role": "user", "content": "x"}
     with pytest.raises(DatasetError, match="Row 1, column 'prompt': found .* refuses .*roles must alternate"):
-        check_prompts(Dataset.from_dict({"prompt": [[user], [user, user]]}), chat_tokenizer)
+        check_prompts(Dataset.from_dict({"prompt": [[user], [user, user]]}), strict)
     length = len(tokenizer("59 - 16 + 23")["input_ids"])
     prompts = Dataset.from_dict({"prompt": ["59", "59 - 16 + 23"]})
     check_prompts(prompts, tokenizer, length + 1)

@@ -13,13 +13,13 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import ModelConfig, SFTConfig, SFTTrainer
 
 from rlmec_trl import GRMConfig, GRMTrainer, RLMECConfig, RLMECTrainer
 from rlmec_trl.data.errors import ConfigError
 from rlmec_trl.stages.checkpoints import RECORD, missing_from
 from rlmec_trl.stages.output import OutputError
-from rlmec_trl.stages.training import train_and_save, training_run
+from rlmec_trl.stages.training import set_model_init_kwargs, train_and_save, training_run
 from rlmec_trl.tasks.arithmetic import WORDING
 
 
@@ -486,6 +486,14 @@ def test_an_output_directory_that_cannot_be_used_is_named(kind, make, tmp_path):
     with pytest.raises(OutputError, match=args.output_dir), training_run(args):
         raise AssertionError("the work of the run")
     assert (tmp_path / "file").read_text() == "years of work"
+
+
+def test_a_model_is_not_replaced_by_the_one_that_is_trained_from_it(make, tmp_path):
+    args = make().args
+    (tmp_path / "link").symlink_to("run")
+    for name in (args.output_dir, str(tmp_path / "link")):
+        with pytest.raises(OutputError, match="is the model to start from"):
+            set_model_init_kwargs(args, ModelConfig(name))
 
 
 def test_a_link_to_a_folder_is_the_folder(make, tmp_path):
