@@ -177,6 +177,11 @@ def test_loss_is_scaled_for_ga_keeps_the_loss_from_being_divided(is_scaled, shar
     assert loss.item() == 8.0 * share
 
 
+def test_accelerate_does_not_divide_the_loss_again(make_sft_trainer):
+    """Under Transformers 5.2 to 5.5.0 it did, and the gradients were too small by the accumulation steps."""
+    assert make_sft_trainer(gradient_accumulation_steps=4).accelerator.gradient_accumulation_steps == 1
+
+
 def test_attributes_that_the_loss_and_the_log_read(make_sft_trainer, tokenizer):
     trainer = make_sft_trainer()
     assert set(trainer._metrics) == {"train", "eval"}
