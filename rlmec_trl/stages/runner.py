@@ -113,6 +113,8 @@ def map_shards(
                     if state.is_main_process:
                         shutil.rmtree(shards_dir, ignore_errors=True)
                     raise
+            # All have opened the shards, which the main process is about to remove
+            state.wait_for_everyone()
             if state.is_main_process:
                 publish(partial(_save_result, shards, bad_rows), output_dir, key, work_dir)
         if state.is_main_process:

@@ -28,6 +28,7 @@ import torch
 from accelerate import PartialState
 from rlmec_trl.generation.processes import end_processes, process_state
 from datasets import Dataset
+from rlmec_trl.stages import runner
 from rlmec_trl.stages.output import OutputError
 from rlmec_trl.stages.runner import map_shards
 
@@ -46,6 +47,15 @@ def wait_for_no_shard(self):
     wait_for_everyone(self)
 
 PartialState.wait_for_everyone = wait_for_no_shard
+load_from_disk = runner.load_from_disk
+
+def load_late(path):
+    # The main process must not remove the shards before this one has opened them
+    if state.process_index == 1:
+        time.sleep(0.3)
+    return load_from_disk(path)
+
+runner.load_from_disk = load_late
 
 def work(shard, index):
     if index == 5:
