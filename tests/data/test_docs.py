@@ -64,7 +64,7 @@ INVALID = [
     ("scores", {"token_probs": [0.5, 1.5]}),
     ("policy", {"token_rewards": [0.5, float("nan")]}),
     ("scores", {"old_logps": [-0.5, float("-inf")]}),
-    ("scores", {"old_logps": [0.5, 0.9]}),
+    ("scores", {"old_logps": [0.5, 1.9]}),
     ("policy", {"rewrite_topk_ids": [[6, 5]]}),
     ("policy", {"rewrite_topk_ids": [[6, 5], [EOS]]}),
     ("policy", {"rewrite_topk_ids": [[6, 5], []]}),
