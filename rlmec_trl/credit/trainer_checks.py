@@ -10,6 +10,7 @@ from datasets import Dataset
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, PreTrainedModel, TrainingArguments
 
+from ..data.adapters import unchanged_dtypes
 from ..data.errors import ConfigError, UserError
 from ..data.inputs import check_input
 
@@ -29,9 +30,10 @@ class TrainerChecks:
     Mixin for a [`~transformers.Trainer`], before the trainer among the base classes.
 
     It stops training where the loss of a micro-batch or the gradient norm of an optimizer step is NaN or infinite,
-    before the optimizer changes the weights, and an evaluation where the loss of a batch is. `args` needs the field
-    `stop_on_nonfinite`, and the subclass a method `_name_rows(batches, train)` that names the rows of batches in
-    words.
+    before the optimizer changes the weights, and an evaluation where the loss of a batch is. It trains on batches in
+    which rows that only fill them up count nothing, and resumes with the dtypes that it began with. `args` needs the
+    field `stop_on_nonfinite`, and the subclass two methods: `_name_rows(batches, train)`, which names the rows of
+    batches in words, and `_without_repeats(batch)`.
 
     The losses are read once an optimizer step, together with the gradient norm, which costs one transfer from the
     device and no communication. All processes stop at the same step, because the norm is that of all processes. Under
@@ -44,9 +46,14 @@ class TrainerChecks:
     _step_losses: list[torch.Tensor]
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        batch_samples, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = map(self._without_repeats, epoch_iterator)
+        batch_samples, num_items_in_batch = super().get_batch_samples(batches, num_batches, device)
         self._step_batches, self._step_losses = batch_samples, []
         return batch_samples, num_items_in_batch
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        with unchanged_dtypes(self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)

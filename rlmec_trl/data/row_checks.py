@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .errors import DatasetError
-from .messages import message_text, problem_text
+from .messages import is_storable, message_text, problem_text
 
 
 # Columns that may hold messages, and how their text is read
@@ -105,7 +105,7 @@ class RowCheck:
                     raise row_error(row, name, value, f"It must be {kind}. {fix}")
                 if not text.strip():
                     raise row_error(row, name, f"an empty text ({value!r})", fix, quote=False)
-                if not text.isascii() and not _is_unicode(text):
+                if not is_storable(text):
                     found = f"{text!r}, in which a character is broken (half of a surrogate pair)"
                     raise row_error(row, name, found, "Drop the row, or fix the encoding of its source.", quote=False)
                 if self.has_texts.setdefault(name, isinstance(value, str)) != isinstance(value, str):
@@ -179,14 +179,6 @@ def _read(name: str, value: Any) -> Any:
         return None
     is_chat = all(isinstance(message, dict) and {"role", "content"} <= message.keys() for message in value)
     return _READ[name](value) if is_chat else None
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _check_vocabulary(lists: "_FlatLists", name: str, vocab_size: int | None) -> None:

@@ -24,7 +24,7 @@ _BAD_TEMPLATE_KWARGS = (
 )
 
 
-def check_prompts(dataset: Dataset, processing_class: PreTrainedTokenizerBase) -> None:
+def check_chat_template(dataset: Dataset, processing_class: PreTrainedTokenizerBase) -> None:
     """
     Check that prompts that are messages come with a tokenizer that has a chat template, before any expensive work.
 

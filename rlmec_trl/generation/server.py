@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.checks import check_config
 from ..data.errors import ConfigError, UserError
+from ..data.messages import is_storable
 from .asking import ask_all
 
 
@@ -329,7 +330,7 @@ class TokenServer:
             has_end = choice.finish_reason != "stop" or counted != len(ids) + 1 or not ids or ids[-1] in self.ends
             ids = list(ids) if has_end else [*ids, self._end(choice)]
             return ids if all(map(self._is_id, ids)) else None
-        if not is_encodable(choice.text):
+        if not is_storable(choice.text):
             return None
         ids = list(self.processing_class(choice.text, add_special_tokens=False)["input_ids"])
         if choice.finish_reason == "stop":
@@ -353,11 +354,6 @@ class TokenServer:
 
     def _decode(self, ids: list[int]) -> str:
         return self.processing_class.decode(ids, skip_special_tokens=True)
-
-
-def is_encodable(text: Any) -> bool:
-    """Whether this is a text that tokenizers and files accept: JSON allows half a surrogate pair in one, UTF-8 not."""
-    return isinstance(text, str) and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _seed_of(seed: int, index: int) -> int:

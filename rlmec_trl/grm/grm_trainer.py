@@ -16,7 +16,7 @@ from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from ..credit.paper import PAPER
 from ..credit.trainer_checks import TrainerChecks, check_inputs, check_num_rows, list_rows, vocabulary_size
-from ..data.adapters import note_base_revision, refuse_adapter, unchanged_dtypes
+from ..data.adapters import note_base_revision, refuse_adapter
 from ..data.batches import num_repeated_rows
 from ..data.errors import ConfigError, DatasetError
 from ..data.inputs import check_input
@@ -248,13 +248,6 @@ class GRMTrainer(TrainerChecks, SFTTrainer):
         labels = batch["labels"].clone()
         labels[-num_repeats:] = -100
         return {**batch, "labels": labels}
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        with unchanged_dtypes(self.model):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        return super().get_batch_samples(map(self._without_repeats, epoch_iterator), num_batches, device)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._without_repeats(inputs)

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ..data.errors import UserError
@@ -139,9 +138,9 @@ def check_prompts(dataset: Dataset, processing_class: PreTrainedTokenizerBase, m
     for index, (prompt, arguments) in enumerate(zip(dataset["prompt"], kwargs, strict=True)):
         try:
             length = len(encode_prompt(processing_class, prompt, arguments, row=index))
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            if isinstance(error, UserError):
-                raise
+        except UserError:
+            raise
+        except (TypeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise DatasetError(
                 f"Row {index}, column 'prompt': found a prompt that the tokenizer cannot encode "

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from datasets import Dataset
@@ -109,26 +109,19 @@ def claim(output_dir: str | os.PathLike, key: str | None = None) -> Iterator[Pat
         [`OutputError`]: If the output folder cannot be used, holds files of others, or another run is writing to it.
     """
     target = check_path(output_dir)
-    work_dir = _work_dir(target)
-    try:
-        with ExitStack() as stack:
-            with writing(output_dir):
-                stack.enter_context(hold_lock(work_dir / "lock", _in_use(output_dir)))
-                # Checked under the lock: a run that is publishing its result moves files
-                _check_work_dir(work_dir)
-                _restore(target, work_dir)
-                if key is None or not is_finished(output_dir, key):
-                    check_replaceable(output_dir)
-                    _report_damage(output_dir)
-            try:
-                yield work_dir
-            finally:
-                _restore(target, work_dir)
-                shutil.rmtree(work_dir / "result", ignore_errors=True)
-    finally:
-        # Gone unless there are unfinished shards, or another run has it by now
-        with suppress(OSError):
-            work_dir.rmdir()
+    with _locked(target, output_dir) as work_dir:
+        with writing(output_dir):
+            # Checked under the lock: a run that is publishing its result moves files
+            _check_work_dir(work_dir)
+            _restore(target, work_dir)
+            if key is None or not is_finished(output_dir, key):
+                check_replaceable(output_dir)
+                _report_damage(output_dir)
+        try:
+            yield work_dir
+        finally:
+            _restore(target, work_dir)
+            shutil.rmtree(work_dir / "result", ignore_errors=True)
 
 
 @contextmanager
@@ -145,46 +138,55 @@ def hold(output_dir: str | os.PathLike) -> Iterator[None]:
         raise OutputError(f"{str(output_dir)!r} is a file, not a folder. Choose another `--output_dir`.")
     if not target.name:
         raise OutputError(f"{str(output_dir)!r} is the root of the file system. Choose another `--output_dir`.")
-    work_dir = _work_dir(target)
-    try:
-        with ExitStack() as stack:
-            with writing(output_dir):
-                stack.enter_context(hold_lock(work_dir / "lock", _in_use(output_dir)))
-            yield
-    finally:
-        with suppress(OSError):
-            work_dir.rmdir()
+    with _locked(target, output_dir):
+        yield
 
 
-def _work_dir(target: Path) -> Path:
-    """The hidden folder next to an output folder, for the lock and unfinished work."""
+@contextmanager
+def _locked(target: Path, output_dir: str | os.PathLike) -> Iterator[Path]:
+    """Hold the lock of an output folder, in the hidden folder next to it, which is yielded."""
     work_dir = target.with_name(f".{target.name}.rlmec_trl")
     if work_dir.exists() and not work_dir.is_dir():
         raise OutputError(
             f"{str(work_dir)!r} is a file, but unfinished work is kept under that name. Move it elsewhere, or "
             "choose another `--output_dir`."
         )
-    return work_dir
-
-
-def _in_use(output: str | os.PathLike) -> str:
-    return f"Another run is writing to {str(output)!r}. Wait for it to end, or choose another `--output_dir`."
+    message = f"Another run is writing to {str(output_dir)!r}. Wait for it to end, or choose another `--output_dir`."
+    try:
+        with hold_lock(work_dir / "lock", output_dir, message):
+            yield work_dir
+    finally:
+        # Gone unless there are unfinished shards, or another run has it by now
+        with suppress(OSError):
+            work_dir.rmdir()
 
 
 @contextmanager
-def hold_lock(path: Path, message: str) -> Iterator[None]:
+def hold_lock(path: Path, output: str | os.PathLike, message: str) -> Iterator[None]:
     """
     Hold a lock file for one run. It is created with its folder, and removed in the end.
 
     Args:
         path (`Path`):
             The lock file.
+        output (`str` or `os.PathLike`):
+            The output that it locks, for an error.
         message (`str`):
             What to tell a second run.
 
     Raises:
-        [`OutputError`]: If another run holds the lock.
+        [`OutputError`]: If another run holds the lock, or the lock file cannot be written.
     """
+    with writing(output):
+        lock = _acquire(path, message)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _acquire(path: Path, message: str) -> FileLock:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
@@ -196,13 +198,8 @@ def hold_lock(path: Path, message: str) -> Iterator[None]:
             # The run that held it has just removed the folder
             continue
         if path.exists():
-            break
+            return lock
         # What was locked is the file that the other run has just removed
-        lock.release()
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
         lock.release()
 
 
@@ -358,9 +355,7 @@ def claim_file(output_file: str | os.PathLike | None, names: Iterable[str]) -> I
     check_result_file(output_file, names)
     path = Path(output_file)
     message = f"Another run will write {str(output_file)!r}. Wait for it to end, or choose another `--output_file`."
-    with ExitStack() as stack:
-        with writing(output_file):
-            stack.enter_context(hold_lock(path.with_name(f".{path.name}.lock"), message))
+    with hold_lock(path.with_name(f".{path.name}.lock"), output_file, message):
         yield
 
 

@@ -14,6 +14,7 @@ from trl import TrlParser
 
 from ..data.checks import check_setting
 from ..data.errors import ConfigError, UserError
+from ..data.messages import is_storable
 
 
 def parse_settings(parser: TrlParser, words: list[str] | None = None) -> tuple:
@@ -169,7 +170,7 @@ def _check_values(value: Any, where: str, parents: tuple[int, ...]) -> None:
         for item in value:
             _check_values(item, where, (*parents, id(value)))
     elif isinstance(value, str):
-        if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        if "\0" in value or not is_storable(value):
             raise ConfigError(f"{where}: found {value!r}, which has a character that no name or path may have.")
     elif not (value is None or isinstance(value, (bool, int, float))):
         raise ConfigError(f"{where}: found {value!r} ({type(value).__name__}). Quote it if it is a text.")

@@ -19,12 +19,12 @@ from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 from ..credit.paper import PAPER
 from ..credit.preparation import PREPARED_COLUMNS, PREPARED_FEATURES, RewardSettings, prepare_row
 from ..credit.trainer_checks import TrainerChecks, check_inputs, check_num_rows, list_rows, vocabulary_size
-from ..data.adapters import note_base_revision, refuse_adapter, unchanged_dtypes
+from ..data.adapters import note_base_revision, refuse_adapter
 from ..data.batches import num_repeated_rows
 from ..data.errors import ConfigError, DatasetError
 from ..data.inputs import check_input
 from ..data.schema import StreamCheck, check_dataset
-from ..data.tokens import check_prompts
+from ..data.tokens import check_chat_template
 from .collator import ROW_COUNTS, DataCollatorForRLMEC
 from .losses import Metrics, imitation_loss, token_policy_loss
 from .rlmec_config import RLMECConfig
@@ -244,7 +244,7 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
         try:
             if isinstance(dataset, Dataset):
                 check_dataset(dataset, "policy", vocab_size=self._vocab_size)
-                check_prompts(dataset, processing_class)
+                check_chat_template(dataset, processing_class)
                 return dataset
             check = StreamCheck("policy", vocab_size=self._vocab_size)
             check({name: [value] for name, value in next(iter(dataset)).items()}, [0])
@@ -304,13 +304,6 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
             "imitation_weights": batch["imitation_weights"].masked_fill(ignored, 0.0),
             "policy_mask": batch["policy_mask"].masked_fill(ignored, False),
         }
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        with unchanged_dtypes(self.model):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        return super().get_batch_samples(map(self._without_repeats, epoch_iterator), num_batches, device)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         return super().prediction_step(model, self._without_repeats(inputs), prediction_loss_only, ignore_keys)

@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from ...data.messages import is_storable
 from ...data.steps import first_changed_step, split_steps
 from ...tasks.wording import Wording, number_steps
-from ..editors import NoEdit, is_storable
+from ..editors import NoEdit
 
 
 _JSON_LAYOUT = """\
