@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from .grm.generative_reward_model import GenerativeRewardModel
     from .grm.grm_config import GRMConfig
     from .grm.grm_trainer import GRMTrainer
+    from .trainers.online_rlmec_config import OnlineRLMECConfig
+    from .trainers.online_rlmec_trainer import OnlineRLMECTrainer
     from .trainers.rlmec_config import RLMECConfig
     from .trainers.rlmec_trainer import RLMECTrainer
 
@@ -17,6 +19,8 @@ __all__ = [
     "GRMConfig",
     "GRMTrainer",
     "GenerativeRewardModel",
+    "OnlineRLMECConfig",
+    "OnlineRLMECTrainer",
     "RLMECConfig",
     "RLMECTrainer",
 ]
@@ -27,6 +31,8 @@ _MODULES = {
     "GRMConfig": ".grm.grm_config",
     "GRMTrainer": ".grm.grm_trainer",
     "GenerativeRewardModel": ".grm.generative_reward_model",
+    "OnlineRLMECConfig": ".trainers.online_rlmec_config",
+    "OnlineRLMECTrainer": ".trainers.online_rlmec_trainer",
     "RLMECConfig": ".trainers.rlmec_config",
     "RLMECTrainer": ".trainers.rlmec_trainer",
 }

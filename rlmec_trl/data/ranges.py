@@ -137,6 +137,18 @@ RANGES: dict[str, dict[str, Range]] = {
         "imitation_temperature": at_least(_COLDEST, "the log-probabilities divided by it would overflow"),
         "imitation_label_smoothing": _SMOOTHING,
     },
+    "OnlineRLMECConfig": {
+        "reward_baseline": between(0, 1, "it is a probability, and all rewards would have one sign"),
+        "positive_reward_range": between(-1, 1, "a reward is the difference of two probabilities"),
+        "negative_reward_range": between(-1, 1, "a reward is the difference of two probabilities"),
+        "imitation_coef": _COEF,
+        "edited_weight": _COEF,
+        "unedited_weight": _COEF,
+        "rewrite_max_new_tokens": _NEW_TOKENS,
+        "replay_fraction": between(0, 100, "it is a number of rows for each completion"),
+        "attempt_coef": _COEF,
+        "grm_batch_size": _BATCH,
+    },
     "GRMConfig": {
         "locate_fraction": between(0, 1, "it is a fraction of the attempts"),
         "max_correct_ratio": at_least(0, "it is a number of correct attempts per incorrect one"),

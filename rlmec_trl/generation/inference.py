@@ -174,22 +174,67 @@ def completion_logps(
     Returns:
         `list[list[float]]`: One log-probability for each completion id.
     """
+    logps = [[] for _ in prompt_ids]
+    for index, row, _ in _run_completions(model, processing_class, prompt_ids, completion_ids, batch_size, desc):
+        logps[index] = row.tolist()
+    return logps
+
+
+def completion_logps_and_states(
+    model: PreTrainedModel,
+    processing_class: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[list[int]],
+    completion_ids: Sequence[list[int]],
+    batch_size: int = 16,
+    desc: str | None = None,
+) -> tuple[list[list[float]], list[torch.Tensor]]:
+    """
+    Like [`completion_logps`], together with the model's last hidden states, from which the LM head makes the
+    distribution of each completion token.
+
+    Returns:
+        `tuple`: The log-probabilities, and for each completion a tensor of shape `(tokens, hidden)`, on the device and
+        with the dtype of the model.
+    """
+    logps, states = [[] for _ in prompt_ids], [None] * len(prompt_ids)
+    for index, row, row_states in _run_completions(
+        model, processing_class, prompt_ids, completion_ids, batch_size, desc
+    ):
+        # A copy, so that the states of the prompts are not kept in memory with it
+        logps[index], states[index] = row.tolist(), row_states.clone()
+    return logps, states
+
+
+def _run_completions(
+    model, processing_class, prompt_ids, completion_ids, batch_size, desc
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """The index of each completion with the log-probabilities of its tokens and the states that predict them."""
     sequences = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
     pad_token_id = padding_id(processing_class)
-    logps = [[] for _ in sequences]
+    causal_lm = model.get_base_model() if is_peft_model(model) else model
+    captured = []
     with evaluation_mode(model), fused_lm_head(model):
-        for batch in length_batches([len(ids) for ids in sequences], batch_size, desc):
-            rows = [torch.tensor(sequences[index]) for index in batch]
-            labels = [row.clone() for row in rows]
-            for row, index in zip(labels, batch, strict=True):
-                row[: len(prompt_ids[index])] = -100
-            outputs = model(
-                input_ids=pad(rows, padding_value=pad_token_id).to(model.device),
-                attention_mask=pad([torch.ones_like(row) for row in rows]).to(model.device),
-                labels=pad(labels, padding_value=-100).to(model.device),
-                fused_lm_head=True,
-            )
-            for row, index in zip(outputs.log_probs.float().tolist(), batch, strict=True):
-                # The value at position t belongs to token t + 1
-                logps[index] = row[len(prompt_ids[index]) - 1 : len(sequences[index]) - 1]
-    return logps
+        hook = causal_lm.base_model.register_forward_hook(
+            lambda module, inputs, outputs: captured.append(outputs.last_hidden_state)
+        )
+        try:
+            for batch in length_batches([len(ids) for ids in sequences], batch_size, desc):
+                rows = [torch.tensor(sequences[index]) for index in batch]
+                labels = [row.clone() for row in rows]
+                for row, index in zip(labels, batch, strict=True):
+                    row[: len(prompt_ids[index])] = -100
+                outputs = model(
+                    input_ids=pad(rows, padding_value=pad_token_id).to(model.device),
+                    attention_mask=pad([torch.ones_like(row) for row in rows]).to(model.device),
+                    labels=pad(labels, padding_value=-100).to(model.device),
+                    fused_lm_head=True,
+                )
+                logps = outputs.log_probs.float().cpu()
+                # Counted from the end, because prompt-learning PEFT prepends virtual tokens
+                states = captured.pop()[:, -logps.size(1) - 1 :]
+                for row, index in enumerate(batch):
+                    # The value at position t belongs to token t + 1
+                    span = slice(len(prompt_ids[index]) - 1, len(sequences[index]) - 1)
+                    yield index, logps[row, span], states[row, span]
+        finally:
+            hook.remove()

@@ -3,19 +3,27 @@
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
-from trl.trainer.utils import pad
+from trl.trainer.utils import pad, use_adapter
 
 from ..data.errors import ConfigError, UserError
 from ..data.messages import message_text
 from ..data.steps import split_steps
 from ..data.tokens import step_prefix_ids
-from ..generation.inference import completion_logps, evaluation_mode, generate_ids, length_batches, padding_id
+from ..generation.inference import (
+    completion_logps,
+    completion_logps_and_states,
+    evaluation_mode,
+    generate_ids,
+    length_batches,
+    padding_id,
+)
 from ..generation.loading import load_tokenizer, load_weights
 from ..generation.processes import process_state
 from ..generation.server import TokenServer
@@ -51,6 +59,8 @@ class GenerativeRewardModel:
             Additional arguments of `model.generate` for rewriting. By default, decoding is greedy.
         show_progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar (on the main process).
+        adapter_name (`str`, *optional*):
+            Name of the reward model's adapter, if `model` is a [`~peft.PeftModel`] that is the policy as well.
         server ([`~rlmec_trl.generation.server.TokenServer`], *optional*):
             A server that serves the same model. It locates errors and rewrites, with greedy decoding and without
             `generation_kwargs`. If it refuses a request, the attempt counts as correct, or its rewrite ends after the
@@ -67,6 +77,7 @@ class GenerativeRewardModel:
         generation_kwargs: dict[str, Any] | None = None,
         show_progress: bool = True,
         server: TokenServer | None = None,
+        adapter_name: str | None = None,
     ):
         self.model = model
         self.processing_class = processing_class
@@ -76,6 +87,7 @@ class GenerativeRewardModel:
         self.generation_kwargs = generation_kwargs or {}
         self.show_progress = show_progress
         self.server = server
+        self.adapter_name = adapter_name
 
     @classmethod
     def from_pretrained(
@@ -278,10 +290,38 @@ class GenerativeRewardModel:
         """
         self._check_tokenizer(completions, completion_ids)
         contexts = self._encode(encode_rewrite_prompt, prompts, references, completions, chat_template_kwargs)
-        logps = completion_logps(
-            self.model, self.processing_class, contexts, completion_ids, self.batch_size, self._desc("Scoring")
-        )
+        with self._adapter():
+            logps = completion_logps(
+                self.model, self.processing_class, contexts, completion_ids, self.batch_size, self._desc("Scoring")
+            )
         return [[math.exp(logp) for logp in row] for row in logps]
+
+    def score_with_states(
+        self,
+        prompts: Sequence[str | list[dict]],
+        references: Sequence[str],
+        completions: Sequence[str | list[dict]],
+        completion_ids: Sequence[list[int]],
+        chat_template_kwargs: Sequence[dict | None] | None = None,
+    ) -> tuple[list[list[float]], list[torch.Tensor]]:
+        """
+        Like [`score`], together with the last hidden states, from which the LM head makes the whole distribution of
+        each token of the attempt.
+
+        Returns:
+            `tuple`: The probabilities, and for each attempt a tensor of shape `(tokens, hidden)`, on the device and
+            with the dtype of the model.
+
+        Raises:
+            [`TokenizerMismatchError`]: If the ids are not those of the completion under this model's tokenizer.
+        """
+        self._check_tokenizer(completions, completion_ids)
+        contexts = self._encode(encode_rewrite_prompt, prompts, references, completions, chat_template_kwargs)
+        with self._adapter():
+            logps, states = completion_logps_and_states(
+                self.model, self.processing_class, contexts, completion_ids, self.batch_size, self._desc("Scoring")
+            )
+        return [[math.exp(logp) for logp in row] for row in logps], states
 
     def rewrite_topk(
         self,
@@ -319,7 +359,7 @@ class GenerativeRewardModel:
         sequences = [context + list(ids) for context, ids in zip(contexts, rewrite_ids, strict=True)]
         all_ids, all_logps = [None] * len(sequences), [None] * len(sequences)
         pad_token_id = padding_id(self.processing_class)
-        with evaluation_mode(self.model):
+        with self._adapter(), evaluation_mode(self.model):
             for batch in length_batches([len(ids) for ids in sequences], self.batch_size, self._desc("Soft targets")):
                 rows = [torch.tensor(sequences[index]) for index in batch]
                 # With left padding, all rewrites end at the last position, so that only their logits are computed
@@ -341,9 +381,13 @@ class GenerativeRewardModel:
         desc = self._desc(title)
         if self.server is not None:
             return self.server.generate_ids(prompt_ids, max_new_tokens, desc=desc)
-        return generate_ids(
-            self.model, self.processing_class, prompt_ids, max_new_tokens, self.batch_size, desc, **kwargs
-        )
+        with self._adapter():
+            return generate_ids(
+                self.model, self.processing_class, prompt_ids, max_new_tokens, self.batch_size, desc, **kwargs
+            )
+
+    def _adapter(self) -> AbstractContextManager:
+        return nullcontext() if self.adapter_name is None else use_adapter(self.model, self.adapter_name)
 
     def _encode(
         self, encode_question: Callable, prompts, references, completions, chat_template_kwargs

@@ -11,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput
 
+from ..data.errors import ConfigError
+
 
 # Number of tokens whose logits are in memory at a time, in the forward and in the backward pass.
 TILE_TOKENS = 1024
@@ -105,17 +107,14 @@ def add_soft_target_head(model: PreTrainedModel) -> None:
             Causal language model with a fused LM head.
 
     Raises:
-        `ValueError`: If the model scales its logits, which is not supported.
+        [`~rlmec_trl.data.errors.ConfigError`]: If the model scales its logits, which is not supported.
     """
-    config = model.config.get_text_config()
-    for name in ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier"):
-        if getattr(config, name, None) not in (None, 1.0):
-            raise ValueError(
-                f"Soft imitation and `imitation_label_smoothing` do not support models that scale their logits "
-                f"(`{name}` in the config of {type(model).__name__}). Set `imitation_targets='hard'` and "
-                "`imitation_label_smoothing=0`."
-            )
-    softcap = getattr(config, "final_logit_softcapping", None)
+    refuse_scaled_logits(
+        model,
+        "Soft imitation and `imitation_label_smoothing`",
+        "Set `imitation_targets='hard'` and `imitation_label_smoothing=0`.",
+    )
+    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     fused_forward = model.forward
 
     @functools.wraps(type(model).forward)
@@ -150,3 +149,19 @@ def add_soft_target_head(model: PreTrainedModel) -> None:
         return SoftTargetOutput(**outputs, expected_logps=values.new_zeros(mask.shape).masked_scatter(mask, values))
 
     model.forward = types.MethodType(forward, model)
+
+
+def refuse_scaled_logits(model: PreTrainedModel, feature: str, fix: str) -> None:
+    """
+    Refuse a model that scales its logits, where a feature of ours multiplies hidden states by the LM head itself.
+
+    Raises:
+        [`~rlmec_trl.data.errors.ConfigError`]: If it does.
+    """
+    config = model.config.get_text_config()
+    for name in ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier"):
+        if getattr(config, name, None) not in (None, 1.0):
+            raise ConfigError(
+                f"{feature} cannot be used with models that scale their logits (`{name}` in the config of "
+                f"{type(model).__name__}). {fix}"
+            )

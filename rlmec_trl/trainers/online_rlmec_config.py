@@ -1,0 +1,258 @@
+"""Configuration of the online RLMEC trainer."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import GRPOConfig
+
+from ..data.checks import check_config
+from ..data.errors import ConfigError
+
+
+@dataclass
+class OnlineRLMECConfig(GRPOConfig):
+    r"""
+    Configuration class for the [`OnlineRLMECTrainer`].
+
+    This class includes only the parameters that are specific to token credit. For the others, refer to
+    [`~trl.GRPOConfig`] and [`~transformers.TrainingArguments`].
+
+    Parameters:
+        > Parameters that control the token credit
+
+        token_credit (`str`, *optional*, defaults to `"add"`):
+            What the policy term makes of the outcome's advantage A and the token rewards: `"outcome"`, A on each
+            token, as in GRPO; `"add"`, their sum; `"place"`, A on the first flagged token of an incorrect completion,
+            and on the tokens before the first flagged one of a correct one; `"scale"`, A with weights from the token
+            rewards that are 1 on average; `"none"`, no policy term. Without token rewards, all but `"none"` are GRPO.
+            See [`~rlmec_trl.credit.token_credit.token_advantages`].
+        token_reward_weights (`list[float]`, *optional*):
+            Weight of each of the `token_reward_funcs`, and of the generative reward model as the last, if there is
+            one. All are 1 if unset.
+        reward_baseline (`float`, *optional*, defaults to `0.5`):
+            Probability under the generative reward model at which a token's reward is zero. A token below it is
+            flagged.
+        positive_reward_range (`list[float]`, *optional*, defaults to `[0.0, 0.5]`):
+            Lower and upper bound of the reward model's token rewards in correct completions, with
+            `token_credit="add"`.
+        negative_reward_range (`list[float]`, *optional*, defaults to `[-0.1, 0.0]`):
+            Lower and upper bound of the reward model's token rewards in incorrect completions, with
+            `token_credit="add"`.
+        negative_credit (`str`, *optional*, defaults to `"all"`):
+            Which tokens of a completion keep a negative reward of the reward model, with `token_credit="add"`:
+            `"all"`, or `"first_error"` for only the first of them.
+        correct_reward (`float`, *optional*, defaults to `1.0`):
+            A completion is correct if the first reward function gives it at least this reward.
+
+        > Parameters that control the imitation term
+
+        imitation_coef (`float`, *optional*, defaults to `1.0`):
+            Weight of the imitation of rewrites. With `0.0`, nothing is rewritten. Without a generative reward model
+            or a replay dataset, there is nothing to imitate.
+        edited_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the edited tokens of a rewrite, those that the minimum edit script changes.
+        unedited_weight (`float`, *optional*, defaults to `0.5`):
+            Weight of the other tokens of a rewrite.
+        rewrite_samples (`str`, *optional*, defaults to `"wrong"`):
+            Which completions are rewritten and imitated: the incorrect ones (`"wrong"`) or `"all"`, since a correct
+            answer may hide incorrect steps.
+        rewrite_max_new_tokens (`int`, *optional*):
+            Maximum number of tokens that a rewrite may add to the steps it keeps. `max_completion_length` if unset.
+        replay_fraction (`float`, *optional*, defaults to `0.5`):
+            Number of rows of the replay dataset whose rewrites are imitated, for each completion.
+
+        > Parameters that control distillation on the completions
+
+        attempt_coef (`float`, *optional*, defaults to `0.0`):
+            Weight of the divergence from the generative reward model's next-token distribution on the completions, up
+            to and including the first flagged token.
+        attempt_loss (`str`, *optional*, defaults to `"reverse_kl"`):
+            That divergence: `"reverse_kl"`, KL(policy || reward model), or `"cross_entropy"` of the policy under the
+            reward model's distribution.
+
+        > Parameters that control the generative reward model
+
+        grm_revision (`str`, *optional*, defaults to `"main"`):
+            Revision on the Hub, if `grm` is a name.
+        grm_init_kwargs (`dict[str, Any]`, *optional*):
+            Keyword arguments for [`~transformers.AutoModelForCausalLM.from_pretrained`], if `grm` is a path or name.
+            The dtype is the policy's if unset.
+        grm_batch_size (`int`, *optional*, defaults to `16`):
+            Number of completions that the reward model scores or rewrites at a time.
+        allow_untrained_grm (`bool`, *optional*, defaults to `False`):
+            Whether `grm` may be a model that was not trained as a generative reward model, such as an instruct model
+            that only reads the reference.
+        sync_grm (`bool`, *optional*, defaults to `False`):
+            Whether the reward model follows the policy: every `ref_model_sync_steps` steps it moves towards it by
+            `ref_model_mixup_alpha`. It needs the policy's architecture.
+    """
+
+    # Parameters that control the token credit
+    token_credit: str = field(
+        default="add",
+        metadata={
+            "help": "What the policy term makes of the outcome's advantage A and the token rewards: `'outcome'`, A on "
+            "each token, as in GRPO; `'add'`, their sum; `'place'`, A on the first flagged token of an incorrect "
+            "completion, and on the tokens before the first flagged one of a correct one; `'scale'`, A with weights "
+            "from the token rewards that are 1 on average; `'none'`, no policy term.",
+            "choices": ["outcome", "add", "place", "scale", "none"],
+        },
+    )
+    token_reward_weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of each of the `token_reward_funcs`, and of the generative reward model as the last, if "
+            "there is one. All are 1 if unset."
+        },
+    )
+    reward_baseline: float = field(
+        default=0.5,
+        metadata={
+            "help": "Probability under the generative reward model at which a token's reward is zero. A token below "
+            "it is flagged."
+        },
+    )
+    positive_reward_range: list[float] = field(
+        default_factory=lambda: [0.0, 0.5],
+        metadata={
+            "help": "Lower and upper bound of the reward model's token rewards in correct completions, with "
+            "`token_credit='add'`."
+        },
+    )
+    negative_reward_range: list[float] = field(
+        default_factory=lambda: [-0.1, 0.0],
+        metadata={
+            "help": "Lower and upper bound of the reward model's token rewards in incorrect completions, with "
+            "`token_credit='add'`."
+        },
+    )
+    negative_credit: str = field(
+        default="all",
+        metadata={
+            "help": "Which tokens of a completion keep a negative reward of the reward model, with "
+            "`token_credit='add'`: `'all'`, or `'first_error'` for only the first of them.",
+            "choices": ["all", "first_error"],
+        },
+    )
+    correct_reward: float = field(
+        default=1.0,
+        metadata={"help": "A completion is correct if the first reward function gives it at least this reward."},
+    )
+
+    # Parameters that control the imitation term
+    imitation_coef: float = field(
+        default=1.0,
+        metadata={
+            "help": "Weight of the imitation of rewrites. With `0.0`, nothing is rewritten. Without a generative "
+            "reward model or a replay dataset, there is nothing to imitate."
+        },
+    )
+    edited_weight: float = field(
+        default=1.0,
+        metadata={"help": "Weight of the edited tokens of a rewrite, those that the minimum edit script changes."},
+    )
+    unedited_weight: float = field(
+        default=0.5,
+        metadata={"help": "Weight of the other tokens of a rewrite."},
+    )
+    rewrite_samples: str = field(
+        default="wrong",
+        metadata={
+            "help": "Which completions are rewritten and imitated: the incorrect ones (`'wrong'`) or `'all'`, since a "
+            "correct answer may hide incorrect steps.",
+            "choices": ["wrong", "all"],
+        },
+    )
+    rewrite_max_new_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Maximum number of tokens that a rewrite may add to the steps it keeps. `max_completion_length` "
+            "if unset."
+        },
+    )
+    replay_fraction: float = field(
+        default=0.5,
+        metadata={"help": "Number of rows of the replay dataset whose rewrites are imitated, for each completion."},
+    )
+
+    # Parameters that control distillation on the completions
+    attempt_coef: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the divergence from the generative reward model's next-token distribution on the "
+            "completions, up to and including the first flagged token."
+        },
+    )
+    attempt_loss: str = field(
+        default="reverse_kl",
+        metadata={
+            "help": "That divergence: `'reverse_kl'`, KL(policy || reward model), or `'cross_entropy'` of the policy "
+            "under the reward model's distribution.",
+            "choices": ["reverse_kl", "cross_entropy"],
+        },
+    )
+
+    # Parameters that control the generative reward model
+    grm_revision: str = field(
+        default="main",
+        metadata={"help": "Revision on the Hub, if `grm` is a name."},
+    )
+    grm_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Keyword arguments for `AutoModelForCausalLM.from_pretrained`, if `grm` is a path or name. The "
+            "dtype is the policy's if unset."
+        },
+    )
+    grm_batch_size: int = field(
+        default=16,
+        metadata={"help": "Number of completions that the reward model scores or rewrites at a time."},
+    )
+    allow_untrained_grm: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether `grm` may be a model that was not trained as a generative reward model, such as an "
+            "instruct model that only reads the reference."
+        },
+    )
+    sync_grm: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether the reward model follows the policy: every `ref_model_sync_steps` steps it moves towards "
+            "it by `ref_model_mixup_alpha`. It needs the policy's architecture."
+        },
+    )
+
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "grm_init_kwargs"]
+
+    def __post_init__(self):
+        check_config(self)
+        super().__post_init__()
+        for name in ("positive_reward_range", "negative_reward_range"):
+            bounds = getattr(self, name)
+            if len(bounds) != 2 or bounds[0] > bounds[1]:
+                raise ConfigError(f"`{name}` must be two numbers, the lower bound first, got {bounds}.")
+        if self.token_credit not in ("outcome", "none"):
+            self._refuse_sequence_level()
+        if self.token_credit == "none" and self.imitation_coef == 0 and self.attempt_coef == 0:
+            raise ConfigError(
+                "`token_credit='none'` with `imitation_coef` and `attempt_coef` 0 leaves nothing to train on."
+            )
+
+    def _refuse_sequence_level(self) -> None:
+        fix = "Set `token_credit='outcome'`, or change this setting."
+        if self.importance_sampling_level == "sequence":
+            raise ConfigError(
+                f"`importance_sampling_level='sequence'` has one ratio, and one clipping decision, for a whole "
+                f"completion, so `token_credit={self.token_credit!r}` would not reach its tokens. {fix}"
+            )
+        if self.loss_type == "luspo":
+            raise ConfigError(
+                f"`loss_type='luspo'` is a loss of whole sequences, without `token_credit={self.token_credit!r}`. "
+                f"{fix}"
+            )
+        if self.multi_objective_aggregation == "normalize_then_sum" and self.token_credit == "add":
+            raise ConfigError(
+                "`multi_objective_aggregation='normalize_then_sum'` brings every reward function to the same scale, "
+                f"from which the token rewards of `token_credit='add'` would be left out. {fix}"
+            )

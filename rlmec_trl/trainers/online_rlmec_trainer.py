@@ -1,0 +1,589 @@
+"""Online RLMEC: GRPO with credit for each token, and imitation of what a generative reward model rewrites."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from inspect import signature
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object, is_peft_model
+from datasets import Dataset
+from transformers import Trainer
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from trl import GRPOTrainer
+from trl.trainer.callbacks import SyncRefModelCallback
+from trl.trainer.utils import (
+    get_callable_name,
+    get_config_model_id,
+    is_async_callable,
+    start_event_loop_in_daemon,
+)
+
+from ..credit.alignment import edit_distance, edit_mask
+from ..credit.paper import PAPER
+from ..credit.token_credit import first_flagged, token_advantages
+from ..credit.token_reward_funcs import TokenRewardFunc, call_token_reward_funcs, check_token_rewards
+from ..credit.token_rewards import clip_token_rewards, keep_first_negative
+from ..data.errors import ConfigError
+from ..data.messages import is_conversational
+from ..grm.generative_reward_model import GenerativeRewardModel
+from ..grm.in_the_loop import ADAPTER, has_same_vocabulary, judge, load_beside, rewrite_flagged
+from .collator import DataCollatorForRLMEC
+from .distillation import add_distillation_head
+from .losses import imitation_loss
+from .online_rlmec_config import OnlineRLMECConfig
+from .replay import Replay
+
+
+# Whether rewrites are correct, in the shape of TRL's reward functions
+RewriteVerifier = Callable[..., list[bool]]
+
+GRM_NAME = "grm"
+
+
+@dataclass
+class _Credit:
+    """What the token rewards and the reward model give for the samples of a generation batch."""
+
+    # Combined value of each token, NaN for no opinion, and whether the reward model, or the values, flag it
+    values: list[list[float]] | None = None
+    flags: list[list[float]] | None = None
+    completion_ids: list[list[int]] | None = None
+    rewrite_ids: list[list[int] | None] | None = None
+    states: list[torch.Tensor | None] | None = None
+
+
+def no_outcome(completions: list[Any], **kwargs) -> list[float]:
+    """The reward function that stands in where there is none: every completion gets 0, and so does its advantage."""
+    return [0.0] * len(completions)
+
+
+class OnlineRLMECTrainer(GRPOTrainer):
+    """
+    Trainer for online RLMEC (https://huggingface.co/papers/2401.06081): [`~trl.GRPOTrainer`] with credit for each
+    token.
+
+    It adds to GRPO what its arguments ask for: token rewards of functions or of a generative reward model, combined
+    with the outcome's advantage (`token_credit`); imitation of the reward model's verified rewrites, weighted by
+    minimum edits; distillation from the reward model's distribution on the completions; imitation of scored rows. All
+    else is inherited: generation, the loss types, PEFT, quantization, distributed training, checkpoints, tools and the
+    Hub. Without any of these, it is GRPO.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The policy, as in [`~trl.GRPOTrainer`].
+        reward_funcs (`RewardFunc | list[RewardFunc]`, *optional*):
+            Reward functions of the outcome, as in [`~trl.GRPOTrainer`]. The first decides which completions are
+            correct (`correct_reward`). May be omitted where token rewards, or rewrites with a `rewrite_verifier`,
+            make the loss.
+        args ([`OnlineRLMECConfig`], *optional*):
+            Configuration. If `None`, the defaults are used, and the output directory is the model's name with
+            `-OnlineRLMEC`.
+        other arguments:
+            As in [`~trl.GRPOTrainer`], in the same order.
+        token_reward_funcs (`Callable | list[Callable]`, *optional*):
+            Functions that give one reward for each token. They get what TRL's reward functions get (`prompts`,
+            `completions`, `completion_ids`, the columns of the dataset, `trainer_state`, `log_extra`, `log_metric`)
+            and return a list with a list for each completion, which has a number, or `None` for no opinion, for each
+            of its `completion_ids`. They may be asynchronous.
+        grm (`str` or [`GenerativeRewardModel`], *optional*):
+            Generative reward model, which judges completions whose row has a `reference`. A path or a name on the Hub
+            may be that of an adapter: if the policy is an adapter on the same base model, both share its weights.
+        replay_dataset ([`~datasets.Dataset`], *optional*):
+            Scored rows, as [`RLMECTrainer`] takes them, whose rewrites are imitated beside those of new completions.
+        rewrite_verifier (`Callable`, *optional*):
+            Decides which rewrites are imitated. It gets `prompts`, `completions` (the rewrites), `completion_ids` and
+            the columns of the dataset, and returns a list of `bool`. By default, a rewrite has to get `correct_reward`
+            from the first of the `reward_funcs`.
+
+    Raises:
+        `TypeError`: If `args` is not an [`OnlineRLMECConfig`].
+        [`~rlmec_trl.data.errors.ConfigError`]: If the arguments do not fit together.
+        [`~rlmec_trl.data.schema.DatasetError`]: If a row of `replay_dataset` breaks the contract of its columns.
+        [`~rlmec_trl.credit.token_reward_funcs.TokenRewardError`]: While training, if a token reward function returns
+            something else than a number, or `None`, for each token.
+    """
+
+    _tag_names = ["trl", "rlmec", "grpo"]
+    _name = "OnlineRLMEC"
+    _paper = PAPER
+
+    @wraps(GRPOTrainer.__init__)  # so that help() and editors show its arguments, which are also ours
+    def __init__(
+        self,
+        model,
+        reward_funcs=None,
+        args=None,
+        *others,
+        token_reward_funcs: TokenRewardFunc | list[TokenRewardFunc] | None = None,
+        grm: str | GenerativeRewardModel | None = None,
+        replay_dataset: Dataset | None = None,
+        rewrite_verifier: RewriteVerifier | None = None,
+        **kwargs,
+    ):
+        if args is None:
+            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = OnlineRLMECConfig(f"{model_name.split('/')[-1]}-OnlineRLMEC")
+        if not isinstance(args, OnlineRLMECConfig):
+            raise TypeError(f"`args` must be an `OnlineRLMECConfig`, got `{type(args).__name__}`.")
+        arguments = signature(GRPOTrainer.__init__).bind(self, model, reward_funcs, args, *others, **kwargs).arguments
+        if token_reward_funcs is None:
+            token_reward_funcs = []
+        elif not isinstance(token_reward_funcs, list):
+            token_reward_funcs = [token_reward_funcs]
+        self.token_reward_funcs = token_reward_funcs
+        self.rewrite_verifier = rewrite_verifier
+        self._rewrites = grm is not None and args.imitation_coef > 0
+        self._distills = grm is not None and args.attempt_coef > 0
+        self._replays = replay_dataset is not None and args.imitation_coef > 0 and args.replay_fraction > 0
+        self._token_names = [get_callable_name(func) for func in token_reward_funcs] + [GRM_NAME] * (grm is not None)
+        self._has_outcome = bool(reward_funcs) or arguments.get("environment_factory") is not None
+        self._check_arguments(args, arguments, grm)
+        if not self._has_outcome:
+            reward_funcs = no_outcome
+
+        super().__init__(model, reward_funcs, args, *others, **kwargs)
+        self.token_reward_weights = args.token_reward_weights or [1.0] * len(self._token_names)
+        self._is_async = [is_async_callable(func) for func in token_reward_funcs]
+        self._token_loop = None
+        verifier = [self.rewrite_verifier or self.reward_funcs[0]] if self._rewrites else []
+        if any(map(is_async_callable, [*token_reward_funcs, *verifier])):
+            _, self._token_loop, ready = start_event_loop_in_daemon(name="OnlineRLMECTrainer-AsyncLoop")
+            ready.wait()
+        self.grm = None if grm is None else self._prepare_grm(grm)
+        self._replay = None
+        if self._replays:
+            vocab_size = self.model.config.get_text_config().vocab_size
+            self._replay = Replay(
+                replay_dataset, self._tokenizer, args.edited_weight, args.unedited_weight, vocab_size
+            )
+        self._imitation_collator = DataCollatorForRLMEC(
+            self._tokenizer.pad_token_id, policy=False, pad_to_multiple_of=args.pad_to_multiple_of
+        )
+        self._credit: _Credit | None = None
+
+    def _check_arguments(self, args: OnlineRLMECConfig, arguments: dict[str, Any], grm: Any) -> None:
+        num_sources = len(self._token_names)
+        if args.token_reward_weights is not None and len(args.token_reward_weights) != num_sources:
+            raise ConfigError(
+                f"`token_reward_weights` has {len(args.token_reward_weights)} numbers for {num_sources} sources of "
+                f"token rewards ({', '.join(self._token_names) or 'none'}). Give one for each."
+            )
+        if len(set(self._token_names)) < num_sources:
+            raise ConfigError(
+                f"Two sources of token rewards have the same name ({', '.join(self._token_names)}), under which their "
+                "metrics are logged. Rename one of the functions."
+            )
+        if grm is None and args.attempt_coef > 0:
+            raise ConfigError("`attempt_coef` needs a `grm` to learn from. Pass one, or set `attempt_coef=0`.")
+        if grm is None and args.sync_grm:
+            raise ConfigError("`sync_grm` needs a `grm`. Pass one, or set `sync_grm=False`.")
+        adds = num_sources > 0 and args.token_credit == "add"
+        if not self._has_outcome and not (adds or self._rewrites or self._distills or self._replays):
+            raise ConfigError(
+                "There is nothing to train on: without `reward_funcs`, pass `token_reward_funcs` or a `grm` with "
+                f"`token_credit='add'` (got {args.token_credit!r}), or a `grm` with `imitation_coef` or "
+                "`attempt_coef`."
+            )
+        if args.token_credit == "none" and not (self._rewrites or self._distills or self._replays):
+            raise ConfigError(
+                "`token_credit='none'` leaves the policy term out, and without a `grm` or a `replay_dataset` there is "
+                "no other."
+            )
+        if self._rewrites and self.rewrite_verifier is None:
+            funcs = arguments.get("reward_funcs")
+            first = funcs[0] if isinstance(funcs, list) and funcs else funcs
+            if not callable(first) or isinstance(first, torch.nn.Module):
+                raise ConfigError(
+                    "Rewrites are imitated only if they are correct, which no function can tell: the first of the "
+                    "`reward_funcs` must be a Python function, or pass a `rewrite_verifier`, or set "
+                    "`imitation_coef=0`."
+                )
+        if grm is None:
+            return
+        for name in ("tools", "environment_factory", "rollout_func"):
+            if arguments.get(name):
+                raise ConfigError(
+                    f"`grm` cannot be used with `{name}`: the reward model judges a solution that the policy wrote in "
+                    "one turn. Leave one of them out; `token_reward_funcs` can be used with tools."
+                )
+        dataset = arguments.get("train_dataset")
+        if isinstance(dataset, Dataset) and "reference" not in dataset.column_names:
+            raise ConfigError(
+                "`grm` reads a correct solution beside each problem, from the column `reference`, which the training "
+                "dataset does not have. Add it, with None where there is none."
+            )
+        if is_deepspeed_zero3_enabled():
+            raise ConfigError("`grm` cannot be used under ZeRO-3, which would shard it. Use ZeRO-2 or FSDP.")
+
+    def _prepare_grm(self, grm: str | GenerativeRewardModel) -> GenerativeRewardModel:
+        args = self.args
+        if isinstance(grm, str):
+            grm = load_beside(
+                self.model,
+                grm,
+                args.grm_revision,
+                args.trust_remote_code,
+                args.allow_untrained_grm,
+                may_share=not self.is_fsdp_enabled,
+                model_init_kwargs=args.grm_init_kwargs,
+                batch_size=args.grm_batch_size,
+                max_new_tokens=args.rewrite_max_new_tokens or self.max_completion_length,
+                show_progress=False,
+            )
+        if self._is_vlm:
+            raise ConfigError("`grm` cannot be used with a vision-language model: the reward model reads text only.")
+        if not has_same_vocabulary(self._tokenizer, grm.processing_class):
+            raise ConfigError("`grm` has another tokenizer than the policy.")
+        shared = grm.adapter_name is not None
+        if not shared:
+            grm.model.requires_grad_(False)
+            # As TRL's reward models: whole on each device, under FSDP too
+            grm.model = self.accelerator.prepare_model(grm.model, evaluation_mode=True, device_placement=True)
+        if self._distills:
+            add_distillation_head(
+                self.model.get_base_model() if is_peft_model(self.model) else self.model,
+                grm.model.get_base_model() if is_peft_model(grm.model) else grm.model,
+                self.args.attempt_loss,
+                self.temperature,
+            )
+        if args.sync_grm:
+            if is_peft_model(self.model):
+                raise ConfigError("`sync_grm` cannot follow an adapter. Set `sync_grm=False`, or train all weights.")
+            self.add_callback(SyncRefModelCallback(ref_model=grm.model, accelerator=self.accelerator))
+        return grm
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if self._token_names:
+            start = self.accelerator.process_index * len(prompts)
+            # The outcome of this process's completions
+            outcome = rewards[start : start + len(prompts), 0].tolist() if self._has_outcome else None
+            self._credit = self._judge(inputs, prompts, completions, completion_ids_list, outcome)
+        return rewards
+
+    def _reward_kwargs(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        keys = [key for key in inputs[0] if key not in ("prompt", "completion", "completion_ids")]
+        return {key: [row[key] for row in inputs] for key in keys} | {
+            "trainer_state": self.state,
+            "log_extra": self._log_completion_extra,
+            "log_metric": self._log_metric,
+        }
+
+    def _judge(
+        self, inputs, prompts, completions, completion_ids: list[list[int]], outcome: list[float] | None
+    ) -> _Credit:
+        """Token values of all sources, and the rewrites and states of the reward model."""
+        rewards = []
+        if self.token_reward_funcs:
+            returned = call_token_reward_funcs(
+                self.token_reward_funcs,
+                self._is_async,
+                self._token_loop,
+                prompts=prompts,
+                completions=completions,
+                completion_ids=completion_ids,
+                **self._reward_kwargs(inputs),
+            )
+            names = self._token_names[: len(returned)]
+            rewards = [
+                check_token_rewards(name, values, completion_ids) for name, values in zip(names, returned, strict=True)
+            ]
+        if self.grm is None:
+            values = self._combine(rewards, completion_ids)
+            return _Credit(values, flags=values)
+
+        references = [row.get("reference") for row in inputs]
+        template_kwargs = [row.get("chat_template_kwargs") for row in inputs]
+        samples = (prompts, references, completions, completion_ids)
+        token_probs, states = judge(self.grm, *samples, template_kwargs, with_states=self._distills)
+        margins = [
+            [float("nan")] * len(ids) if probs is None else [prob - self.args.reward_baseline for prob in probs]
+            for probs, ids in zip(token_probs, completion_ids, strict=True)
+        ]
+        if outcome is None:
+            correct = [not any(margin < 0 for margin in row) for row in margins]
+        else:
+            correct = [reward >= self.args.correct_reward for reward in outcome]
+        if self.args.token_credit == "add":
+            rewards.append(self._clipped_rewards(token_probs, correct, completion_ids))
+        else:
+            rewards.append(margins)
+        credit = _Credit(self._combine(rewards, completion_ids), margins, completion_ids, states=states)
+        if self._rewrites:
+            wanted = [self.args.rewrite_samples == "all" or not is_correct for is_correct in correct]
+            rewrite_ids = rewrite_flagged(
+                self.grm, wanted, token_probs, *samples, self.args.reward_baseline, template_kwargs
+            )
+            credit.rewrite_ids = self._verified(inputs, prompts, rewrite_ids, completion_ids)
+        return credit
+
+    def _clipped_rewards(
+        self, token_probs: list[list[float] | None], correct: list[bool], completion_ids: list[list[int]]
+    ) -> list[list[float]]:
+        """The paper's rewards, NaN for completions without a reference."""
+        rows = []
+        for probs, is_correct, ids in zip(token_probs, correct, completion_ids, strict=True):
+            if probs is None:
+                rows.append([float("nan")] * len(ids))
+                continue
+            row = clip_token_rewards(
+                torch.tensor([probs], dtype=torch.float32),
+                torch.tensor([is_correct]),
+                self.args.reward_baseline,
+                tuple(self.args.positive_reward_range),
+                tuple(self.args.negative_reward_range),
+            )
+            rows.append((keep_first_negative(row) if self.args.negative_credit == "first_error" else row)[0].tolist())
+        return rows
+
+    def _combine(self, rewards: list[list[list[float]]], completion_ids: list[list[int]]) -> list[list[float]]:
+        """Weighted sum over the sources, NaN where none has an opinion; and their metrics."""
+        mode = "train" if self.model.training else "eval"
+        combined, sums = [], torch.zeros(len(rewards) + 1, 2, device=self.accelerator.device)
+        for sample in range(len(completion_ids)):
+            rows = torch.tensor([source[sample] for source in rewards], dtype=torch.float32)
+            weights = torch.tensor(self.token_reward_weights).unsqueeze(-1)
+            total = (rows * weights).nansum(dim=0).masked_fill(rows.isnan().all(dim=0), torch.nan)
+            combined.append(total.tolist())
+            opinions = ~rows.isnan()
+            sums[:-1, 0] += rows.nansum(dim=-1).to(sums.device)
+            sums[:-1, 1] += opinions.sum(dim=-1).to(sums.device)
+            sums[-1, 0] += (total.nan_to_num() != 0).sum()
+            sums[-1, 1] += total.numel()
+        totals = self.accelerator.reduce(sums, reduction="sum").tolist()
+        names = [f"{name}/mean" for name in self._token_names] + ["active_fraction"]
+        for name, (total, count) in zip(names, totals, strict=True):
+            self._metrics[mode][f"token_reward/{name}"].append(total / count if count else float("nan"))
+        if self.log_completions:
+            for name, source in zip(self._token_names, rewards, strict=True):
+                self._log_completion_extra(f"token_reward/{name}", [_rounded(row) for row in source])
+        return combined
+
+    def _verified(
+        self,
+        inputs: list[dict[str, Any]],
+        prompts: list[Any],
+        rewrite_ids: list[list[int] | None],
+        completion_ids: list[list[int]],
+    ) -> list[list[int] | None]:
+        """The rewrites that are complete and correct; and their metrics."""
+        mode = "train" if self.model.training else "eval"
+        ends = set(self.eos_token_ids)
+        complete = [index for index, ids in enumerate(rewrite_ids) if ids and ids[-1] in ends]
+        verified: list[list[int] | None] = [None] * len(rewrite_ids)
+        if complete:
+            chosen_ids = [rewrite_ids[index] for index in complete]
+            texts = self._tokenizer.batch_decode(chosen_ids, skip_special_tokens=True)
+            chosen_prompts = [prompts[index] for index in complete]
+            if is_conversational(chosen_prompts[0]):
+                texts = [[{"role": "assistant", "content": text}] for text in texts]
+            columns = self._reward_kwargs([inputs[index] for index in complete])
+            # What is logged belongs to the completions
+            columns |= {"log_extra": lambda *args: None, "log_metric": lambda *args: None}
+            for index, passed in zip(
+                complete, self._check_rewrites(chosen_prompts, texts, chosen_ids, columns), strict=True
+            ):
+                verified[index] = rewrite_ids[index] if passed else None
+        distances = [
+            edit_distance(ids, rewrite)
+            for ids, rewrite in zip(completion_ids, verified, strict=True)
+            if rewrite is not None
+        ]
+        counts = [len(distances), sum(ids is not None for ids in rewrite_ids), sum(distances)]
+        counts = torch.tensor(counts, dtype=torch.float32, device=self.accelerator.device)
+        num_verified, num_rewritten, total = self.accelerator.reduce(counts, reduction="sum").tolist()
+        self._metrics[mode]["rewrite/verified"].append(num_verified / num_rewritten if num_rewritten else float("nan"))
+        self._metrics[mode]["rewrite/edit_distance"].append(total / num_verified if num_verified else float("nan"))
+        return verified
+
+    def _check_rewrites(self, prompts, completions, completion_ids, columns) -> list[bool]:
+        func = self.rewrite_verifier or self.reward_funcs[0]
+        returned = call_token_reward_funcs(
+            [func],
+            [is_async_callable(func)],
+            self._token_loop,
+            prompts=prompts,
+            completions=completions,
+            completion_ids=completion_ids,
+            **columns,
+        )[0]
+        if len(returned) != len(completions):
+            raise ConfigError(
+                f"{get_callable_name(func)!r} returned {len(returned)} values for {len(completions)} rewrites. It "
+                "must return one for each."
+            )
+        if self.rewrite_verifier is not None:
+            return [bool(passed) for passed in returned]
+        return [reward is not None and reward >= self.args.correct_reward for reward in returned]
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        credit, self._credit = self._credit, None
+        mask = output["completion_mask"].bool()
+        if "tool_mask" in output:
+            mask = mask & output["tool_mask"].bool()
+        if credit is not None and self.args.token_credit not in ("outcome", "none"):
+            values = _pad_rows(credit.values, mask, float("nan"))
+            output["advantages"] = token_advantages(output["advantages"], values, mask, self.args.token_credit)
+            if self.log_completions:
+                local = [_rounded(row[kept].tolist()) for row, kept in zip(output["advantages"], mask, strict=True)]
+                self._logs["extra"]["token_advantages"].extend(gather_object(local))
+        if self._rewrites or self._replays:
+            output["imitation"] = self._imitation_examples(output, credit)
+            weighted = sum(map(_num_weighted, output["imitation"]))
+            output["num_weighted_in_batch"] = self._count(weighted)
+        if self._distills:
+            flagged = first_flagged(_pad_rows(credit.flags, mask, float("nan")), mask)
+            judged = torch.tensor([states is not None for states in credit.states], device=mask.device)
+            # Up to and including the first flagged token
+            reached = (flagged.cumsum(dim=-1) - flagged.int()) == 0
+            output["teacher_mask"] = mask & reached & judged.unsqueeze(-1)
+            output["teacher_states"] = self._padded_states(credit.states, mask)
+            output["num_distilled_in_batch"] = self._count(output["teacher_mask"].sum())
+        return output
+
+    def _count(self, number: int | torch.Tensor) -> torch.Tensor:
+        """Sum over all processes, float32 without dimensions."""
+        number = torch.as_tensor(number, dtype=torch.float32, device=self.accelerator.device)
+        return self.accelerator.reduce(number, reduction="sum")
+
+    def _imitation_examples(self, output: dict[str, Any], credit: _Credit | None) -> list[list[dict[str, Any]]]:
+        """For each completion, what is imitated beside it: its rewrite and rows of the replay dataset."""
+        num_rows = len(output["completion_ids"])
+        examples: list[list[dict[str, Any]]] = [[] for _ in range(num_rows)]
+        if self._rewrites:
+            rows = zip(
+                output["prompt_ids"], output["prompt_mask"], credit.completion_ids, credit.rewrite_ids, strict=True
+            )
+            for index, (prompt_ids, prompt_mask, ids, rewrite) in enumerate(rows):
+                if rewrite is None:
+                    continue
+                edited = edit_mask(ids, rewrite)
+                weights = [self.args.edited_weight if is_edited else self.args.unedited_weight for is_edited in edited]
+                examples[index].append(
+                    {
+                        "prompt_ids": prompt_ids[prompt_mask.bool()].tolist(),
+                        "completion_ids": [],
+                        "token_rewards": [],
+                        "imitation_ids": rewrite,
+                        "imitation_weights": weights,
+                        "num_edited": sum(edited),
+                    }
+                )
+        if self._replays:
+            drawn = self._replay.draw(round(self.args.replay_fraction * num_rows))
+            for index, row in enumerate(drawn):
+                examples[index % num_rows].append(row)
+        return examples
+
+    def _padded_states(self, states: list[torch.Tensor | None], mask: torch.Tensor) -> torch.Tensor:
+        known = next((row for row in states if row is not None), None)
+        # A process whose samples have no reference has nothing to learn from
+        width = self.model.config.get_text_config().hidden_size if known is None else known.size(-1)
+        dtype = torch.float32 if known is None else known.dtype
+        padded = torch.zeros(*mask.shape, width, dtype=dtype, device=mask.device)
+        for row, one in zip(padded, states, strict=True):
+            if one is not None:
+                row[: one.size(0)] = one
+        return padded
+
+    def _compute_loss(self, model, inputs):
+        mode = "train" if self.model.training else "eval"
+        num_accumulated = self.current_gradient_accumulation_steps if mode == "train" else 1
+        losses = []
+        if self.args.token_credit != "none" or self._needs_policy_forward:
+            if self.args.token_credit == "none":
+                inputs = inputs | {"advantages": torch.zeros_like(inputs["advantages"])}
+            losses.append(super()._compute_loss(model, inputs))
+            if self._token_names and not self._entropy_bonus_enabled:  # with it, TRL logs the metric
+                self._log_loss(mode, "policy_loss", losses[0] * num_accumulated)
+        if self._rewrites or self._replays:
+            loss = self._imitation_loss(model, inputs, mode)
+            self._log_loss(mode, "imitation_loss", loss * num_accumulated)
+            losses.append(self.args.imitation_coef * loss)
+        if self._distills:
+            loss = self._attempt_loss(model, inputs, mode)
+            self._log_loss(mode, "attempt_loss", loss * num_accumulated)
+            losses.append(self.args.attempt_coef * loss)
+        return sum(losses)
+
+    @property
+    def _needs_policy_forward(self) -> bool:
+        """Whether TRL's loss has a term beside the policy's, from the completions."""
+        return self.beta != 0.0 or self._entropy_bonus_enabled or self.aux_loss_enabled
+
+    def _log_loss(self, mode: str, name: str, loss: torch.Tensor) -> None:
+        self._metrics[mode][name].append(self.accelerator.gather(loss.detach()).mean().item())
+
+    def _share(self, count: torch.Tensor, mode: str) -> torch.Tensor:
+        """
+        What a sum over a micro-batch is divided by, as in GRPO's `"dapo"` loss: the count over the generation batch,
+        brought to one accumulation window, and to the mean over processes that DDP takes.
+        """
+        share = count.clamp(min=1.0) / self.accelerator.num_processes
+        if mode == "train":
+            share = share * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        return share
+
+    def _imitation_loss(self, model, inputs, mode: str) -> torch.Tensor:
+        examples = [example for examples in inputs["imitation"] for example in examples]
+        if not examples:  # every process takes part in each forward pass
+            ids = inputs["completion_ids"][0, :1].tolist()
+            examples = [
+                {"prompt_ids": ids, "completion_ids": [], "token_rewards": [], "imitation_ids": [],
+                 "imitation_weights": [], "num_edited": 0}
+            ]  # fmt: skip
+        batch = Trainer._prepare_inputs(self, self._imitation_collator(examples))
+        model_inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+        with self.accelerator.autocast():
+            outputs = model(**model_inputs, use_cache=False, fused_lm_head=True)
+        length = batch["input_ids"].size(1) - 1
+        total, _ = imitation_loss(outputs.log_probs[:, -length:], batch["imitation_weights"][:, 1:], num_weighted=1.0)
+        return total / self._share(inputs["num_weighted_in_batch"], mode)
+
+    def _attempt_loss(self, model, inputs, mode: str) -> torch.Tensor:
+        prompt_ids, teacher_mask, states = inputs["prompt_ids"], inputs["teacher_mask"], inputs["teacher_states"]
+        input_ids = torch.cat([prompt_ids, inputs["completion_ids"]], dim=1)
+        attention_mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        mask = torch.cat([torch.zeros_like(prompt_ids, dtype=torch.bool), teacher_mask], dim=1)
+        states = torch.cat([states.new_zeros(*prompt_ids.shape, states.size(-1)), states], dim=1)
+        with self.accelerator.autocast():
+            outputs = model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                labels=input_ids.masked_fill(~mask, -100),
+                use_cache=False,
+                fused_lm_head=True,
+                teacher_states=states,
+                teacher_mask=mask,
+            )
+        return outputs.divergence.sum() / self._share(inputs["num_distilled_in_batch"], mode)
+
+    def _save(self, output_dir=None, state_dict=None):
+        if self.grm is None or self.grm.adapter_name is None:
+            return super()._save(output_dir, state_dict)
+        # The reward model's adapter is not part of the policy
+        adapters = self.model.peft_config
+        adapter = adapters.pop(ADAPTER)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            adapters[ADAPTER] = adapter
+
+
+def _num_weighted(examples: list[dict[str, Any]]) -> int:
+    return sum(weight != 0 for example in examples for weight in example["imitation_weights"])
+
+
+def _pad_rows(rows: list[list[float]], mask: torch.Tensor, value: float) -> torch.Tensor:
+    """Rows as a float32 tensor of the shape of `mask`."""
+    padded = torch.full(mask.shape, value, dtype=torch.float32, device=mask.device)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = torch.tensor(row, dtype=torch.float32)
+    return padded
+
+
+def _rounded(row: list[float]) -> list[float]:
+    return [round(value, 4) for value in row]
