@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -39,22 +40,24 @@ def check_token_rewards(name: str, values: Any, completion_ids: Sequence[Sequenc
             `None`, for each token.
     """
     subject = f"The token reward function {name!r}"
-    if not _is_list(values) or len(values) != len(completion_ids):
-        found = f"{len(values)} lists" if _is_list(values) else _describe(values)
+    rows = _as_list(values)
+    if rows is None or len(rows) != len(completion_ids):
+        found = _describe(values) if rows is None else f"{len(rows)} lists"
         raise TokenRewardError(
             f"{subject} returned {found} for {len(completion_ids)} completions. It must return a list of lists: one "
             "list for each completion, with a value for each of its token ids."
         )
     checked = []
-    for sample, (row, ids) in enumerate(zip(values, completion_ids, strict=True)):
-        if row is None:
+    for sample, (returned, ids) in enumerate(zip(rows, completion_ids, strict=True)):
+        row = _as_list(returned)
+        if returned is None:
             raise TokenRewardError(
                 f"{subject} returned None for sample {sample}. For no opinion, return a None for each of its "
                 f"{len(ids)} tokens."
             )
-        if not _is_list(row):
+        if row is None:
             raise TokenRewardError(
-                f"{subject} returned {_describe(row)} for sample {sample}. It must return a list with a value for "
+                f"{subject} returned {_describe(returned)} for sample {sample}. It must return a list with a value for "
                 "each of its tokens."
             )
         if len(row) != len(ids):
@@ -177,14 +180,11 @@ def _check_value(subject: str, sample: int, token: int, value: Any) -> float:
     return number
 
 
-def _is_list(values: Any) -> bool:
-    if isinstance(values, torch.Tensor):
-        return values.dim() > 0
-    return isinstance(values, Sequence) and not isinstance(values, (str, bytes)) or _is_array(values)
-
-
-def _is_array(values: Any) -> bool:
-    return type(values).__module__ == "numpy" and getattr(values, "ndim", 0) > 0
+def _as_list(values: Any) -> list[Any] | None:
+    """A list, tuple, array or tensor as a list of Python values, `None` for anything else."""
+    if isinstance(values, (torch.Tensor, np.ndarray)):
+        return values.tolist() if values.ndim > 0 else None
+    return list(values) if isinstance(values, (list, tuple)) else None
 
 
 def _describe(values: Any) -> str:
