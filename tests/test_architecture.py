@@ -23,8 +23,8 @@ ALLOWED = {
     "teachers": {"data", "tasks", "generation", "credit.alignment"},
     "credit": {"data"},
     "grm": {"data", "tasks", "generation", "credit"},
-    # The trainers get their rewards as numbers or as callables: how they were made is none of their business. The online
-    # one loads the reward model that it is given by name, and prepares it for the devices as TRL does with its own.
+    # The trainers get their rewards as numbers or as callables: how they were made is none of their business. The
+    # online one loads the reward model that it is given by name, and prepares it for the devices.
     "trainers": {"data", "credit", "grm.generative_reward_model", "grm.in_the_loop"},
     "reports": {"data", "credit"},
     "stages": {"data", "tasks", "generation", "teachers", "credit", "grm", "trainers", "reports"},

@@ -57,8 +57,8 @@ def check_token_rewards(name: str, values: Any, completion_ids: Sequence[Sequenc
             )
         if row is None:
             raise TokenRewardError(
-                f"{subject} returned {_describe(returned)} for sample {sample}. It must return a list with a value for "
-                "each of its tokens."
+                f"{subject} returned {_describe(returned)} for sample {sample}. It must return a list with a value "
+                "for each of its tokens."
             )
         if len(row) != len(ids):
             raise TokenRewardError(

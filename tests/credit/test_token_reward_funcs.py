@@ -73,7 +73,11 @@ def test_asynchronous_functions_run_at_the_same_time_and_the_order_stays():
         return "plain"
 
     funcs = [rendezvous("first"), plain, rendezvous("second")]
-    assert call_token_reward_funcs(funcs, [True, False, True], loop, completion_ids=IDS) == ["first", "plain", "second"]
+    assert call_token_reward_funcs(funcs, [True, False, True], loop, completion_ids=IDS) == [
+        "first",
+        "plain",
+        "second",
+    ]
     loop.call_soon_threadsafe(loop.stop)
 
 

@@ -2,10 +2,13 @@
 
 import copy
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
+from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from rlmec_trl import OnlineRLMECConfig, OnlineRLMECTrainer
@@ -41,6 +44,7 @@ def arguments(tmp_path):
             "save_strategy": "no",
             "report_to": [],
             "use_cpu": True,
+            "bf16": False,
             "disable_tqdm": True,
             **settings,
         }
@@ -59,10 +63,17 @@ def largest_difference(weights, others):
     return max((weights[name] - others[name]).abs().max().item() for name in weights)
 
 
+class EndingGRM(GenerativeRewardModel):
+    """Ends its rewrites, which random weights rarely do."""
+
+    def rewrite_ids(self, *args):
+        return [[*ids[:-1], self.processing_class.eos_token_id] for ids in super().rewrite_ids(*args)]
+
+
 @pytest.fixture
 def make_grm(make_policy, tokenizer):
     def make(**settings):
-        return GenerativeRewardModel(
+        return EndingGRM(
             make_policy(sharpness=8, mixing=8), tokenizer, max_new_tokens=8, show_progress=False, **settings
         )
 
@@ -137,3 +148,423 @@ def test_without_an_outcome_token_rewards_alone_train(make_policy, tokenizer, pr
     )
     train(trainer)
     assert even_share(trainer.model, tokenizer, problems) > even_share(make_policy(), tokenizer, problems) + 0.1
+
+
+def passes(completions, **kwargs):
+    return [True] * len(completions)
+
+
+def make_trainer(make_policy, tokenizer, problems, config, reward_funcs=reward_length, **settings):
+    return OnlineRLMECTrainer(
+        make_policy(), reward_funcs, config, problems, processing_class=copy.deepcopy(tokenizer), **settings
+    )
+
+
+def record_rewrites(grm):
+    """Keep what a reward model rewrites: prompts, sampled ids and rewrites."""
+    recorded, rewrite_ids = [], grm.rewrite_ids
+
+    def rewrite(prompts, references, completions, completion_ids, *others):
+        rewrites = rewrite_ids(prompts, references, completions, completion_ids, *others)
+        recorded.extend(zip(prompts, completion_ids, rewrites, strict=True))
+        return rewrites
+
+    grm.rewrite_ids = rewrite
+    return recorded
+
+
+def test_imitation_without_the_outcome_is_weighted_sft(make_policy, make_grm, tokenizer, problems, arguments):
+    from rlmec_trl.credit.alignment import edit_weights
+
+    grm = make_grm()
+    recorded = record_rewrites(grm)
+    config = OnlineRLMECConfig(
+        **arguments(token_credit="none", rewrite_samples="all", max_steps=1, optim="sgd", learning_rate=0.5,
+                    lr_scheduler_type="constant", max_grad_norm=0, imitation_coef=2.0, temperature=0.8)
+    )  # fmt: skip
+    trainer = make_trainer(make_policy, tokenizer, problems, config, grm=grm, rewrite_verifier=passes)
+    weights, _ = train(trainer)
+
+    policy = make_policy()
+    total, count = 0.0, 0
+    for prompt, sampled, rewrite in recorded:
+        prompt_ids = tokenizer(prompt)["input_ids"]
+        logits = policy(torch.tensor([prompt_ids + rewrite])).logits[0, len(prompt_ids) - 1 : -1]
+        logps = (logits / 0.8).log_softmax(dim=-1)[range(len(rewrite)), rewrite]
+        token_weights = torch.tensor(edit_weights(sampled, rewrite))
+        total = total - (token_weights * logps).sum()
+        count += len(rewrite)
+    (2.0 * total / count).backward()
+    expected = {name: parameter - 0.5 * parameter.grad for name, parameter in policy.named_parameters()}
+    assert len(recorded) == 4
+    assert largest_difference(weights, {name: expected[name].detach() for name in weights}) <= 1e-6
+
+
+@pytest.mark.parametrize("kind", ["reverse_kl", "cross_entropy"])
+def test_distillation_is_the_divergence_up_to_the_first_flagged_token(
+    kind, make_policy, make_grm, tokenizer, problems, arguments
+):
+    from rlmec_trl.grm.prompts import encode_rewrite_prompt
+
+    grm = make_grm()
+    scored, score = [], grm.score_with_states
+
+    def record(prompts, references, completions, completion_ids, *others):
+        probs, states = score(prompts, references, completions, completion_ids, *others)
+        scored.extend(zip(prompts, references, completions, completion_ids, probs, strict=True))
+        return probs, states
+
+    grm.score_with_states = record
+    config = OnlineRLMECConfig(
+        **arguments(token_credit="none", imitation_coef=0, attempt_coef=1.0, attempt_loss=kind, max_steps=1,
+                    optim="sgd", learning_rate=0.5, lr_scheduler_type="constant", max_grad_norm=0,
+                    reward_baseline=0.02)
+    )  # fmt: skip
+    weights, _ = train(make_trainer(make_policy, tokenizer, problems, config, grm=grm))
+
+    policy, total, count = make_policy(), 0.0, 0
+    for prompt, reference, completion, ids, probs in scored:
+        prompt_ids = tokenizer(prompt)["input_ids"]
+        context = encode_rewrite_prompt(tokenizer, grm.wording, prompt, reference, completion)
+        with torch.no_grad():
+            target = grm.model(torch.tensor([context + ids])).logits[0, len(context) - 1 : -1].log_softmax(-1)
+        logps = policy(torch.tensor([prompt_ids + ids])).logits[0, len(prompt_ids) - 1 : -1].log_softmax(-1)
+        flagged = [token for token, prob in enumerate(probs) if prob < 0.02]
+        for token in range(flagged[0] + 1 if flagged else len(ids)):
+            p, g = logps[token], target[token]
+            total = total + ((p.exp() * (p - g)).sum() if kind == "reverse_kl" else -(g.exp() * p).sum())
+            count += 1
+    (total / count).backward()
+    expected = {name: parameter - 0.5 * parameter.grad for name, parameter in policy.named_parameters()}
+    lengths = [len(row[3]) for row in scored]
+    assert 0 < count < sum(lengths), "no completion is flagged, or all at once"
+    assert largest_difference(weights, {name: expected[name].detach() for name in weights}) <= 1e-6
+
+
+@pytest.mark.parametrize("credit", ["add", "place", "scale"])
+def test_cutting_the_batch_otherwise_gives_the_same_weights(
+    credit, make_policy, make_grm, tokenizer, problems, arguments
+):
+    results = []
+    for size, steps in ((8, 1), (2, 4)):
+        config = OnlineRLMECConfig(
+            **arguments(token_credit=credit, rewrite_samples="all", attempt_coef=0.5, top_k=1,
+                        per_device_train_batch_size=size, gradient_accumulation_steps=steps, optim="sgd")
+        )  # fmt: skip
+        trainer = make_trainer(make_policy, tokenizer, problems, config, grm=make_grm(), rewrite_verifier=passes)
+        results.append(train(trainer)[0])
+    assert largest_difference(*results) <= 1e-5
+
+
+def test_credit_reaches_the_loss_where_it_was_placed(make_policy, make_grm, tokenizer, problems, arguments):
+    config = OnlineRLMECConfig(**arguments(token_credit="place", imitation_coef=0, max_steps=1))
+    trainer = make_trainer(make_policy, tokenizer, problems, config, grm=make_grm())
+    seen, compute = [], GRPOTrainer._compute_loss
+
+    def record(self, model, inputs):
+        seen.append(inputs)
+        return compute(self, model, inputs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GRPOTrainer, "_compute_loss", record)
+        trainer.train()
+    (inputs,) = seen
+    assert inputs["advantages"].shape == inputs["completion_mask"].shape
+    for advantages, mask in zip(inputs["advantages"], inputs["completion_mask"].bool(), strict=True):
+        values = advantages[mask]
+        assert len(values[values < 0]) in (0, 1, len(values)), "blame belongs to one token, or to all"
+
+
+def test_rows_without_a_reference_get_the_outcome_alone(make_policy, make_grm, tokenizer, problems, arguments):
+    references = [None if index % 2 else reference for index, reference in enumerate(problems["reference"])]
+    problems = problems.remove_columns("reference").add_column("reference", references)
+    config = OnlineRLMECConfig(
+        **arguments(token_credit="add", rewrite_samples="all", attempt_coef=0.1, shuffle_dataset=False)
+    )
+    trainer = make_trainer(make_policy, tokenizer, problems, config, grm=make_grm(), rewrite_verifier=passes)
+    judged, judge = [], trainer._judge
+
+    def record(inputs, *others):
+        credit = judge(inputs, *others)
+        judged.extend(zip(inputs, credit.values, credit.rewrite_ids, credit.states, strict=True))
+        return credit
+
+    trainer._judge = record
+    train(trainer)
+    without = [row for row in judged if row[0]["reference"] is None]
+    assert without and len(without) < len(judged)
+    for _, values, rewrite, states in without:
+        assert all(math.isnan(value) for value in values) and rewrite is None and states is None
+
+
+def test_the_first_reward_function_decides_which_rewrites_are_imitated(
+    make_policy, make_grm, tokenizer, problems, arguments
+):
+    calls = []
+
+    def odd_length(prompts, completions, completion_ids, answer, log_extra, log_metric, **kwargs):
+        calls.append(len(prompts))
+        log_extra("length", [len(ids) for ids in completion_ids])
+        log_metric("odd", 1.0)
+        return [float(len(ids) % 2) for ids in completion_ids]
+
+    config = OnlineRLMECConfig(**arguments(rewrite_samples="all", max_steps=1, log_completions=True))
+    trainer = make_trainer(make_policy, tokenizer, problems, config, odd_length, grm=make_grm())
+    kept, examples = [], trainer._imitation_examples
+
+    def record(*arguments):
+        kept.extend(examples(*arguments))
+        return kept
+
+    trainer._imitation_examples = record
+    trainer.train()
+    assert len(calls) == 2 and len(kept) == 4
+    imitated = [example["imitation_ids"] for row in kept for example in row]
+    assert all(len(ids) % 2 == 1 for ids in imitated)
+    assert len(trainer._logs["extra"]["length"]) == 4, "what is logged of the rewrites was mixed with the completions"
+
+
+def test_replay_rows_are_imitated(make_policy, tokenizer, problems, make_rows, arguments):
+    config = OnlineRLMECConfig(**arguments(token_credit="none", replay_fraction=1.5, max_steps=12, learning_rate=0.02))
+    trainer = make_trainer(make_policy, tokenizer, problems, config, replay_dataset=Dataset.from_list(make_rows(6)))
+    _, history = train(trainer)
+    losses = [step["imitation_loss"] for step in history if "imitation_loss" in step]
+    assert len(losses) == 12 and losses[-1] < losses[0] - 0.3
+    examples = trainer._imitation_examples({"completion_ids": torch.zeros(4, 3)}, None)
+    assert sum(map(len, examples)) == 6
+
+
+def test_asynchronous_functions_and_weights(make_policy, tokenizer, problems, arguments):
+    async def ones(completion_ids, **kwargs):
+        return [[1.0] * len(ids) for ids in completion_ids]
+
+    def twos(completion_ids, **kwargs):
+        return [[2.0] * len(ids) for ids in completion_ids]
+
+    config = OnlineRLMECConfig(**arguments(token_reward_weights=[0.5, -1.0], max_steps=1))
+    trainer = make_trainer(make_policy, tokenizer, problems, config, token_reward_funcs=[ones, twos])
+    credit = trainer._judge([{"prompt": "a"}] * 2, ["a"] * 2, ["b"] * 2, [[5], [6, 7]], [0.0, 1.0])
+    assert credit.values == [[-1.5], [-1.5, -1.5]]
+    train(trainer)
+
+
+def test_a_bad_token_reward_stops_training_and_names_its_function(make_policy, tokenizer, problems, arguments):
+    from rlmec_trl.credit.token_reward_funcs import TokenRewardError
+
+    def too_short(completion_ids, **kwargs):
+        return [[0.0] * (len(ids) - 1) for ids in completion_ids]
+
+    config = OnlineRLMECConfig(**arguments())
+    trainer = make_trainer(make_policy, tokenizer, problems, config, token_reward_funcs=too_short)
+    with pytest.raises(TokenRewardError, match="'too_short' returned .* for sample 0"):
+        trainer.train()
+
+
+def test_truncated_completions_and_foreign_tokens_get_no_credit(make_policy, tokenizer, problems, arguments):
+    def ones(completion_ids, **kwargs):
+        return [[-1.0] * len(ids) for ids in completion_ids]
+
+    def rollout(prompts, trainer):
+        ids = [[5, 6, 7, 8]] * len(prompts)
+        return {
+            "prompt_ids": [[4, 5]] * len(prompts),
+            "completion_ids": ids,
+            "logprobs": [[-1.0] * 4] * len(prompts),
+            "env_mask": [[0, 1, 0, 1]] * len(prompts),
+        }
+
+    config = OnlineRLMECConfig(**arguments(token_credit="place", max_steps=1))
+    trainer = make_trainer(
+        make_policy, tokenizer, problems, config, token_reward_funcs=ones, rollout_func=rollout,
+        reward_funcs=lambda prompts, **kwargs: [float(index % 2) for index in range(len(prompts))],
+    )  # fmt: skip
+    trainer.model.train()
+    batch = [problems[index // 2] for index in range(4)]
+    output = trainer._generate_and_score_completions(batch)
+    assert (output["advantages"][0, [0, 2, 3]] == 0).all() and output["advantages"][0, 1] < 0
+    assert (output["advantages"][1, 1:] == 0).all(), "nothing that the policy wrote stands before the first flag"
+
+
+def test_completions_are_logged_with_their_token_values(make_policy, make_grm, tokenizer, problems, arguments):
+    import pandas as pd
+
+    config = OnlineRLMECConfig(**arguments(max_steps=1, log_completions=True, imitation_coef=0))
+    trainer = make_trainer(make_policy, tokenizer, problems, config, grm=make_grm())
+    trainer.train()
+    (path,) = Path(config.output_dir).rglob("*.parquet")
+    file = pd.read_parquet(path)
+    for column in ("token_reward/grm", "token_advantages"):
+        assert [len(values) for values in file[column]] == [len(values) for values in file["token_advantages"]]
+        assert all(len(values) > 0 for values in file[column])
+
+
+def test_the_grm_as_an_adapter_shares_the_base_model(tmp_path, make_policy, tokenizer, problems, arguments):
+    from peft import LoraConfig, get_peft_model
+
+    from rlmec_trl.grm.prompts import save_wording
+    from rlmec_trl.tasks.wording import WORDING
+
+    base = str(tmp_path / "base")
+    make_policy(sharpness=4).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    adapted = get_peft_model(make_policy(sharpness=4), lora)
+    adapted.peft_config["default"].base_model_name_or_path = base
+    folder = str(tmp_path / "grm")
+    adapted.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    save_wording(WORDING, folder)
+
+    config = OnlineRLMECConfig(**arguments(rewrite_samples="all", beta=0.05, save_strategy="steps", save_steps=2))
+    trainer = OnlineRLMECTrainer(
+        base, reward_length, config, problems, grm=folder, rewrite_verifier=passes,
+        peft_config=LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+    )  # fmt: skip
+    assert trainer.grm.model is trainer.model, "the base model is in memory twice"
+    inputs = (problems["prompt"][:2], problems["reference"][:2], ["59 - 16 is 43"] * 2)
+    ids = [tokenizer("59 - 16 is 43")["input_ids"]] * 2
+    alone = GenerativeRewardModel(adapted, tokenizer, WORDING, show_progress=False).score(*inputs, ids)
+    assert trainer.grm.score(*inputs, ids) == [pytest.approx(row, rel=1e-5) for row in alone]
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    changed = {
+        name for name, parameter in trainer.model.named_parameters() if not torch.equal(parameter, before[name])
+    }
+    assert changed and all(".default." in name for name in changed)
+    assert trainer.grm.score(*inputs, ids) == [pytest.approx(row, rel=1e-5) for row in alone]
+    saved = {path.name for path in (tmp_path / "out" / "checkpoint-2").rglob("*")}
+    assert "adapter_model.safetensors" in saved and "grm" not in saved
+    assert "grm" in trainer.model.peft_config
+
+
+@pytest.mark.parametrize(
+    ("settings", "extra", "said"),
+    [
+        ({"importance_sampling_level": "sequence"}, {}, "importance_sampling_level"),
+        ({"loss_type": "luspo"}, {}, "luspo"),
+        ({"multi_objective_aggregation": "normalize_then_sum"}, {}, "normalize_then_sum"),
+        ({"token_credit": "none", "imitation_coef": 0.0}, {}, "nothing to train on"),
+        ({"token_credit": "none"}, {}, "leaves the policy term out"),
+        ({"attempt_coef": 1.0}, {}, "needs a `grm`"),
+        ({"sync_grm": True}, {}, "needs a `grm`"),
+        ({"token_reward_weights": [1.0]}, {}, "1 numbers for 0 sources"),
+        ({}, {"reward_funcs": None}, "nothing to train on"),
+        ({"negative_reward_range": [0.0, -1.0]}, {}, "lower bound first"),
+        ({"replay_fraction": -1.0}, {}, "replay_fraction"),
+        ({}, {"token_reward_funcs": [len, len]}, "the same name"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(settings, extra, said, make_policy, tokenizer, problems, arguments):
+    from rlmec_trl.data.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=said):
+        config = OnlineRLMECConfig(**arguments(**settings))
+        make_trainer(make_policy, tokenizer, problems, config, **extra)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"problems": "no reference"}, "`reference`"),
+        ({"reward_funcs": None, "config": {"rewrite_samples": "all"}}, "rewrite_verifier"),
+        ({"tools": [len]}, "cannot be used with `tools`"),
+    ],
+)
+def test_a_grm_that_cannot_work_is_refused_before_the_model_is_prepared(
+    change, said, make_policy, make_grm, tokenizer, problems, arguments
+):
+    from rlmec_trl.data.errors import ConfigError
+
+    change = dict(change)
+    config = OnlineRLMECConfig(**arguments(**change.pop("config", {})))
+    if change.pop("problems", None):
+        problems = problems.remove_columns("reference")
+    with pytest.raises(ConfigError, match=said):
+        make_trainer(make_policy, tokenizer, problems, config, grm=make_grm(), **change)
+
+
+def test_a_self_teacher_follows_the_policy(make_policy, make_grm, tokenizer, problems, arguments):
+    config = OnlineRLMECConfig(
+        **arguments(token_credit="none", imitation_coef=0, attempt_coef=1.0, sync_grm=True, ref_model_sync_steps=1,
+                    ref_model_mixup_alpha=0.5, max_steps=2)
+    )  # fmt: skip
+    grm = make_grm()
+    before = {name: parameter.detach().clone() for name, parameter in grm.model.named_parameters()}
+    trainer = make_trainer(make_policy, tokenizer, problems, config, grm=grm)
+    weights, _ = train(trainer)
+    for name, parameter in grm.model.named_parameters():
+        assert not parameter.requires_grad
+        if not torch.equal(before[name], weights[name]):
+            assert not torch.equal(parameter, before[name]), name
+
+
+def test_conversational_prompts(make_policy, tokenizer, chat_tokenizer, problems, arguments):
+    grm = EndingGRM(make_policy(sharpness=8), chat_tokenizer, max_new_tokens=8, show_progress=False)
+    problems = problems.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
+    seen = []
+
+    def verify(prompts, completions, **kwargs):
+        seen.extend(completions)
+        return [True] * len(completions)
+
+    config = OnlineRLMECConfig(**arguments(rewrite_samples="all", max_steps=1))
+    trainer = make_trainer(
+        make_policy, chat_tokenizer, problems, config, lambda completions, **kwargs: [0.0, 1.0] * 2, grm=grm,
+        rewrite_verifier=verify,
+    )  # fmt: skip
+    train(trainer)
+    assert seen and all(completion[0]["role"] == "assistant" for completion in seen)
+
+
+def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(
+    make_policy, make_grm, tokenizer, problems, make_rows, arguments, tmp_path
+):
+    from rlmec_trl.stages.training import train_and_save
+
+    results = []
+    for name in ("straight", "resumed"):
+        for max_steps in (4,) if name == "straight" else (2, 4):
+            config = OnlineRLMECConfig(
+                **arguments(output_dir=str(tmp_path / name), rewrite_samples="all", attempt_coef=0.5, max_steps=4,
+                            save_strategy="steps", save_steps=2, lr_scheduler_type="constant")
+            )  # fmt: skip
+            trainer = make_trainer(
+                make_policy, tokenizer, problems, config, grm=make_grm(), rewrite_verifier=passes,
+                replay_dataset=Dataset.from_list(make_rows(6)),
+            )  # fmt: skip
+            if max_steps == 2:
+                trainer.add_callback(StopAt(2))
+            if max_steps == 2:
+                with pytest.raises(KeyboardInterrupt):
+                    train_and_save(trainer)
+            else:
+                train_and_save(trainer)
+        results.append({name: parameter.detach() for name, parameter in trainer.model.named_parameters()})
+    assert largest_difference(*results) == 0.0
+
+
+class StopAt(TrainerCallback):
+    """Ends a training as a kill after a checkpoint would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_two_processes_give_the_weights_of_one(tmp_path, run_on_two, make_policy, tokenizer, problems, make_rows):
+    for name, sharpness in (("policy", 1.0), ("grm", 8.0)):
+        make_policy(sharpness=sharpness).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    problems.save_to_disk(tmp_path / "problems")
+    worker = Path(__file__).parents[1] / "online_worker.py"
+    run_on_two(worker, tmp_path)
+    runpy.run_path(str(worker))["main"](str(tmp_path))
+    one, two = (torch.load(tmp_path / f"{number}.pt") for number in (1, 2))
+    assert one["history"][0]["imitation_loss"] > 0 and one["history"][0]["attempt_loss"] > 0
+    for step, other in zip(one["history"], two["history"], strict=True):
+        for name in ("policy_loss", "imitation_loss", "attempt_loss", "token_reward/grm/mean", "rewrite/verified"):
+            assert step.get(name) == pytest.approx(other.get(name), abs=1e-5), name
+    assert largest_difference(one["weights"], two["weights"]) <= 1e-5
