@@ -15,7 +15,7 @@ from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from ..credit.paper import PAPER
-from ..credit.trainer_checks import TrainerChecks, check_inputs, check_num_rows, list_rows, vocabulary_size
+from ..credit.trainer_checks import TrainerChecks, check_inputs, check_num_rows, vocabulary_size
 from ..data.adapters import note_base_revision, refuse_adapter
 from ..data.batches import num_repeated_rows
 from ..data.errors import ConfigError, DatasetError
@@ -225,20 +225,20 @@ class GRMTrainer(TrainerChecks, SFTTrainer):
         if "row" not in self._signature_columns:
             self._signature_columns.append("row")  # for `_name_rows`; the collator does not read it
 
-    def _name_rows(self, batches: list[dict[str, torch.Tensor]], train: bool) -> str:
+    def _row_numbers(self, batches: list[dict[str, torch.Tensor]], train: bool) -> list[int]:
         handler = self.callback_handler
         dataset = (handler.train_dataloader if train else handler.eval_dataloader).dataset
-        # Packed or unpadded sequences cannot be told apart
-        if "row" not in (dataset.column_names or []) or "attention_mask" not in batches[0]:
-            return list_rows([], train)
-        # A batch has token ids alone, and only a failing one needs its rows: they are looked up
+        # A batch has token ids alone, and only a failing one needs its rows: they are looked up. Packed or unpadded
+        # sequences cannot be told apart
         sequences = {
             tuple(ids[mask.bool()].tolist())
             for batch in batches
+            if "attention_mask" in batch
             for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
         }
-        numbered = zip(dataset["row"], dataset["input_ids"], strict=True)
-        return list_rows((row for row, ids in numbered if tuple(ids) in sequences), train)
+        if not sequences or "row" not in (dataset.column_names or []):
+            return []
+        return [row for row, ids in zip(dataset["row"], dataset["input_ids"], strict=True) if tuple(ids) in sequences]
 
     def _without_repeats(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The current batch of the dataloader, in which rows that only fill it up have no labels."""
@@ -250,9 +250,8 @@ class GRMTrainer(TrainerChecks, SFTTrainer):
         return {**batch, "labels": labels}
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        inputs = self._without_repeats(inputs)
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        num_tokens = (inputs["labels"][:, 1:] != -100).sum()
+        num_tokens = (self._without_repeats(inputs)["labels"][:, 1:] != -100).sum()
         self._eval_sums.append(torch.stack([loss.float() * num_tokens, num_tokens.float()]))
         return loss, logits, labels
 

@@ -18,7 +18,7 @@ from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from ..credit.paper import PAPER
 from ..credit.preparation import PREPARED_COLUMNS, PREPARED_FEATURES, RewardSettings, prepare_row
-from ..credit.trainer_checks import TrainerChecks, check_inputs, check_num_rows, list_rows, vocabulary_size
+from ..credit.trainer_checks import TrainerChecks, check_inputs, check_num_rows, vocabulary_size
 from ..data.adapters import note_base_revision, refuse_adapter
 from ..data.batches import num_repeated_rows
 from ..data.errors import ConfigError, DatasetError
@@ -269,8 +269,8 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
                 "`max_new_tokens`."
             )
 
-    def _name_rows(self, batches: list[dict[str, torch.Tensor]], train: bool) -> str:
-        return list_rows((row for batch in batches if "row" in batch for row in batch["row"].tolist()), train)
+    def _row_numbers(self, batches: list[dict[str, torch.Tensor]], train: bool) -> list[int]:
+        return [row for batch in batches if "row" in batch for row in batch["row"].tolist()]
 
     def _set_signature_columns_if_needed(self):
         if self._signature_columns is None:
@@ -305,9 +305,6 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
             "policy_mask": batch["policy_mask"].masked_fill(ignored, False),
         }
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        return super().prediction_step(model, self._without_repeats(inputs), prediction_loss_only, ignore_keys)
-
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
         # `Trainer` counts labels. Each of our terms has its own count, over all micro-batches and processes of a step.
         if not batch_samples:
@@ -317,7 +314,10 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if return_outputs:
-            raise ValueError("`RLMECTrainer` has no logits to return: the fused LM head does not build them.")
+            raise ConfigError(
+                "`RLMECTrainer` has no logits to return: the fused LM head does not build them. For `predict`, set "
+                "`prediction_loss_only=True`."
+            )
         mode = "train" if self.model.training else "eval"
         model_inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}
         if self.aux_loss_enabled:
@@ -394,6 +394,8 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
+        # What `predict` has left, or an evaluation that stopped
+        self._metric_sums["eval"].clear()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         # `Trainer` averages the losses of batches, which have different numbers of tokens. As in an optimizer step,
         # each term is divided by its count over the whole dataset.
