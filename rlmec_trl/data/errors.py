@@ -13,7 +13,26 @@ class ConfigError(UserError, ValueError):
 
 
 class DatasetError(UserError, ValueError):
-    """A dataset that a stage cannot use. The message names the row, the column, the value, and the fix."""
+    """
+    A dataset that a stage cannot use. The message names the row, the column, the value, and the fix.
+
+    Args:
+        reason (`str`):
+            What was found, and how to fix it.
+        row (`int`, *optional*):
+            Number of the row. `None` where the error is about no row, or its number is not known yet.
+        column (`str`, *optional*):
+            The column.
+    """
+
+    def __init__(self, reason: str, row: int | None = None, column: str | None = None):
+        self.reason = reason
+        self.row = row
+        self.column = column
+        where = [f"row {row}"] if row is not None else []
+        where += [f"column '{column}'"] if column is not None else []
+        place = ", ".join(where)
+        super().__init__(f"{place[0].upper()}{place[1:]}: {reason}" if where else reason)
 
 
 class ModelError(UserError, ValueError):

@@ -169,8 +169,9 @@ class GRMTrainer(TrainerChecks, SFTTrainer):
             if max(ids, default=0) >= self._vocab_size:
                 row = dataset["row"][index] if "row" in dataset.column_names else index
                 raise DatasetError(
-                    f"Row {row}: found the token id {max(ids)} in its texts, and the model has {self._vocab_size} "
-                    "ids. Use the tokenizer of the model."
+                    f"found the token id {max(ids)} in its texts, and the model has {self._vocab_size} ids. Use the "
+                    "tokenizer of the model.",
+                    row,
                 )
 
     def _build_mixture(
