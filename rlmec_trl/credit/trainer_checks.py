@@ -9,9 +9,9 @@ import torch
 from accelerate.utils import DistributedType, gather_object
 from datasets import Dataset
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
-from ..data.adapters import unchanged_dtypes
+from ..data.adapters import load_text_config, unchanged_dtypes
 from ..data.errors import ConfigError, UserError
 from ..data.inputs import check_input
 
@@ -176,10 +176,10 @@ def vocabulary_size(model: str | PreTrainedModel, args: TrainingArguments) -> in
         init_kwargs = args.model_init_kwargs or {}
         where = {name: init_kwargs[name] for name in _WHERE if init_kwargs.get(name) is not None}
         trust_remote_code = init_kwargs.get("trust_remote_code", args.trust_remote_code)
-        config = AutoConfig.from_pretrained(model, **where, trust_remote_code=trust_remote_code)
+        config = load_text_config(model, **where, trust_remote_code=trust_remote_code)
     else:
-        config = model.config
-    return config.get_text_config().vocab_size
+        config = model.config.get_text_config()
+    return config.vocab_size
 
 
 def list_rows(rows: Iterable[int], train: bool) -> str:
