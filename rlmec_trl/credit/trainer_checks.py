@@ -1,7 +1,8 @@
 """What our trainers check beside those of TRL: their datasets, and that every step stays finite."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, TrainingArguments
 
 from ..data.adapters import load_text_config, unchanged_dtypes
-from ..data.errors import ConfigError, UserError
+from ..data.batches import num_repeated_rows
+from ..data.errors import ConfigError, DatasetError, UserError
 from ..data.inputs import check_input
 
 
@@ -34,7 +36,7 @@ class TrainerChecks:
     before the optimizer changes the weights, and an evaluation where the loss of a batch is. It trains and evaluates
     on batches in which rows that only fill them up count nothing, and resumes with the dtypes that it began with.
     `args` needs the field `stop_on_nonfinite`, and the subclass two methods: `_row_numbers(batches, train)`, the
-    numbers of the rows in batches, and `_without_repeats(batch)`.
+    numbers of the rows in batches, and `_mask_last_rows(batch, num_rows)`, a batch whose last rows count nothing.
 
     The losses are read once an optimizer step, together with the gradient norm: one transfer from the device, after a
     gather of two numbers where there are several processes. An evaluation gathers one number a batch. So all
@@ -48,6 +50,11 @@ class TrainerChecks:
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         self._step_losses = ()
         return super().get_batch_samples(map(self._without_repeats, epoch_iterator), num_batches, device)
+
+    def _without_repeats(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The current batch of the dataloader, in which rows that only fill it up count nothing."""
+        num_repeats = num_repeated_rows(self.accelerator.gradient_state.active_dataloader)
+        return self._mask_last_rows(batch, num_repeats) if num_repeats > 0 else batch
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         with unchanged_dtypes(self.model):
@@ -71,7 +78,7 @@ class TrainerChecks:
         if isinstance(grad_norm, DTensor):  # under FSDP2, each process has its part
             grad_norm = grad_norm.full_tensor()
         norm = torch.as_tensor(grad_norm, dtype=torch.float32, device=self.args.device)
-        largest = torch.stack([loss.float() for _, loss in self._step_losses]).abs().max()  # NaN where one is
+        largest = torch.stack([loss.to(norm) for _, loss in self._step_losses]).abs().max()  # NaN where one is
         # A loss is known to its own process alone, and under loss scaling (fp16) the norm does not tell the others
         values = self.accelerator.gather(torch.stack([largest, norm])).reshape(-1, 2).tolist()
         losses = [loss for loss, _ in values if not math.isfinite(loss)]
@@ -136,6 +143,17 @@ def check_inputs(train_dataset: Any, eval_dataset: Any) -> None:
             check_input(dataset, name)
     elif eval_dataset is not None:
         check_input(eval_dataset, "eval")
+
+
+@contextmanager
+def errors_in(dataset_name: str) -> Iterator[None]:
+    """Let the errors of a dataset's rows say which evaluation set it is."""
+    try:
+        yield
+    except DatasetError as error:
+        if dataset_name == "train":
+            raise
+        raise DatasetError(f"In the {dataset_name} dataset: {error}") from None
 
 
 def check_num_rows(dataset: Any, dataset_name: str, args: TrainingArguments) -> None:

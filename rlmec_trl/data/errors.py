@@ -29,10 +29,10 @@ class DatasetError(UserError, ValueError):
         self.reason = reason
         self.row = row
         self.column = column
-        where = [f"row {row}"] if row is not None else []
-        where += [f"column '{column}'"] if column is not None else []
-        place = ", ".join(where)
-        super().__init__(f"{place[0].upper()}{place[1:]}: {reason}" if where else reason)
+        place = "" if row is None else f"Row {row}"
+        if column is not None:
+            place += f", column '{column}'" if place else f"Column '{column}'"
+        super().__init__(f"{place}: {reason}" if place else reason)
 
 
 class ModelError(UserError, ValueError):

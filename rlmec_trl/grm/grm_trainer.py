@@ -15,9 +15,8 @@ from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from ..credit.paper import PAPER
-from ..credit.trainer_checks import TrainerChecks, check_inputs, check_num_rows, vocabulary_size
+from ..credit.trainer_checks import TrainerChecks, check_inputs, check_num_rows, errors_in, vocabulary_size
 from ..data.adapters import note_base_revision, refuse_adapter
-from ..data.batches import num_repeated_rows
 from ..data.errors import ConfigError, DatasetError
 from ..data.inputs import check_input
 from ..data.messages import message_text
@@ -141,15 +140,11 @@ class GRMTrainer(TrainerChecks, SFTTrainer):
             raise DatasetError(
                 "`GRMTrainer` counts the attempts, so it does not support `IterableDataset`. Pass a `Dataset`."
             )
-        try:
+        with errors_in(dataset_name):
             if "input_ids" not in get_dataset_column_names(dataset):
                 dataset = self._build_mixture(dataset, processing_class, args, dataset_name)
             if isinstance(dataset, Dataset):
                 self._check_examples(dataset)
-        except DatasetError as error:
-            if dataset_name == "train":
-                raise
-            raise DatasetError(f"In the {dataset_name} dataset: {error}") from None
         dataset = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         if isinstance(dataset, Dataset) and len(dataset) == 0:
             raise DatasetError(
@@ -224,7 +219,7 @@ class GRMTrainer(TrainerChecks, SFTTrainer):
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         if "row" not in self._signature_columns:
-            self._signature_columns.append("row")  # for `_name_rows`; the collator does not read it
+            self._signature_columns.append("row")  # for `_row_numbers`; the collator does not read it
 
     def _row_numbers(self, batches: list[dict[str, torch.Tensor]], train: bool) -> list[int]:
         handler = self.callback_handler
@@ -241,13 +236,11 @@ class GRMTrainer(TrainerChecks, SFTTrainer):
             return []
         return [row for row, ids in zip(dataset["row"], dataset["input_ids"], strict=True) if tuple(ids) in sequences]
 
-    def _without_repeats(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The current batch of the dataloader, in which rows that only fill it up have no labels."""
-        num_repeats = num_repeated_rows(self.accelerator.gradient_state.active_dataloader)
-        if num_repeats == 0 or self.padding_free:  # without padding, a batch is one sequence
+    def _mask_last_rows(self, batch: dict[str, torch.Tensor], num_rows: int) -> dict[str, torch.Tensor]:
+        if self.padding_free:  # a batch is one sequence
             return batch
         labels = batch["labels"].clone()
-        labels[-num_repeats:] = -100
+        labels[-num_rows:] = -100
         return {**batch, "labels": labels}
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):

@@ -295,14 +295,11 @@ def _as_label(answer: Any, task: Task) -> str | None:
 
 
 def _row_reader(config: ProblemConfig, task: Task) -> Callable[[dict], dict] | None:
-    problem_column, reference_column, answer_column = (
-        config.problem_column,
-        config.reference_column,
-        config.answer_column,
-    )
-    if problem_column is None and reference_column is None and answer_column is None:
+    if config.problem_column is None and config.reference_column is None and config.answer_column is None:
         return None
-    return read_columns(problem_column or "problem", reference_column or "solution", answer_column)
+    return read_columns(
+        config.problem_column or "problem", config.reference_column or "solution", config.answer_column
+    )
 
 
 def _load_raw(config: ProblemConfig, task: Task, split: str) -> Dataset:

@@ -323,9 +323,11 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(kind, make_train
     rows = make_rows(4)
     rows[1]["prompt"] += " elephants"
     rows[1]["reference"] += " elephants"
-    found = f"^Row 1.* id {len(tokenizer)}.* and the model has {len(tokenizer)} ids. Use the tokenizer of the model"
-    with pytest.raises(DatasetError, match=found):
+    found = f"Row 1.* id {len(tokenizer)}.* and the model has {len(tokenizer)} ids. Use the tokenizer of the model"
+    with pytest.raises(DatasetError, match=f"^{found}"):
         make_trainer(kind, Dataset.from_list(rows), tokenizer=larger)
+    with pytest.raises(DatasetError, match=f"^In the eval dataset: {found}"):
+        make_trainer(kind, eval_rows=Dataset.from_list(rows), tokenizer=larger)
 
 
 @BOTH
