@@ -1,17 +1,20 @@
 """What our trainers check beside those of TRL: their datasets, and that every step stays finite."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from datasets import Dataset
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
-from ..data.adapters import unchanged_dtypes
-from ..data.errors import ConfigError, UserError
+from ..data.adapters import load_text_config, unchanged_dtypes
+from ..data.batches import num_repeated_rows
+from ..data.errors import ConfigError, DatasetError, UserError
 from ..data.inputs import check_input
 
 
@@ -30,34 +33,36 @@ class TrainerChecks:
     Mixin for a [`~transformers.Trainer`], before the trainer among the base classes.
 
     It stops training where the loss of a micro-batch or the gradient norm of an optimizer step is NaN or infinite,
-    before the optimizer changes the weights, and an evaluation where the loss of a batch is. It trains on batches in
-    which rows that only fill them up count nothing, and resumes with the dtypes that it began with. `args` needs the
-    field `stop_on_nonfinite`, and the subclass two methods: `_name_rows(batches, train)`, which names the rows of
-    batches in words, and `_without_repeats(batch)`.
+    before the optimizer changes the weights, and an evaluation where the loss of a batch is. It trains and evaluates
+    on batches in which rows that only fill them up count nothing, and resumes with the dtypes that it began with.
+    `args` needs the field `stop_on_nonfinite`, and the subclass two methods: `_row_numbers(batches, train)`, the
+    numbers of the rows in batches, and `_mask_last_rows(batch, num_rows)`, a batch whose last rows count nothing.
 
-    The losses are read once an optimizer step, together with the gradient norm, which costs one transfer from the
-    device and no communication. All processes stop at the same step, because the norm is that of all processes. Under
-    DeepSpeed, whose engine steps inside the backward pass, the weights in memory have changed when training stops,
-    but they are not saved.
+    The losses are read once an optimizer step, together with the gradient norm: one transfer from the device, after a
+    gather of two numbers where there are several processes. An evaluation gathers one number a batch. So all
+    processes stop at the same step or batch, with the same message. Under DeepSpeed, whose engine steps inside the
+    backward pass, the weights in memory have changed when training stops, but they are not saved.
     """
 
-    # The micro-batches of the current optimizer step, and the losses of those that are through
-    _step_batches: list[dict[str, Any]]
-    _step_losses: list[torch.Tensor]
+    # The micro-batches of the current optimizer step that are through, each with its loss
+    _step_losses: tuple[tuple[dict[str, Any], torch.Tensor], ...] = ()
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        batches = map(self._without_repeats, epoch_iterator)
-        batch_samples, num_items_in_batch = super().get_batch_samples(batches, num_batches, device)
-        self._step_batches, self._step_losses = batch_samples, []
-        return batch_samples, num_items_in_batch
+        self._step_losses = ()
+        return super().get_batch_samples(map(self._without_repeats, epoch_iterator), num_batches, device)
+
+    def _without_repeats(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The current batch of the dataloader, in which rows that only fill it up count nothing."""
+        num_repeats = num_repeated_rows(self.accelerator.gradient_state.active_dataloader)
+        return self._mask_last_rows(batch, num_repeats) if num_repeats > 0 else batch
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         with unchanged_dtypes(self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
-    def training_step(self, *args, **kwargs):
-        loss = super().training_step(*args, **kwargs)
-        self._step_losses.append(loss)
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._step_losses += ((inputs, loss),)
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
@@ -72,25 +77,24 @@ class TrainerChecks:
             grad_norm = 0.0
         if isinstance(grad_norm, DTensor):  # under FSDP2, each process has its part
             grad_norm = grad_norm.full_tensor()
-        values = [torch.as_tensor(value, device=self.args.device) for value in (*self._step_losses, grad_norm)]
-        # One transfer from the device
-        *losses, norm = torch.stack([value.float() for value in values]).tolist()
-        if norm < 0:  # how DeepSpeed says that it is not finite
-            norm = math.nan
-        nonfinite = [index for index, loss in enumerate(losses) if not math.isfinite(loss)]
-        if nonfinite:
-            batches = [self._step_batches[index] for index in nonfinite]
-            found = f"the loss is {losses[nonfinite[0]]} on {self._name_rows(batches, train=True)}"
-        elif not math.isfinite(norm) and not self._scaler_skips_the_step():
-            rows = self._name_rows(self._step_batches, train=True)
-            found = f"the losses are finite, but the gradient norm is {norm}, on {rows}"
-            if self.accelerator.num_processes > 1:
-                found += ", unless another process names rows whose loss is not,"
+        norm = torch.as_tensor(grad_norm, dtype=torch.float32, device=self.args.device)
+        largest = torch.stack([loss.to(norm) for _, loss in self._step_losses]).abs().max()  # NaN where one is
+        # A loss is known to its own process alone, and under loss scaling (fp16) the norm does not tell the others
+        values = self.accelerator.gather(torch.stack([largest, norm])).reshape(-1, 2).tolist()
+        losses = [loss for loss, _ in values if not math.isfinite(loss)]
+        # A negative norm is how DeepSpeed says that it is not finite
+        norms = [math.nan if norm < 0 else norm for _, norm in values if not 0 <= norm < math.inf]
+        if losses:
+            batches = [inputs for inputs, loss in self._step_losses if not torch.isfinite(loss)]
+            found = f"the loss is {losses[0]} on {self._name_rows(batches, train=True)}"
+        elif norms and not self._scaler_skips_the_step():
+            batches = [inputs for inputs, _ in self._step_losses]
+            rows = self._name_rows(batches, train=True)
+            found = f"the losses are finite, but the gradient norm is {norms[0]}, on {rows}"
         else:
             return
-        step = self.state.global_step + 1
         raise NonfiniteError(
-            f"Optimizer step {step}: {found}{self._process()}. Training stops at this step, and nothing of it is "
+            f"Optimizer step {self.state.global_step + 1}: {found}. Training stops at this step, and nothing of it is "
             "saved. Check these rows, or lower `learning_rate` or `max_grad_norm`; the last checkpoint can be "
             "resumed from. `stop_on_nonfinite=False` trains on."
         )
@@ -103,19 +107,27 @@ class TrainerChecks:
         # Under 1, the gradients themselves are too large, and every step would be skipped
         return scaler is not None and scaler.is_enabled() and scaler.get_scale() >= 1
 
-    def prediction_step(self, model, inputs, *args, **kwargs):
-        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
-        if self.args.stop_on_nonfinite and loss is not None and not torch.isfinite(loss).all():
-            raise NonfiniteError(
-                f"Evaluation after optimizer step {self.state.global_step}: the loss is {loss.mean().item()} on "
-                f"{self._name_rows([inputs], train=False)}{self._process()}. Check these rows, or evaluate an earlier "
-                "checkpoint. `stop_on_nonfinite=False` leaves the batch out."
-            )
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._without_repeats(inputs)
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if self.args.stop_on_nonfinite and loss is not None:
+            self._check_evaluation(inputs, loss)
         return loss, logits, labels
 
-    def _process(self) -> str:
-        number, count = self.accelerator.process_index, self.accelerator.num_processes
-        return "" if count == 1 else f" (those of process {number} of {count})"
+    def _check_evaluation(self, inputs: dict[str, Any], loss: torch.Tensor) -> None:
+        values = self.accelerator.gather(loss.float().mean().reshape(1)).tolist()
+        losses = [value for value in values if not math.isfinite(value)]
+        if losses:
+            batches = [] if math.isfinite(values[self.accelerator.process_index]) else [inputs]
+            raise NonfiniteError(
+                f"Evaluation after optimizer step {self.state.global_step}: the loss is {losses[0]} on "
+                f"{self._name_rows(batches, train=False)}. Check these rows, or evaluate an earlier checkpoint. With "
+                "`stop_on_nonfinite=False`, the evaluation goes on, and its loss is not finite either."
+            )
+
+    def _name_rows(self, batches: list[dict[str, Any]], train: bool) -> str:
+        """The rows of these batches, and of those that the other processes name, in words."""
+        return list_rows(chain.from_iterable(gather_object([self._row_numbers(batches, train)])), train)
 
 
 def check_inputs(train_dataset: Any, eval_dataset: Any) -> None:
@@ -131,6 +143,17 @@ def check_inputs(train_dataset: Any, eval_dataset: Any) -> None:
             check_input(dataset, name)
     elif eval_dataset is not None:
         check_input(eval_dataset, "eval")
+
+
+@contextmanager
+def errors_in(dataset_name: str) -> Iterator[None]:
+    """Let the errors of a dataset's rows say which evaluation set it is."""
+    try:
+        yield
+    except DatasetError as error:
+        if dataset_name == "train":
+            raise
+        raise DatasetError(f"In the {dataset_name} dataset: {error}") from None
 
 
 def check_num_rows(dataset: Any, dataset_name: str, args: TrainingArguments) -> None:
@@ -171,10 +194,10 @@ def vocabulary_size(model: str | PreTrainedModel, args: TrainingArguments) -> in
         init_kwargs = args.model_init_kwargs or {}
         where = {name: init_kwargs[name] for name in _WHERE if init_kwargs.get(name) is not None}
         trust_remote_code = init_kwargs.get("trust_remote_code", args.trust_remote_code)
-        config = AutoConfig.from_pretrained(model, **where, trust_remote_code=trust_remote_code)
+        config = load_text_config(model, **where, trust_remote_code=trust_remote_code)
     else:
-        config = model.config
-    return config.get_text_config().vocab_size
+        config = model.config.get_text_config()
+    return config.vocab_size
 
 
 def list_rows(rows: Iterable[int], train: bool) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
 from .errors import ConfigError, ModelError
@@ -37,6 +37,27 @@ def adapter_base(name_or_path: str, revision: str = "main") -> tuple[str, str] |
     if not isinstance(settings.get("base_model_name_or_path"), str):
         raise ModelError(f"{str(file)!r} names no base model (`base_model_name_or_path`).")
     return settings["base_model_name_or_path"], settings.get("revision") or "main"
+
+
+def load_text_config(name_or_path: str, revision: str = "main", **kwargs) -> PreTrainedConfig:
+    """
+    The configuration of a model that is not loaded yet, of its language model where it has several parts. That of an
+    adapter is its base model's.
+
+    Args:
+        name_or_path (`str`):
+            Path or Hub name of a model or an adapter.
+        revision (`str`, *optional*, defaults to `"main"`):
+            Its revision on the Hub.
+        kwargs:
+            Further arguments of [`~transformers.AutoConfig.from_pretrained`].
+
+    Raises:
+        [`~rlmec_trl.data.errors.ModelError`]: If an adapter names no base model.
+        `OSError` or `ValueError`: If there is no such configuration.
+    """
+    name_or_path, revision = adapter_base(name_or_path, revision) or (name_or_path, revision)
+    return AutoConfig.from_pretrained(name_or_path, revision=revision, **kwargs).get_text_config()
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -13,7 +13,26 @@ class ConfigError(UserError, ValueError):
 
 
 class DatasetError(UserError, ValueError):
-    """A dataset that a stage cannot use. The message names the row, the column, the value, and the fix."""
+    """
+    A dataset that a stage cannot use. The message names the row, the column, the value, and the fix.
+
+    Args:
+        reason (`str`):
+            What was found, and how to fix it.
+        row (`int`, *optional*):
+            Number of the row. `None` where the error is about no row, or its number is not known yet.
+        column (`str`, *optional*):
+            The column.
+    """
+
+    def __init__(self, reason: str, row: int | None = None, column: str | None = None):
+        self.reason = reason
+        self.row = row
+        self.column = column
+        place = "" if row is None else f"Row {row}"
+        if column is not None:
+            place += f", column '{column}'" if place else f"Column '{column}'"
+        super().__init__(f"{place}: {reason}" if place else reason)
 
 
 class ModelError(UserError, ValueError):

@@ -342,5 +342,4 @@ def row_error(row: int | None, name: str, found: Any, fix: str, quote: bool = Tr
     shown = repr(found) if quote else str(found)
     if len(shown) > 100:
         shown = shown[:100] + "..."
-    where = f"Column '{name}'" if row is None else f"Row {row}, column '{name}'"
-    return DatasetError(f"{where}: found {shown}. {fix}")
+    return DatasetError(f"found {shown}. {fix}", None if row is None else int(row), name)

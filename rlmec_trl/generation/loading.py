@@ -24,7 +24,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 from trl import ModelConfig, get_quantization_config
 
-from ..data.adapters import adapter_base, read_json_object
+from ..data.adapters import adapter_base, load_text_config, read_json_object
 from ..data.errors import ModelError, UserError
 from .inference import eos_token_ids
 from .processes import process_state
@@ -336,7 +336,7 @@ def load_max_length(model_args: ModelConfig, trust_remote_code: bool = False) ->
 
 def load_vocab_size(model_args: ModelConfig, trust_remote_code: bool = False) -> int:
     """
-    The number of ids that a model knows that is not loaded yet.
+    The number of ids that a model that is not loaded yet knows.
 
     Raises:
         [`ModelError`]: If its configuration cannot be loaded.
@@ -346,7 +346,5 @@ def load_vocab_size(model_args: ModelConfig, trust_remote_code: bool = False) ->
 
 def _load_text_config(model_args: ModelConfig, trust_remote_code: bool) -> PreTrainedConfig:
     name_or_path, revision = model_args.model_name_or_path, model_args.model_revision
-    name_or_path, revision = adapter_base(name_or_path, revision) or (name_or_path, revision)
     with translated_errors("configuration of", name_or_path):
-        config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
-    return config.get_text_config()
+        return load_text_config(name_or_path, revision, trust_remote_code=trust_remote_code)

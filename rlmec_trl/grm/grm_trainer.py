@@ -15,9 +15,8 @@ from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from ..credit.paper import PAPER
-from ..credit.trainer_checks import TrainerChecks, check_inputs, check_num_rows, list_rows, vocabulary_size
+from ..credit.trainer_checks import TrainerChecks, check_inputs, check_num_rows, errors_in, vocabulary_size
 from ..data.adapters import note_base_revision, refuse_adapter
-from ..data.batches import num_repeated_rows
 from ..data.errors import ConfigError, DatasetError
 from ..data.inputs import check_input
 from ..data.messages import message_text
@@ -141,15 +140,11 @@ class GRMTrainer(TrainerChecks, SFTTrainer):
             raise DatasetError(
                 "`GRMTrainer` counts the attempts, so it does not support `IterableDataset`. Pass a `Dataset`."
             )
-        try:
+        with errors_in(dataset_name):
             if "input_ids" not in get_dataset_column_names(dataset):
                 dataset = self._build_mixture(dataset, processing_class, args, dataset_name)
             if isinstance(dataset, Dataset):
                 self._check_examples(dataset)
-        except DatasetError as error:
-            if dataset_name == "train":
-                raise
-            raise DatasetError(f"In the {dataset_name} dataset: {error}") from None
         dataset = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         if isinstance(dataset, Dataset) and len(dataset) == 0:
             raise DatasetError(
@@ -169,8 +164,9 @@ class GRMTrainer(TrainerChecks, SFTTrainer):
             if max(ids, default=0) >= self._vocab_size:
                 row = dataset["row"][index] if "row" in dataset.column_names else index
                 raise DatasetError(
-                    f"Row {row}: found the token id {max(ids)} in its texts, and the model has {self._vocab_size} "
-                    "ids. Use the tokenizer of the model."
+                    f"found the token id {max(ids)} in its texts, and the model has {self._vocab_size} ids. Use the "
+                    "tokenizer of the model.",
+                    row,
                 )
 
     def _build_mixture(
@@ -223,36 +219,33 @@ class GRMTrainer(TrainerChecks, SFTTrainer):
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         if "row" not in self._signature_columns:
-            self._signature_columns.append("row")  # for `_name_rows`; the collator does not read it
+            self._signature_columns.append("row")  # for `_row_numbers`; the collator does not read it
 
-    def _name_rows(self, batches: list[dict[str, torch.Tensor]], train: bool) -> str:
+    def _row_numbers(self, batches: list[dict[str, torch.Tensor]], train: bool) -> list[int]:
         handler = self.callback_handler
         dataset = (handler.train_dataloader if train else handler.eval_dataloader).dataset
-        # Packed or unpadded sequences cannot be told apart
-        if "row" not in (dataset.column_names or []) or "attention_mask" not in batches[0]:
-            return list_rows([], train)
-        # A batch has token ids alone, and only a failing one needs its rows: they are looked up
+        # A batch has token ids alone, and only a failing one needs its rows: they are looked up. Packed or unpadded
+        # sequences cannot be told apart
         sequences = {
             tuple(ids[mask.bool()].tolist())
             for batch in batches
+            if "attention_mask" in batch
             for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
         }
-        numbered = zip(dataset["row"], dataset["input_ids"], strict=True)
-        return list_rows((row for row, ids in numbered if tuple(ids) in sequences), train)
+        if not sequences or "row" not in (dataset.column_names or []):
+            return []
+        return [row for row, ids in zip(dataset["row"], dataset["input_ids"], strict=True) if tuple(ids) in sequences]
 
-    def _without_repeats(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The current batch of the dataloader, in which rows that only fill it up have no labels."""
-        num_repeats = num_repeated_rows(self.accelerator.gradient_state.active_dataloader)
-        if num_repeats == 0 or self.padding_free:  # without padding, a batch is one sequence
+    def _mask_last_rows(self, batch: dict[str, torch.Tensor], num_rows: int) -> dict[str, torch.Tensor]:
+        if self.padding_free:  # a batch is one sequence
             return batch
         labels = batch["labels"].clone()
-        labels[-num_repeats:] = -100
+        labels[-num_rows:] = -100
         return {**batch, "labels": labels}
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        inputs = self._without_repeats(inputs)
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        num_tokens = (inputs["labels"][:, 1:] != -100).sum()
+        num_tokens = (self._without_repeats(inputs)["labels"][:, 1:] != -100).sum()
         self._eval_sums.append(torch.stack([loss.float() * num_tokens, num_tokens.float()]))
         return loss, logits, labels
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +17,6 @@ from ..generation.processes import process_state
 
 
 BAD_ROWS_FILE = "bad_rows.jsonl"
-# How a `DatasetError` about a row begins, as opposed to one about a column that is missing
-_ABOUT_ROW = re.compile(r"Row \d+(?:, column '(?P<column>[^']+)')?: (?P<reason>.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -70,11 +67,10 @@ def _bisect(dataset: Dataset, check: Callable[[Dataset], object], rows: range) -
     try:
         check(dataset.select(rows))
     except DatasetError as error:
-        found = _ABOUT_ROW.fullmatch(str(error))
-        if found is None:
+        if error.row is None:  # a column that is missing, for instance
             raise
         if len(rows) == 1:
-            return [BadRow(rows.start, found["column"], found["reason"])]
+            return [BadRow(rows.start, error.column, error.reason)]
         half = len(rows) // 2
         bad_rows = _bisect(dataset, check, rows[:half]) + _bisect(dataset, check, rows[half:])
         if not bad_rows:  # each part is valid, but not together: texts in one, messages in the other
@@ -115,8 +111,7 @@ def leave_out_bad_rows(
 
 def _describe(bad_row: BadRow) -> str:
     """What was wrong with a row, as the error at this row says it."""
-    column = "" if bad_row.column is None else f", column '{bad_row.column}'"
-    return f"Row {bad_row.row}{column}: {bad_row.reason}"
+    return str(DatasetError(bad_row.reason, bad_row.row, bad_row.column))
 
 
 def check_prompts(dataset: Dataset, processing_class: PreTrainedTokenizerBase, max_length: int | None = None) -> None:
@@ -143,13 +138,17 @@ def check_prompts(dataset: Dataset, processing_class: PreTrainedTokenizerBase, m
         except (TypeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise DatasetError(
-                f"Row {index}, column 'prompt': found a prompt that the tokenizer cannot encode "
-                f"({type(error).__name__}: {reason}). Fix its messages, or drop the row."
+                f"found a prompt that the tokenizer cannot encode ({type(error).__name__}: {reason}). Fix its "
+                "messages, or drop the row.",
+                index,
+                "prompt",
             ) from None
         if max_length is not None and length >= max_length:
             raise DatasetError(
-                f"Row {index}, column 'prompt': found {length} tokens, which leave no room for a completion: the "
-                f"model has {max_length} positions. Shorten the prompt, or drop the row."
+                f"found {length} tokens, which leave no room for a completion: the model has {max_length} positions. "
+                "Shorten the prompt, or drop the row.",
+                index,
+                "prompt",
             )
 
 
@@ -166,9 +165,10 @@ def check_completion_ids(dataset: Dataset, processing_class: PreTrainedTokenizer
         if text is None or text.strip() != message_text(completion).strip():
             found = "ids that the tokenizer does not have" if text is None else f"ids that decode to {text[:60]!r}"
             raise DatasetError(
-                f"Row {index}, column 'completion_ids': found {found}, but `completion` is "
-                f"{message_text(completion)[:60]!r}. The ids must be those that the policy sampled, with the "
-                "tokenizer that policy and reward model share: sample the row again."
+                f"found {found}, but `completion` is {message_text(completion)[:60]!r}. The ids must be those that "
+                "the policy sampled, with the tokenizer that policy and reward model share: sample the row again.",
+                index,
+                "completion_ids",
             )
 
 

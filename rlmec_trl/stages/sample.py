@@ -161,9 +161,10 @@ def run(
     def load_policy() -> PreTrainedModel:
         return load_model(model_args, config.trust_remote_code)[0]
 
-    @cache  # before the first shard, and not in a finished run
+    @cache  # before the first shard, and not in a finished run; what was to be skipped has been checked
     def check_all_prompts() -> None:
-        check_prompts(problems, tokenizer, max_length)
+        if config.on_bad_row == "error":
+            check_prompts(problems, tokenizer, max_length)
 
     def sample(shard: Dataset, index: int) -> Dataset:
         check_all_prompts()

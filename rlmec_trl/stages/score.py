@@ -266,7 +266,8 @@ def run(
 
     @cache  # loaded on first use: a finished run loads no model
     def load_models() -> tuple[GenerativeRewardModel, PreTrainedModel]:
-        check_tokens(dataset)
+        if config.on_bad_row == "error":  # with "skip", `check_rows` has checked them
+            check_tokens(dataset)
         policy, _ = load_model(model_args, trust_remote_code)
         reward_model, tokenizer = load_model(grm_args, trust_remote_code)
         grm = GenerativeRewardModel(

@@ -231,9 +231,9 @@ def _check_by_reward(
         with ThreadPoolExecutor(1) as pool:
             rewards = pool.submit(asyncio.run, rewards).result()
     if not isinstance(rewards, Sized):
-        raise ConfigError(f"The reward function returned {rewards!r}, not a list with one reward.")
+        raise TypeError(f"The reward function returned {rewards!r}, not a list with one reward.")
     if len(rewards) != 1:
-        raise ConfigError(f"The reward function returned {len(rewards)} rewards for one completion.")
+        raise ValueError(f"The reward function returned {len(rewards)} rewards for one completion.")
     return rewards[0] is not None and bool(rewards[0] >= threshold)
 
 

@@ -24,8 +24,9 @@ def read_row(row: dict[str, Any]) -> dict[str, str]:
         raise found_in_raw("problem", options.texts[0], "List at least two options, one per line after 'Options:'.")
     if options is not None and raw["answer"] is not None and not named_options([str(raw["answer"])], options):
         raise DatasetError(
-            f"column 'answer': found {raw['answer']!r}, which is none of the options {', '.join(options.texts)}. "
-            "Give the text of the correct option, or its label."
+            f"found {raw['answer']!r}, which is none of the options {', '.join(options.texts)}. Give the text of the "
+            "correct option, or its label.",
+            column="answer",
         )
     return raw
 
@@ -87,8 +88,8 @@ def index_of(value: Any, choices: Sequence[Any], column: str) -> int:
     """
     if value not in choices:
         raise DatasetError(
-            f"column '{column}': found {value!r}, which is none of {', '.join(map(str, choices))}. Use a split that "
-            "has answers."
+            f"found {value!r}, which is none of {', '.join(map(str, choices))}. Use a split that has answers.",
+            column=column,
         )
     return list(choices).index(value)
 

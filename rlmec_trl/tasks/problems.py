@@ -11,13 +11,13 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 from datasets.fingerprint import get_temporary_cache_files_directory
 
 from ..data.checks import check_config
-from ..data.errors import ConfigError, UserError
+from ..data.errors import ConfigError
 from ..data.loading import load_rows
 from ..data.messages import is_conversational, is_storable
 from ..data.schema import DatasetError, check_dataset, column_features
 from ..data.tokens import as_prompt
 from .answers import check_label, clean_solution, extract_answer
-from .task import Task, describe_failure
+from .task import Task, user_code
 from .wording import policy_prompt
 
 
@@ -160,30 +160,25 @@ def to_task_rows(
     read_row = read_row or task.read_row or read_columns()
 
     def convert(row: dict, index: int) -> dict:
-        try:
-            raw = read_row(row)
-            if not isinstance(raw, dict):
-                raise ConfigError(f"`read_row` of task '{task.name}' returned {raw!r}, not a dict.")
-            answer = _as_label(raw.get("answer"), task) if task.labels else answer_text(raw.get("answer"))
-        except KeyError as error:
-            raise DatasetError(
-                f"Task '{task.name}' needs the column {error}; the dataset has {', '.join(row)}. Name the columns "
-                "with `--problem_column`, `--reference_column` and `--answer_column`."
-            ) from None
-        except DatasetError as error:
-            raise DatasetError(f"Row {index}, {error}") from None
-        except UserError:
-            raise
-        except Exception as error:  # of code that may be anybody's; where it happened is part of the message
-            raise ConfigError(
-                f"`read_row` of task '{task.name}' failed on row {index}: {describe_failure(error)}. Fix the "
-                "function, or the row."
-            ) from error
+        with user_code(f"`read_row` of task '{task.name}' failed on row {index}", "Fix the function, or the row."):
+            try:
+                raw = read_row(row)
+                if not isinstance(raw, dict):
+                    raise ConfigError(f"`read_row` of task '{task.name}' returned {raw!r}, not a dict.")
+                answer = _as_label(raw.get("answer"), task) if task.labels else answer_text(raw.get("answer"))
+            except KeyError as error:
+                raise DatasetError(
+                    f"Task '{task.name}' needs the column {error}; the dataset has {', '.join(row)}. Name the columns "
+                    "with `--problem_column`, `--reference_column` and `--answer_column`."
+                ) from None
+            except DatasetError as error:
+                raise DatasetError(error.reason, index, error.column) from None
         for name in ("problem", "reference"):
             if not is_storable(raw.get(name)) or not raw[name].strip():
                 raise DatasetError(
-                    f"Row {index}: `read_row` of task '{task.name}' returned {raw.get(name)!r} as `{name}`. It has to "
-                    "return texts as `problem`, `reference` and `answer`, without lone surrogates."
+                    f"`read_row` of task '{task.name}' returned {raw.get(name)!r} as `{name}`. It has to return texts "
+                    "as `problem`, `reference` and `answer`, without lone surrogates.",
+                    index,
                 )
         return {
             "prompt": as_prompt(processing_class, policy_prompt(task.wording, raw["problem"])),
@@ -228,9 +223,9 @@ def read_columns(
             answer = row["answer"]
         elif (answer := extract_answer(reference)) is None:
             raise DatasetError(
-                f"column '{reference_column}': found a solution that states no final answer (its end: "
-                f"{reference[-60:]!r}). End it with 'The answer is X', '\\boxed{{X}}' or '#### X', or name the "
-                "answers with `--answer_column`."
+                f"found a solution that states no final answer (its end: {reference[-60:]!r}). End it with 'The "
+                "answer is X', '\\boxed{X}' or '#### X', or name the answers with `--answer_column`.",
+                column=reference_column,
             )
         return {"problem": problem, "reference": reference, "answer": answer}
 
@@ -266,7 +261,7 @@ def answer_text(answer: Any) -> str | None:
 def found_in_raw(name: str, value: Any, fix: str) -> DatasetError:
     """What is wrong in a column of a raw row; the number of the row is added where it is known."""
     shown = repr(value)
-    return DatasetError(f"column '{name}': found {shown if len(shown) <= 100 else shown[:100] + '...'}. {fix}")
+    return DatasetError(f"found {shown if len(shown) <= 100 else shown[:100] + '...'}. {fix}", column=name)
 
 
 def _is_number(value: Any) -> bool:
@@ -292,21 +287,19 @@ def _as_label(answer: Any, task: Task) -> str | None:
     text = answer_text(answer)
     if text is not None and not check_label(text, text, labels=task.labels):
         raise DatasetError(
-            f"column 'answer': found {answer!r}, which is none of the labels of task '{task.name}' "
-            f"({', '.join(task.labels)}). Give one of them, or its index."
+            f"found {answer!r}, which is none of the labels of task '{task.name}' ({', '.join(task.labels)}). Give "
+            "one of them, or its index.",
+            column="answer",
         )
     return text
 
 
 def _row_reader(config: ProblemConfig, task: Task) -> Callable[[dict], dict] | None:
-    problem_column, reference_column, answer_column = (
-        config.problem_column,
-        config.reference_column,
-        config.answer_column,
-    )
-    if problem_column is None and reference_column is None and answer_column is None:
+    if config.problem_column is None and config.reference_column is None and config.answer_column is None:
         return None
-    return read_columns(problem_column or "problem", reference_column or "solution", answer_column)
+    return read_columns(
+        config.problem_column or "problem", config.reference_column or "solution", config.answer_column
+    )
 
 
 def _load_raw(config: ProblemConfig, task: Task, split: str) -> Dataset:

@@ -9,7 +9,8 @@ import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.errors import ConfigError
+from ..data.errors import ConfigError, UserError
 from ..data.messages import problem_text
 from ..data.steps import split_steps
 from .answers import check_label
@@ -149,13 +150,9 @@ class Task:
         return all(verdicts)
 
     def _call(self, check: str, completion: str, *arguments: str) -> Any:
-        try:
+        what = f"`{check}` of task '{self.name}' failed on the completion {completion[:60]!r}"
+        with user_code(what, "Fix it, or let it return False for what it cannot read."):
             return getattr(self, check)(*arguments)
-        except Exception as error:  # of code that may be anybody's; where it happened is part of the message
-            raise ConfigError(
-                f"`{check}` of task '{self.name}' failed on the completion {completion[:60]!r}: "
-                f"{describe_failure(error)}. Fix it, or let it return False for what it cannot read."
-            ) from error
 
     def raw_problem(self, prompt: str | list[dict]) -> str:
         """The problem in a policy's prompt, without the template around it."""
@@ -166,7 +163,32 @@ def _is_bool(value: Any) -> bool:
     return isinstance(value, bool | np.bool_)
 
 
-def describe_failure(error: BaseException) -> str:
+@contextmanager
+def user_code(what: str, fix: str, error_type: type[UserError] = ConfigError) -> Iterator[None]:
+    """
+    Run code of the user's, which may raise anything: a check, a reader of rows, an editor.
+
+    Args:
+        what (`str`):
+            What failed, if it does.
+        fix (`str`):
+            What to do about it.
+        error_type (`type`, *optional*, defaults to [`~rlmec_trl.data.errors.ConfigError`]):
+            What to raise.
+
+    Raises:
+        `error_type`: Instead of any exception but a [`~rlmec_trl.data.errors.UserError`], which says what to do. It
+            names the exception and its line, and has it as its cause.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise error_type(f"{what}: {_describe_failure(error)}. {fix}") from error
+
+
+def _describe_failure(error: BaseException) -> str:
     """What a user's own code raised, and where: the last line that is neither Python's, nor a library's, nor ours."""
     libraries = (*sysconfig.get_paths().values(), str(Path(__file__).parents[1]), "<frozen", "<string>")
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(libraries)]
@@ -274,4 +296,4 @@ def _load_module(module_name: str, name: str) -> ModuleType:
 def _report(error: BaseException, source: str) -> None:
     """Say what a module of the user's raised while it was imported; interrupts pass."""
     if isinstance(error, Exception | SystemExit):
-        raise ConfigError(f"{source!r} cannot be imported: {describe_failure(error)}. Fix it.") from error
+        raise ConfigError(f"{source!r} cannot be imported: {_describe_failure(error)}. Fix it.") from error

@@ -13,7 +13,7 @@ from ..credit.alignment import edit_distance
 from ..data.errors import ConfigError, UserError
 from ..data.messages import is_conversational, is_storable, message_text
 from ..data.steps import first_changed_step, split_steps
-from ..tasks.task import Task, describe_failure, load_object
+from ..tasks.task import Task, load_object, user_code
 
 
 @dataclass(frozen=True)
@@ -189,16 +189,13 @@ def _call_editor(
     takes_usable = "usable" in parameters or any(
         parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
     )
-    try:
+    what = f"The editor `{_name_of(editor)}` failed on {len(completions)} attempts"
+    fix = (
+        "Fix it and run the command again: finished shards are saved. Return `NoEdit(reason)` for an attempt without "
+        "an edit."
+    )
+    with user_code(what, fix, EditorError):
         edits = editor(problems, references, completions, **({"usable": usable} if takes_usable else {}))
-    except UserError:
-        raise
-    except Exception as error:  # of code that may be anybody's; where it happened is part of the message
-        raise EditorError(
-            f"The editor `{_name_of(editor)}` failed on {len(completions)} attempts: {describe_failure(error)}. "
-            "Fix it and run the command again: finished shards are saved. Return `NoEdit(reason)` for an attempt "
-            "without an edit."
-        ) from error
     if not isinstance(edits, list | tuple):
         raise EditorError(
             f"The editor `{_name_of(editor)}` returned a `{type(edits).__name__}`; it must return a list "

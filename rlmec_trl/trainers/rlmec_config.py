@@ -73,7 +73,7 @@ class RLMECConfig(SFTConfig):
         stop_on_nonfinite (`bool`, *optional*, defaults to `True`):
             Whether to stop with an error where the loss, or the gradient norm of an optimizer step, is NaN or
             infinite, before the weights change. The error names the step and the rows. An evaluation whose loss is NaN
-            or infinite stops too.
+            or infinite stops too. If `False`, training goes on as `Trainer` does, and an evaluation reports that loss.
 
     > [!NOTE]
     > These parameters have default values different from [`~trl.SFTConfig`]:
@@ -190,7 +190,8 @@ class RLMECConfig(SFTConfig):
         default=True,
         metadata={
             "help": "Whether to stop with an error where the loss, or the gradient norm of an optimizer step, is NaN "
-            "or infinite, before the weights change. The error names the step and the rows."
+            "or infinite, before the weights change. The error names the step and the rows. An evaluation whose loss "
+            "is NaN or infinite stops too; if false, it reports that loss."
         },
     )
 

@@ -18,9 +18,8 @@ from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from ..credit.paper import PAPER
 from ..credit.preparation import PREPARED_COLUMNS, PREPARED_FEATURES, RewardSettings, prepare_row
-from ..credit.trainer_checks import TrainerChecks, check_inputs, check_num_rows, list_rows, vocabulary_size
+from ..credit.trainer_checks import TrainerChecks, check_inputs, check_num_rows, errors_in, vocabulary_size
 from ..data.adapters import note_base_revision, refuse_adapter
-from ..data.batches import num_repeated_rows
 from ..data.errors import ConfigError, DatasetError
 from ..data.inputs import check_input
 from ..data.schema import StreamCheck, check_dataset
@@ -195,11 +194,12 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
                 "`imitation_targets='hard'`."
             )
         map_kwargs, filter_kwargs = {}, {}
-        dataset = self._check_rows(dataset, processing_class, dataset_name)
+        with errors_in(dataset_name):
+            dataset = self._check_rows(dataset, processing_class)
         if isinstance(dataset, Dataset):
             map_kwargs = {"num_proc": args.dataset_num_proc, "desc": f"Preparing {dataset_name} dataset"}
             filter_kwargs = {"num_proc": args.dataset_num_proc, "desc": f"Filtering {dataset_name} dataset"}
-        with global_then_local_main_first():
+        with errors_in(dataset_name), global_then_local_main_first():
             prepared = dataset.map(
                 prepare_row,
                 with_indices=True,
@@ -239,20 +239,15 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
             check_num_rows(useful, dataset_name, args)
         return useful.shuffle(seed=args.seed) if args.shuffle_dataset else useful
 
-    def _check_rows(self, dataset, processing_class, dataset_name):
+    def _check_rows(self, dataset, processing_class):
         """Check the rows of a dataset now. Of a stream, check the first row now and the others as they are read."""
-        try:
-            if isinstance(dataset, Dataset):
-                check_dataset(dataset, "policy", vocab_size=self._vocab_size)
-                check_chat_template(dataset, processing_class)
-                return dataset
-            check = StreamCheck("policy", vocab_size=self._vocab_size)
-            check({name: [value] for name, value in next(iter(dataset)).items()}, [0])
-            return dataset.map(check, batched=True, batch_size=_STREAM_BATCH_SIZE, with_indices=True)
-        except DatasetError as error:
-            if dataset_name == "train":
-                raise
-            raise DatasetError(f"In the {dataset_name} dataset: {error}") from None
+        if isinstance(dataset, Dataset):
+            check_dataset(dataset, "policy", vocab_size=self._vocab_size)
+            check_chat_template(dataset, processing_class)
+            return dataset
+        check = StreamCheck("policy", vocab_size=self._vocab_size)
+        check({name: [value] for name, value in next(iter(dataset)).items()}, [0])
+        return dataset.map(check, batched=True, batch_size=_STREAM_BATCH_SIZE, with_indices=True)
 
     @staticmethod
     def _report_truncation(prepared: Dataset, args: RLMECConfig, dataset_name: str) -> None:
@@ -269,8 +264,8 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
                 "`max_new_tokens`."
             )
 
-    def _name_rows(self, batches: list[dict[str, torch.Tensor]], train: bool) -> str:
-        return list_rows((row for batch in batches if "row" in batch for row in batch["row"].tolist()), train)
+    def _row_numbers(self, batches: list[dict[str, torch.Tensor]], train: bool) -> list[int]:
+        return [row for batch in batches if "row" in batch for row in batch["row"].tolist()]
 
     def _set_signature_columns_if_needed(self):
         if self._signature_columns is None:
@@ -284,29 +279,19 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
             num_policy = batch["num_completion_tokens"].sum()
         return torch.stack([num_policy, batch["num_weighted"].sum()])
 
-    def _without_repeats(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """
-        The current batch of the dataloader, in which rows that only fill it up count nothing.
-
-        Their sequences stay in it, because every process has to take part in each forward pass.
-        """
-        num_repeats = num_repeated_rows(self.accelerator.gradient_state.active_dataloader)
-        if num_repeats == 0:
-            return batch
-        num_rows = batch["num_active"].size(0)
-        repeats = torch.arange(num_rows, device=batch["num_active"].device) >= num_rows - num_repeats
-        ignored = repeats[batch["sequence_rows"]][:, None]
+    def _mask_last_rows(self, batch: dict[str, torch.Tensor], num_rows: int) -> dict[str, torch.Tensor]:
+        # Their sequences stay in the batch, because every process has to take part in each forward pass
+        masked = torch.zeros_like(batch["num_active"], dtype=torch.bool)
+        masked[-num_rows:] = True
+        ignored = masked[batch["sequence_rows"]][:, None]
         return {
             **batch,
-            **{name: batch[name].masked_fill(repeats, 0.0) for name in ROW_COUNTS},
+            **{name: batch[name].masked_fill(masked, 0.0) for name in ROW_COUNTS},
             "labels": batch["labels"].masked_fill(ignored, -100),
             "token_rewards": batch["token_rewards"].masked_fill(ignored, 0.0),
             "imitation_weights": batch["imitation_weights"].masked_fill(ignored, 0.0),
             "policy_mask": batch["policy_mask"].masked_fill(ignored, False),
         }
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        return super().prediction_step(model, self._without_repeats(inputs), prediction_loss_only, ignore_keys)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
         # `Trainer` counts labels. Each of our terms has its own count, over all micro-batches and processes of a step.
@@ -317,7 +302,10 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if return_outputs:
-            raise ValueError("`RLMECTrainer` has no logits to return: the fused LM head does not build them.")
+            raise ConfigError(
+                "`RLMECTrainer` has no logits to return: the fused LM head does not build them. For `predict`, set "
+                "`prediction_loss_only=True`."
+            )
         mode = "train" if self.model.training else "eval"
         model_inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}
         if self.aux_loss_enabled:
@@ -394,6 +382,8 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
+        # What `predict` has left, or an evaluation that stopped
+        self._metric_sums["eval"].clear()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         # `Trainer` averages the losses of batches, which have different numbers of tokens. As in an optimizer step,
         # each term is divided by its count over the whole dataset.

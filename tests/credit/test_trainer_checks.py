@@ -139,7 +139,6 @@ def test_only_the_rows_of_the_failing_batch_are_named(kind, make_trainer, make_p
 
 @BOTH
 def test_an_evaluation_that_is_not_finite_stops_too(kind, make_trainer, make_rows, tmp_path):
-    """`Trainer` leaves such batches out of the mean."""
     rows = Dataset.from_list(make_rows(4))
     trainer = make_trainer(kind, eval_rows=rows, callbacks=[Poison(step=9)])
     trainer.evaluate()
@@ -158,14 +157,56 @@ def test_a_setting_trains_on(kind, make_trainer):
 
 
 @BOTH
+def test_a_setting_evaluates_on_and_the_loss_is_not_finite(kind, make_trainer, make_rows):
+    """Nothing is left out of the mean."""
+    rows = make_rows(4)
+    rows[1]["prompt"] = f"Tom Tom {rows[1]['prompt']}"
+    trainer = make_trainer(kind, eval_rows=Dataset.from_list(rows), stop_on_nonfinite=False)
+    assert math.isfinite(trainer.evaluate()["eval_loss"])
+    longest = max(len(row["input_ids"][0]) for row in trainer.get_eval_dataloader())
+
+    def hook(module, args, output):
+        return output * (math.nan if args[0].size(1) == longest else 1.0)
+
+    trainer.model.get_input_embeddings().register_forward_hook(hook)
+    assert math.isnan(trainer.evaluate()["eval_loss"])
+
+
+def test_an_evaluation_is_not_added_to_one_before_it(make_trainer, make_rows):
+    """`predict` logs nothing, and an evaluation that stopped neither."""
+    rows = Dataset.from_list(make_rows(4))
+    trainer = make_trainer("rlmec", eval_rows=rows.select([0, 1]), prediction_loss_only=True)
+    expected = trainer.evaluate()
+    trainer.predict(trainer.train_dataset)
+    poisoned = trainer.model.get_input_embeddings().register_forward_hook(
+        lambda module, args, output: output * math.nan
+    )
+    with pytest.raises(NonfiniteError):
+        trainer.evaluate()
+    poisoned.remove()
+    found = trainer.evaluate()
+    names = {"eval_loss", "eval_kl", "eval_imitation_loss", "eval_entropy", "eval_token_reward/mean"}
+    assert {name: found[name] for name in names} == {name: expected[name] for name in names}
+
+
+@BOTH
+def test_a_training_step_alone_can_be_made(kind, make_trainer):
+    """Outside of `train`, nothing collects the batches of a step before."""
+    trainer = make_trainer(kind)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.current_gradient_accumulation_steps = 1
+    assert math.isfinite(trainer.training_step(trainer.model, batch, trainer._get_num_items_in_batch([batch], "cpu")))
+
+
+@BOTH
 @pytest.mark.parametrize(("scale", "stops"), [(65536.0, False), (1.0, False), (0.5, True)])
 def test_gradients_that_overflow_under_loss_scaling_stop_only_where_no_scale_is_left(
     kind, scale, stops, make_trainer, monkeypatch
 ):
     """With fp16, the first steps overflow; the scaler skips them and halves the scale."""
     trainer = make_trainer(kind, save_strategy="no")
-    trainer._step_batches, trainer._step_losses = [], []
-    monkeypatch.setattr(trainer, "_name_rows", lambda batches, train: "row 3")
+    trainer._step_losses = (({"row": torch.tensor([3])}, torch.tensor(0.5)),)
+    monkeypatch.setattr(trainer, "_row_numbers", lambda batches, train: [3])
     scaler = types.SimpleNamespace(is_enabled=lambda: True, get_scale=lambda: scale)
     monkeypatch.setattr(trainer.accelerator, "scaler", scaler)
     if stops:
@@ -282,9 +323,11 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(kind, make_train
     rows = make_rows(4)
     rows[1]["prompt"] += " elephants"
     rows[1]["reference"] += " elephants"
-    found = f"^Row 1.* id {len(tokenizer)}.* and the model has {len(tokenizer)} ids. Use the tokenizer of the model"
-    with pytest.raises(DatasetError, match=found):
+    found = f"Row 1.* id {len(tokenizer)}.* and the model has {len(tokenizer)} ids. Use the tokenizer of the model"
+    with pytest.raises(DatasetError, match=f"^{found}"):
         make_trainer(kind, Dataset.from_list(rows), tokenizer=larger)
+    with pytest.raises(DatasetError, match=f"^In the eval dataset: {found}"):
+        make_trainer(kind, eval_rows=Dataset.from_list(rows), tokenizer=larger)
 
 
 @BOTH
@@ -310,7 +353,7 @@ def test_a_dataset_of_which_nothing_can_be_trained_on_is_refused(kind, make_trai
 
 def test_deepspeed_marks_a_norm_that_is_not_finite_by_a_negative_one(make_trainer):
     trainer = make_trainer("rlmec")
-    trainer._step_batches, trainer._step_losses = [{"row": torch.tensor([3, 1])}], [torch.tensor(0.5)]
+    trainer._step_losses = (({"row": torch.tensor([3, 1])}, torch.tensor(0.5)),)
     with pytest.raises(NonfiniteError, match="gradient norm is nan, on rows 1, 3 of"):
         trainer._check_step(-1.0)
     trainer._check_step(None)
@@ -409,8 +452,10 @@ def test_the_rows_of_a_stream_are_named_where_the_loss_is_not_finite(make_traine
 # --- Two processes ---------------------------------------------------------------------------------------------------
 
 
-def test_both_processes_stop_where_a_row_of_one_is_not_finite(run_on_two, make_rows, make_policy, tokenizer, tmp_path):
-    """None waits for the other: the gradient norm, which both see, is not finite either."""
+def test_both_processes_stop_together_where_a_row_of_one_is_not_finite(
+    run_on_two, make_rows, make_policy, tokenizer, tmp_path
+):
+    """Also where loss scaling would have the other process skip the step, and in an evaluation."""
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.add_tokens(["poison"])
     policy = make_policy()
@@ -422,12 +467,13 @@ def test_both_processes_stop_where_a_row_of_one_is_not_finite(run_on_two, make_r
     Dataset.from_list(rows).save_to_disk(tmp_path / "rows")
     run_on_two(Path(__file__).parents[1] / "nonfinite_worker.py", tmp_path)
 
-    processes = [json.loads((tmp_path / f"process-{index}.json").read_text()) for index in range(2)]
-    # With one row a micro-batch, sequential: step 2 has rows 4 and 6 on process 0, 5 and 7 on process 1
-    for kind in range(2):
-        stopped = [messages[2 * kind] for messages in processes]
-        assert stopped[0].startswith(
-            "Optimizer step 2: the losses are finite, but the gradient norm is nan, on rows 4"
-        )
-        assert stopped[1].startswith("Optimizer step 2: the loss is nan on row 7 of the training dataset (those of")
-        assert [messages[2 * kind + 1] for messages in processes] == ["changed=True finite=True"] * 2
+    first, second = (json.loads((tmp_path / f"process-{index}.json").read_text()) for index in range(2))
+    assert first == second
+    # Both trainers, each without and with loss scaling. With one row a micro-batch, sequential, step 2 has rows 4 and
+    # 6 on process 0, 5 and 7 on process 1
+    for run in first:
+        assert run["training"].startswith("Optimizer step 2: the loss is nan on row 7 of the training dataset. ")
+        assert run["finite"] and run["changed"]
+    for run in first[::2]:
+        start = "Evaluation after optimizer step 1: the loss is nan on row 7 of the evaluation dataset. "
+        assert run["evaluation"].startswith(start)

@@ -52,7 +52,7 @@ def test_rows_that_are_valid_alone_but_not_together_are_an_error():
 
     def check(rows):
         if len(set(rows["form"])) > 1:
-            raise DatasetError("Row 1, column 'form': found another form. Use one.")
+            raise DatasetError("found another form. Use one.", 1, "form")
 
     with pytest.raises(DatasetError, match="found another form"):
         find_bad_rows(Dataset.from_dict({"form": ["text", "text", "messages"]}), check)
@@ -63,6 +63,18 @@ def test_a_missing_column_is_not_a_matter_of_rows():
         find_bad_rows(
             Dataset.from_dict({"prompt": ["p"], "reference": ["r"]}), lambda part: check_dataset(part, "task")
         )
+
+
+def test_a_column_may_have_any_name():
+    dataset = Dataset.from_dict({"it's": [1, 2, 3]})
+
+    def check(part):
+        for row, value in enumerate(part["it's"]):
+            if value == 2:
+                raise DatasetError("found 2. Drop it.", row, "it's")
+
+    (bad_row,) = find_bad_rows(dataset, check)
+    assert (bad_row.row, bad_row.column, bad_row.reason) == (1, "it's", "found 2. Drop it.")
 
 
 def test_nothing_left_is_an_error_with_the_first_reason(tmp_path):
@@ -140,6 +152,25 @@ def test_with_nothing_to_skip_the_setting_changes_nothing(folder, monkeypatch):
     monkeypatch.setattr(sample, "load_model", None)
     assert sample_with(folder, problems, on_bad_row="skip").to_list() == samples.to_list()
     assert not (folder / "samples" / BAD_ROWS_FILE).exists()
+
+
+@pytest.mark.parametrize("on_bad_row", ["error", "skip"])
+def test_every_prompt_is_checked_once(folder, on_bad_row, make_rows, monkeypatch):
+    """... with any number of shards: it is as long as tokenizing all of them."""
+    checked = []
+    check = sample.check_prompts
+
+    def count(rows, *arguments):
+        checked.append(len(rows))
+        check(rows, *arguments)
+
+    monkeypatch.setattr(sample, "check_prompts", count)
+    monkeypatch.setattr(score, "check_prompts", count)
+    problems = arithmetic.make_arithmetic(warmup=0, train=4, validation=0, test=0)["train"]
+    sample_with(folder, problems, on_bad_row=on_bad_row, shard_size=2)
+    assert checked == [4]
+    score_with(folder, make_rows(4), on_bad_row=on_bad_row, shard_size=2)
+    assert checked == [4, 4]
 
 
 def score_with(folder, rows, **kwargs):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from rlmec_trl.data.errors import ConfigError
+from rlmec_trl.data.errors import ConfigError, DatasetError
 from rlmec_trl.tasks.answers import check_choice
 from rlmec_trl.tasks.problems import to_task_rows
 from rlmec_trl.tasks.task import BUILT_IN, Task, load_object, load_task
@@ -233,6 +233,14 @@ def test_a_check_that_raises_is_reported_with_its_line(check):
         ConfigError, match=rf"`{check}` of task 'mine' failed on .*'text': ValueError.*test_task.py, line"
     ):
         task.is_correct("text", "answer", "problem") and task.has_correct_steps("problem", "text")
+
+
+def test_an_error_for_the_user_inside_a_check_is_not_wrapped_in_another():
+    def check(completion, answer, problem):
+        raise DatasetError("found no unit. Give one.", column="answer")
+
+    with pytest.raises(DatasetError, match="^Column 'answer': found no unit. Give one.$"):
+        Task("mine", check).is_correct("text", "answer", "problem")
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,18 @@ with the name of what has changed rather than in a user's training run.
 
 import inspect
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate.utils import constants as fsdp_constants
 from datasets import Dataset
-from transformers import Trainer, TrainerCallback, trainer_jit_checkpoint
+from transformers import Trainer, TrainerCallback
 from transformers import trainer as trainer_module
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_jit_checkpoint import CheckpointManager
 from transformers.trainer_pt_utils import find_batch_size
+from transformers.training_args import ParallelMode
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
@@ -341,7 +344,7 @@ def test_the_config_of_sft_trainer_has_the_options_we_refuse(tmp_path):
 def test_get_grad_norm_is_called_between_the_backward_passes_and_the_step_of_the_optimizer(
     max_grad_norm, make_sft_trainer
 ):
-    """There, `TrainerChecks` stops a step that is not finite; `get_batch_samples` gives it the step's batches."""
+    """There, `TrainerChecks` stops a step that is not finite; `training_step` gives it the step's batches."""
     calls = []
 
     class Spy(SFTTrainer):
@@ -373,7 +376,7 @@ def test_get_grad_norm_is_called_between_the_backward_passes_and_the_step_of_the
     assert norm > 0
     for trainer_class in (RLMECTrainer, GRMTrainer):
         assert parameters(trainer_class._get_grad_norm) == parameters(Trainer._get_grad_norm)
-        assert parameters(trainer_class.get_batch_samples) == parameters(Trainer.get_batch_samples)
+        assert parameters(trainer_class.training_step) == parameters(Trainer.training_step)
 
 
 def test_prediction_step_returns_the_loss_first(make_sft_trainer):
@@ -404,9 +407,24 @@ def test_a_checkpoint_has_the_files_that_complete_ones_are_told_by(make_sft_trai
     assert needed < set(names) and names[-1] == "trainer_state.json"
     assert (trainer_module.TRAINER_STATE_NAME, trainer_module.OPTIMIZER_NAME_BIN) == (names[-1], "optimizer.bin")
     assert (fsdp_constants.FSDP_MODEL_NAME, fsdp_constants.OPTIMIZER_NAME) == ("pytorch_model_fsdp", "optimizer")
-    source = inspect.getsource(Trainer._save_rng_state)
-    assert '"rng_state.pth"' in source and 'f"rng_state_{self.args.process_index}.pth"' in source
-    assert '"checkpoint-is-incomplete.txt"' in inspect.getsource(trainer_jit_checkpoint)
+
+
+def test_each_of_several_processes_saves_its_random_numbers_under_its_index(tmp_path):
+    """`stages/checkpoints.py` counts these files."""
+    args = SimpleNamespace(world_size=2, process_index=1, parallel_mode=ParallelMode.DISTRIBUTED)
+    Trainer._save_rng_state(SimpleNamespace(args=args), str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["rng_state_1.pth"]
+
+
+def test_a_just_in_time_checkpoint_is_marked_while_it_is_written(make_sft_trainer, tmp_path, monkeypatch):
+    """`stages/checkpoints.py` looks for the mark."""
+    trainer = make_sft_trainer()
+    seen = []
+    folder = tmp_path / "checkpoint-0"
+    monkeypatch.setattr(trainer, "_save_checkpoint", lambda *args, **kwargs: seen.extend(folder.iterdir()))
+    CheckpointManager(trainer).execute_jit_checkpoint()
+    assert [path.name for path in seen] == ["checkpoint-is-incomplete.txt"]
+    assert not list(folder.iterdir())
 
 
 def test_a_callback_can_write_to_the_state_of_a_checkpoint_and_end_a_training_before_its_first_step(
