@@ -85,6 +85,12 @@ class OnlineRLMECConfig(GRPOConfig):
         sync_grm (`bool`, *optional*, defaults to `False`):
             Whether the reward model follows the policy: every `ref_model_sync_steps` steps it moves towards it by
             `ref_model_mixup_alpha`. It needs the policy's architecture.
+
+        > Parameters that control when training stops
+
+        stop_on_nonfinite (`bool`, *optional*, defaults to `True`):
+            Whether to stop with an error where the loss, or the gradient norm of an optimizer step, is NaN or
+            infinite, before the weights change. An evaluation whose loss is NaN or infinite stops too.
     """
 
     # Parameters that control the token credit
@@ -220,6 +226,15 @@ class OnlineRLMECConfig(GRPOConfig):
         metadata={
             "help": "Whether the reward model follows the policy: every `ref_model_sync_steps` steps it moves towards "
             "it by `ref_model_mixup_alpha`. It needs the policy's architecture."
+        },
+    )
+
+    # Parameters that control when training stops
+    stop_on_nonfinite: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether to stop with an error where the loss, or the gradient norm of an optimizer step, is NaN "
+            "or infinite, before the weights change."
         },
     )
 

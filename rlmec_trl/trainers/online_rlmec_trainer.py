@@ -25,6 +25,7 @@ from ..credit.paper import PAPER
 from ..credit.token_credit import first_flagged, token_advantages
 from ..credit.token_reward_funcs import TokenRewardFunc, call_token_reward_funcs, check_token_rewards
 from ..credit.token_rewards import clip_token_rewards, keep_first_negative
+from ..credit.trainer_checks import TrainerChecks
 from ..data.errors import ConfigError
 from ..data.messages import is_conversational
 from ..grm.generative_reward_model import GenerativeRewardModel
@@ -59,7 +60,7 @@ def no_outcome(completions: list[Any], **kwargs) -> list[float]:
     return [0.0] * len(completions)
 
 
-class OnlineRLMECTrainer(GRPOTrainer):
+class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
     """
     Trainer for online RLMEC (https://huggingface.co/papers/2401.06081): [`~trl.GRPOTrainer`] with credit for each
     token.
@@ -560,6 +561,18 @@ class OnlineRLMECTrainer(GRPOTrainer):
                 teacher_mask=mask,
             )
         return outputs.divergence.sum() / self._share(inputs["num_distilled_in_batch"], mode)
+
+    def _name_rows(self, batches, train: bool) -> str:
+        # Of the prompts of a generation batch, each micro-batch has some
+        prompts = [row["prompt"] for rows in batches for row in rows]
+        prompts = [prompt for prompts in gather_object([prompts]) for prompt in prompts]
+        which = "training" if train else "evaluation"
+        if not prompts:
+            return f"a completion of the {which} dataset"
+        return f"a completion of one of {len(prompts)} prompts of the {which} dataset, such as {prompts[0]!r}"
+
+    def _mask_last_rows(self, batch, num_rows: int):
+        return batch  # GRPO's batches are whole groups, and in an evaluation all of them count
 
     def _save(self, output_dir=None, state_dict=None):
         if self.grm is None or self.grm.adapter_name is None:

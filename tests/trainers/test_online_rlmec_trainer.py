@@ -568,3 +568,18 @@ def test_two_processes_give_the_weights_of_one(tmp_path, run_on_two, make_policy
         for name in ("policy_loss", "imitation_loss", "attempt_loss", "token_reward/grm/mean", "rewrite/verified"):
             assert step.get(name) == pytest.approx(other.get(name), abs=1e-5), name
     assert largest_difference(one["weights"], two["weights"]) <= 1e-5
+
+
+def test_a_loss_that_is_not_finite_stops_training_before_the_weights_change(
+    make_policy, tokenizer, problems, arguments
+):
+    from rlmec_trl.credit.trainer_checks import NonfiniteError
+
+    config = OnlineRLMECConfig(**arguments())
+    trainer = make_trainer(make_policy, tokenizer, problems, config)
+    compute = trainer._compute_loss
+    trainer._compute_loss = lambda model, inputs: compute(model, inputs) * math.nan
+    with pytest.raises(NonfiniteError, match="Optimizer step 1: the loss is nan on a completion of one of 4 prompts"):
+        trainer.train()
+    fresh = dict(make_policy().named_parameters())
+    assert all(torch.equal(parameter, fresh[name]) for name, parameter in trainer.model.named_parameters())
