@@ -40,7 +40,9 @@ class TokenSpans:
     has_eos: bool
 
 
-def token_spans(processing_class: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> TokenSpans:
+def token_spans(
+    processing_class: PreTrainedTokenizerBase, token_ids: Sequence[int], has_eos: bool | None = None
+) -> TokenSpans:
     """
     Find the spans of token ids as they are, without tokenizing their text again.
 
@@ -53,8 +55,12 @@ def token_spans(processing_class: PreTrainedTokenizerBase, token_ids: Sequence[i
             Tokenizer of the ids, fast or slow.
         token_ids (`Sequence[int]`):
             Token ids of a completion, as sampled.
+        has_eos (`bool`, *optional*):
+            Whether the last token is EOS. By default, if it is a special token.
     """
     token_ids = list(token_ids)
+    if has_eos is None:
+        has_eos = ends_with_eos(processing_class, token_ids)
     text = decode_completion(processing_class, token_ids)
     ends = _decoded_ends(processing_class, token_ids, text, from_start=False)
     if ends and ends[-1] != (len(text), False):  # what a token adds depends on more than the few before it
@@ -65,7 +71,7 @@ def token_spans(processing_class: PreTrainedTokenizerBase, token_ids: Sequence[i
         positions += [settled + Fraction(part, count + 1) if within else settled for part in range(1, count + 1)]
     # Text that vanishes again (an invalid byte that some tokenizers drop) moves no token back or past the end
     positions = [min(position, len(text)) for position in accumulate([0, *positions], max)]
-    return TokenSpans(text, positions[: len(token_ids)], ends_with_eos(processing_class, token_ids))
+    return TokenSpans(text, positions[: len(token_ids)], has_eos)
 
 
 def _decoded_ends(

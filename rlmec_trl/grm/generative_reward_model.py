@@ -359,13 +359,10 @@ class GenerativeRewardModel:
             self.model, self.processing_class, contexts, own_ids, self.batch_size, self._desc("Scoring")
         )
         if not self.shares_tokenizer:
+            targets = [token_spans(self.policy_processing_class, ids) for ids in completion_ids]
             logps = [
-                carry_over(
-                    row,
-                    token_spans(self.processing_class, own),
-                    token_spans(self.policy_processing_class, ids),
-                )
-                for row, own, ids in zip(logps, own_ids, completion_ids, strict=True)
+                carry_over(row, token_spans(self.processing_class, own, target.has_eos), target)
+                for row, own, target in zip(logps, own_ids, targets, strict=True)
             ]
         return [[None if logp is None else math.exp(logp) for logp in row] for row in logps]
 
