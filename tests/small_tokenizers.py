@@ -65,14 +65,18 @@ def unigram_tokenizer(texts):
     return wrapped(tokenizer, unk_token="<unk>")
 
 
-def arithmetic_pieces_tokenizer(texts):
-    """
-    Whole numbers and single words, each with the space before it, lines apart: no token of it is one of the built-in
-    task's, and it spells every text of the task.
-    """
-    tokenizer = Tokenizer(models.WordLevel({}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\d+| ?[A-Za-z]+ ;| ?[^\s\dA-Za-z]| ?[A-Za-z]+|\s"), "isolated")
+def number_tokenizer(texts):
+    """Whole numbers, and words with the space before them: the words of all texts, no token a part of one."""
+    split = pre_tokenizers.Split(Regex(r" ?[0-9]+| ?[A-Za-z]+| ?[^ 0-9A-Za-z]| "), "isolated")
+    words = {word for text in texts for word, _ in split.pre_tokenize_str(text)}
+    vocabulary = ["<unk>", EOS, *sorted(words)]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.Fuse()
-    trainer = trainers.WordLevelTrainer(special_tokens=["<unk>", EOS, BOS, END], show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    return wrapped(tokenizer, unk_token="<unk>", clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=EOS,
+        unk_token="<unk>",
+        pad_token=EOS,
+        model_input_names=["input_ids", "attention_mask"],
+    )

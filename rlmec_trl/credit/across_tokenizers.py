@@ -84,20 +84,19 @@ def _decoded_ends(
     the last that agreed with the text: its text is the context in which the next ones are decoded.
     """
     ends = []
-    context = read = settled = 0
+    context = read = settled = reached = 0
     lead = ""
     for end in range(1, len(token_ids) + 1):
         piece = decode_completion(processing_class, token_ids[context:end])
-        if not piece.startswith(lead):
-            ends.append((settled, True))
-            continue
-        added = piece[len(lead) :]
-        if not text.startswith(added, settled):
+        added = piece[len(lead) :] if piece.startswith(lead) else ""
+        agrees = piece.startswith(lead) and text.startswith(added, settled)
+        num_common = len(added)
+        if not agrees:
             num_common = len(os.path.commonprefix([added, text[settled : settled + len(added)]]))
-            ends.append((settled + num_common, True))
-            continue
-        ends.append((settled + len(added), False))
-        if added and not from_start:
+        # With some tokenizers, the first half of a character spoils complete ones before it until its other half comes
+        reached = max(reached, settled + num_common)
+        ends.append((reached, not agrees))
+        if agrees and added and not from_start:
             settled += len(added)
             context, read = read, end
             lead = decode_completion(processing_class, token_ids[context:read])

@@ -302,18 +302,17 @@ def _flat(
     lengths = _lengths(column)
     values = pc.list_flatten(column) if present.any() else pa.nulls(0)
     rows = np.repeat(rows, lengths)
-    wrong = ~values.is_valid().to_numpy(zero_copy_only=False)
-    if may_be_none:
-        if wrong.all():
-            values = values.cast(pa.float64())  # without any value, Arrow need not know a type
-        wrong[:] = False
+    is_none = ~values.is_valid().to_numpy(zero_copy_only=False)
+    wrong = np.zeros_like(is_none) if may_be_none else is_none.copy()
+    if may_be_none and pa.types.is_null(values.type):
+        values = values.cast(pa.float64())
     if not is_element(values.type):
         if pa.types.is_floating(values.type):
             # One fraction among integers makes floats of all
             numbers = values.to_numpy(zero_copy_only=False)
             wrong |= np.floor(numbers) != numbers
         if not wrong.any():
-            wrong[:] = True
+            wrong = ~is_none | is_none.all()
     for index in np.flatnonzero(wrong)[:1]:
         raise row_error(rows[index], name, f"{values[index].as_py()!r} among its values", fix, quote=False)
     # Where every list is empty or None, Arrow knows no type

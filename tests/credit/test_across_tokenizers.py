@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from rlmec_trl.credit.across_tokenizers import carry_over, token_spans, translate_completion, translate_rewrite
+from rlmec_trl.credit.across_tokenizers import (
+    _decoded_ends,
+    carry_over,
+    token_spans,
+    translate_completion,
+    translate_rewrite,
+)
 from rlmec_trl.data.steps import split_steps
 from rlmec_trl.data.tokens import decode_completion, encode_completion, step_prefix_ids
 from tests.small_tokenizers import (
@@ -133,6 +139,16 @@ def test_spans_are_in_order_and_inside_the_text(sample):
     assert spans.text == decode_completion(tokenizer, ids)
     assert len(spans.starts) == len(ids)
     assert [0, *spans.starts, len(spans.text)] == sorted([0, *spans.starts, len(spans.text)])
+
+
+@given(sampled())
+def test_decoding_only_the_last_tokens_finds_the_same_places(sample):
+    tokenizer, ids = sample
+    text = decode_completion(tokenizer, ids)
+    ends = _decoded_ends(tokenizer, ids, text, from_start=False)
+    # Broken characters may decode otherwise with others before them
+    if ids and ends[-1] == (len(text), False) and "\ufffd" not in text:
+        assert ends == _decoded_ends(tokenizer, ids, text, from_start=True)
 
 
 @given(st.text(alphabet="347+= \nThe", max_size=25), st.lists(st.integers(0, 25), max_size=4), st.sampled_from(EXACT))
