@@ -38,9 +38,7 @@ class TokenizerMismatchError(UserError, ValueError):
     """
 
 
-def check_topk_tokenizer(
-    policy_tokenizer: PreTrainedTokenizerBase, reward_tokenizer: PreTrainedTokenizerBase
-) -> None:
+def check_topk_tokenizer(policy_tokenizer: PreTrainedTokenizerBase, reward_tokenizer: PreTrainedTokenizerBase) -> None:
     """
     Check that policy and reward model have the same tokens, which soft imitation needs.
 
@@ -443,9 +441,7 @@ class GenerativeRewardModel:
 
     def _own_ids(self, completion_ids: list[int]) -> list[int]:
         """The model's own ids for a completion of a policy with another tokenizer."""
-        return self._known(
-            translate_completion(self.policy_processing_class, self.processing_class, completion_ids)
-        )
+        return self._known(translate_completion(self.policy_processing_class, self.processing_class, completion_ids))
 
     def _known(self, token_ids: list[int]) -> list[int]:
         """The ids, if the model has them all."""

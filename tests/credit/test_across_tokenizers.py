@@ -50,7 +50,22 @@ def composing_tokenizer():
 
 def cleaning_tokenizer():
     """WordPiece, whose decoder removes the spaces before punctuation and contractions."""
-    pieces = [BOS, EOS, END, "<unk>", *"0123456789+=.,'", "don", "t", "stop", "Now", "The", "answer", "is", "##op", "st"]
+    pieces = [
+        BOS,
+        EOS,
+        END,
+        "<unk>",
+        *"0123456789+=.,'",
+        "don",
+        "t",
+        "stop",
+        "Now",
+        "The",
+        "answer",
+        "is",
+        "##op",
+        "st",
+    ]
     tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(cleanup=False)

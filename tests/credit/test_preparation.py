@@ -80,7 +80,9 @@ def test_a_token_without_a_probability_has_no_reward(correct, rewards):
     assert prepare(row)["token_rewards"] == pytest.approx(rewards)
     # Bounds without 0 give every other token a reward
     row["token_probs"] = [None] * 6
-    assert prepare(row, positive_reward_range=(0.1, 0.5), negative_reward_range=(-0.2, -0.1))["token_rewards"] == [0] * 6
+    assert (
+        prepare(row, positive_reward_range=(0.1, 0.5), negative_reward_range=(-0.2, -0.1))["token_rewards"] == [0] * 6
+    )
 
 
 def test_a_token_without_a_probability_is_not_flagged():

@@ -171,7 +171,9 @@ def test_a_token_that_the_reward_model_has_no_opinion_on_is_none(stage, probs):
     assert read["token_probs"] == probs
 
 
-@pytest.mark.parametrize("value", [[None, "a", None], [None, True, None], [None, [0.5], None], [0.5, float("nan"), None]])
+@pytest.mark.parametrize(
+    "value", [[None, "a", None], [None, True, None], [None, [0.5], None], [0.5, float("nan"), None]]
+)
 def test_what_is_no_probability_is_refused_beside_none_too(value):
     row = {name: ROW[name] for name in EVERYTHING} | {"token_probs": value}
     found = next(element for element in value if element is not None and element != 0.5)

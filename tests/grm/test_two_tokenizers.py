@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import ModelConfig
 
-from rlmec_trl import GenerativeRewardModel, RLMECConfig, RLMECTrainer
+from rlmec_trl import GenerativeRewardModel, GRMConfig, GRMTrainer, RLMECConfig, RLMECTrainer
 from rlmec_trl.data.schema import check_dataset
 from rlmec_trl.data.tokens import encode_completion
 from rlmec_trl.grm import generative_reward_model
@@ -36,7 +36,9 @@ def rows(make_rows):
 @pytest.fixture
 def other(rows):
     """A tokenizer with whole numbers, where the policy's has digits."""
-    asked = [ask(WORDING, *(row[name] for name in QUESTIONS)) for row in rows for ask in (locate_prompt, rewrite_prompt)]
+    asked = [
+        ask(WORDING, *(row[name] for name in QUESTIONS)) for row in rows for ask in (locate_prompt, rewrite_prompt)
+    ]
     return number_tokenizer([*asked, *(row["rewrite"] for row in rows)])
 
 
@@ -206,6 +208,30 @@ def test_completions_without_text_are_scored(grm, rows, tokenizer):
     assert 0 < eos_prob < 1
     assert nothing == []
     assert grm.score(*(column[1:] for column in inputs)) == [[]]
+
+
+def test_a_reward_model_is_trained_on_texts_where_the_ids_are_another_tokenizers(
+    tmp_path, rows, reward_model, other, tokenizer, caplog
+):
+    """Also where the policy has ids that the reward model does not have."""
+
+    def examples(edits):
+        args = GRMConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none")
+        dataset = Dataset.from_list(edits)
+        trainer = GRMTrainer(reward_model, args, train_dataset=dataset, processing_class=other, wording=WORDING)
+        return trainer.train_dataset["input_ids"][:]
+
+    texts = [{name: value for name, value in row.items() if name != "completion_ids"} for row in rows]
+    assert not caplog.records
+    assert examples(rows) == examples(texts)
+    assert "The `completion_ids` of the train dataset come from another tokenizer" in caplog.text
+    for row in rows:
+        row["completion_ids"] = [token + len(other) for token in row["completion_ids"]]
+    assert examples(rows) == examples(texts)
+    caplog.clear()
+    own = [row | {"completion_ids": encode_completion(other, row["completion"])} for row in rows]
+    assert examples(own) == examples(texts)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("locate_by", ["question", "probability"])
