@@ -305,11 +305,12 @@ class GenerativeRewardModel:
             "Rewriting",
             **self.generation_kwargs,
         )
+        if self.shares_tokenizer:
+            for index, prefix, ids in zip(to_rewrite, kept, generated, strict=True):
+                rewrites[index] = prefix + ids
+            return rewrites
         ends = eos_token_ids(self.model.generation_config, self.processing_class)
         for index, prefix, ids in zip(to_rewrite, kept, generated, strict=True):
-            if self.shares_tokenizer:
-                rewrites[index] = prefix + ids
-                continue
             rewrites[index] = translate_rewrite(
                 self.processing_class,
                 self.policy_processing_class,
