@@ -1,5 +1,6 @@
 """From a scored row to what the collator needs: token ids, rewards and imitation weights, truncated together."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -60,17 +61,24 @@ class RewardSettings:
 
 
 def token_rewards(row: dict[str, Any], correct: bool, settings: RewardSettings) -> list[float]:
-    """Rewards of the completion tokens: the row's own `token_rewards`, or computed from its `token_probs`."""
+    """
+    Rewards of the completion tokens: the row's own `token_rewards`, or computed from its `token_probs`. Where a
+    probability is `None`, the reward is 0.
+    """
     if row.get("token_rewards") is not None:
         rewards = torch.tensor([row["token_rewards"]], dtype=torch.float32)
     else:
+        no_opinion = torch.tensor([[prob is None for prob in row["token_probs"]]])
+        probs = [math.nan if prob is None else prob for prob in row["token_probs"]]
         rewards = clip_token_rewards(
-            torch.tensor([row["token_probs"]], dtype=torch.float32),
+            torch.tensor([probs], dtype=torch.float32),
             torch.tensor([correct]),
             baseline=settings.reward_baseline,
             positive=settings.positive_reward_range,
             negative=settings.negative_reward_range,
         )
+        # Not all NaN: one that is in the data has to stop the training
+        rewards = rewards.masked_fill(no_opinion, 0.0)
     if settings.negative_credit == "first_error":
         rewards = keep_first_negative(rewards)
     return rewards[0].tolist()
@@ -91,7 +99,7 @@ def imitation_target(
     """The token ids to imitate, their weights, and whether the minimum edit script changes them."""
     completion_ids = row["completion_ids"]
     if correct and settings.correct_samples == "cut":
-        flagged = [prob < settings.reward_baseline for prob in row["token_probs"]]
+        flagged = [prob is not None and prob < settings.reward_baseline for prob in row["token_probs"]]
         keep = flagged.index(True) if True in flagged else len(flagged)
         weights = [settings.unedited_weight] * keep + [0.0] * (len(completion_ids) - keep)
         return completion_ids, weights, [False] * len(completion_ids)

@@ -123,16 +123,19 @@ class RowCheck:
         for name in ("token_probs", "token_rewards", "old_logps"):
             if name not in batch:
                 continue
-            lists = _flat(batch[name], rows, name, _is_number, _NUMBERS)
+            # Where the reward model has another tokenizer, it has no opinion on some tokens
+            may_be_none = name == "token_probs"
+            lists = _flat(batch[name], rows, name, _is_number, _NUMBERS, may_be_none=may_be_none)
             if "completion_ids" in batch:
                 tokens = _lengths(batch["completion_ids"])
                 for index in np.flatnonzero(lists.lengths != tokens)[:1]:
                     found = f"{lists.lengths[index]} values for {tokens[index]} completion_ids"
                     raise row_error(rows[index], name, found, _ONE_EACH, quote=False)
-            values = lists.values.to_numpy()
+            values = lists.values.to_numpy(zero_copy_only=False)
             if name == "token_probs":
-                # Written so that NaN, which is in no interval, is refused too
-                wrong = ~((values >= 0) & (values <= 1))
+                # Written so that NaN, which is in no interval, is refused too. None has become NaN
+                is_given = lists.values.is_valid().to_numpy(zero_copy_only=False)
+                wrong = is_given & ~((values >= 0) & (values <= 1))
                 fix = "It must be a probability, from 0 to 1 (not a log-probability). Score the row again."
             else:
                 with np.errstate(over="ignore"):
@@ -283,8 +286,12 @@ def _flat(
     is_element: Callable[[pa.DataType], bool],
     fix: str,
     optional: bool = False,
+    may_be_none: bool = False,
 ) -> _FlatLists:
-    """Flatten a column of lists, so that it can be checked as one array instead of list by list."""
+    """
+    Flatten a column of lists, so that it can be checked as one array instead of list by list. `optional` lists may be
+    `None`, and values may where `may_be_none`.
+    """
     present = column.is_valid().to_numpy(zero_copy_only=False)
     for index in np.flatnonzero(~present)[:1]:
         if not optional:
@@ -295,14 +302,17 @@ def _flat(
     lengths = _lengths(column)
     values = pc.list_flatten(column) if present.any() else pa.nulls(0)
     rows = np.repeat(rows, lengths)
-    wrong = ~values.is_valid().to_numpy(zero_copy_only=False)
+    is_none = ~values.is_valid().to_numpy(zero_copy_only=False)
+    wrong = np.zeros_like(is_none) if may_be_none else is_none.copy()
+    if may_be_none and pa.types.is_null(values.type):
+        values = values.cast(pa.float64())
     if not is_element(values.type):
         if pa.types.is_floating(values.type):
             # One fraction among integers makes floats of all
             numbers = values.to_numpy(zero_copy_only=False)
             wrong |= np.floor(numbers) != numbers
         if not wrong.any():
-            wrong[:] = True
+            wrong = ~is_none | is_none.all()
     for index in np.flatnonzero(wrong)[:1]:
         raise row_error(rows[index], name, f"{values[index].as_py()!r} among its values", fix, quote=False)
     # Where every list is empty or None, Arrow knows no type

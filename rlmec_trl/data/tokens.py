@@ -110,6 +110,27 @@ def encode_completion(processing_class: PreTrainedTokenizerBase, text: str) -> l
     return [*processing_class(text, add_special_tokens=False)["input_ids"], processing_class.eos_token_id]
 
 
+def decode_completion(processing_class: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
+    """Text of a completion, or of a part of it, without special tokens."""
+    return processing_class.decode(token_ids, skip_special_tokens=True)
+
+
+def ends_with_eos(processing_class: PreTrainedTokenizerBase, token_ids: list[int]) -> bool:
+    """Whether the last token is a special one, as every EOS is: the one that was sampled may be another one's EOS."""
+    if not token_ids or token_ids[-1] == processing_class.unk_token_id:
+        return False
+    if token_ids[-1] in processing_class.all_special_ids:
+        return True
+    # Ends of turns that the tokenizer has no name for
+    added = processing_class.added_tokens_decoder.get(token_ids[-1])
+    return added is not None and added.special
+
+
+def same_vocabulary(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers have the same tokens under the same ids."""
+    return first.get_vocab() == second.get_vocab()
+
+
 def step_prefix_ids(
     processing_class: PreTrainedTokenizerBase, completion_ids: list[int], steps: list[str], num_steps: int
 ) -> list[int]:
@@ -141,10 +162,10 @@ def step_prefix_ids(
         # A character whose last byte is missing decodes to replacement characters, with some tokenizers so do complete
         # ones before it, and the text is longer than it will be. Without them it is never longer, so the search may
         # end too far to the right, but not too far to the left.
-        return len(_decode(processing_class, completion_ids[:size]).rstrip("\ufffd"))
+        return len(decode_completion(processing_class, completion_ids[:size]).rstrip("\ufffd"))
 
     size = bisect_right(range(len(completion_ids) + 1), len(kept_text), key=length) - 1
-    while size > 0 and not kept_text.startswith(_decode(processing_class, completion_ids[:size])):
+    while size > 0 and not kept_text.startswith(decode_completion(processing_class, completion_ids[:size])):
         size -= 1
     # Special tokens have no text, so the prefix may end with some. The sampled EOS need not be the tokenizer's own
     special_ids = set(processing_class.all_special_ids)
@@ -191,13 +212,9 @@ def encode_rewrite(
             break
         num_shared += 1
     shared_ids = step_prefix_ids(processing_class, completion_ids, steps, num_shared)
-    rest = rewrite[len(_decode(processing_class, shared_ids)) :]
+    rest = rewrite[len(decode_completion(processing_class, shared_ids)) :]
     joined_ids = [*shared_ids, *encode_completion(processing_class, rest)]
     whole_ids = encode_completion(processing_class, rewrite)
     # Some tokenizers put a space before every text, which is wrong in the middle of a line
-    faithful = _decode(processing_class, joined_ids) == _decode(processing_class, whole_ids)
+    faithful = decode_completion(processing_class, joined_ids) == decode_completion(processing_class, whole_ids)
     return joined_ids if faithful else whole_ids
-
-
-def _decode(processing_class: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
-    return processing_class.decode(token_ids, skip_special_tokens=True)

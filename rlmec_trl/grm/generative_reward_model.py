@@ -12,13 +12,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 from trl.trainer.utils import pad, use_adapter
 
+from ..credit.across_tokenizers import carry_over, token_spans, translate_completion, translate_rewrite
 from ..data.errors import ConfigError, UserError
 from ..data.messages import message_text
 from ..data.steps import split_steps
-from ..data.tokens import step_prefix_ids
+from ..data.tokens import decode_completion, same_vocabulary, step_prefix_ids
 from ..generation.inference import (
     completion_logps,
     completion_logps_and_states,
+    eos_token_ids,
     evaluation_mode,
     generate_ids,
     length_batches,
@@ -32,7 +34,28 @@ from .prompts import encode_locate_prompt, encode_rewrite_prompt, load_wording
 
 
 class TokenizerMismatchError(UserError, ValueError):
-    """The completion ids do not come from the reward model's tokenizer."""
+    """
+    The completion ids do not come from the policy's tokenizer, or what is asked for needs a reward model with the same
+    tokenizer.
+    """
+
+
+def check_topk_tokenizer(policy_tokenizer: PreTrainedTokenizerBase, reward_tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    Check that policy and reward model have the same tokens, which soft imitation needs.
+
+    Raises:
+        [`TokenizerMismatchError`]: If their vocabularies differ.
+    """
+    if same_vocabulary(policy_tokenizer, reward_tokenizer):
+        return
+    policy, reward = policy_tokenizer.get_vocab(), reward_tokenizer.get_vocab()
+    token = min(set(policy.items()) ^ set(reward.items()))[0]
+    raise TokenizerMismatchError(
+        f"`rewrite_topk` stores the reward model's distribution over its own tokens, and the policy's tokenizer "
+        f"({len(policy)} tokens) and the reward model's ({len(reward)}) differ, first at {token!r}. Leave it at 0, or "
+        "use a reward model with the policy's tokenizer: train it from the policy, or from a model of its family."
+    )
 
 
 class GenerativeRewardModel:
@@ -48,7 +71,7 @@ class GenerativeRewardModel:
         model ([`~transformers.PreTrainedModel`]):
             Model trained by [`GRMTrainer`].
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer. It must be the policy's as well: token probabilities refer to the ids of the policy.
+            Its tokenizer.
         wording ([`~rlmec_trl.tasks.wording.Wording`], *optional*):
             Wording of the prompts that the model was trained on.
         batch_size (`int`, *optional*, defaults to `16`):
@@ -59,12 +82,16 @@ class GenerativeRewardModel:
             Additional arguments of `model.generate` for rewriting. By default, decoding is greedy.
         show_progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar (on the main process).
-        adapter_name (`str`, *optional*):
-            Name of the reward model's adapter, if `model` is a [`~peft.PeftModel`] that is the policy as well.
         server ([`~rlmec_trl.generation.server.TokenServer`], *optional*):
             A server that serves the same model. It locates errors and rewrites, with greedy decoding and without
             `generation_kwargs`. If it refuses a request, the attempt counts as correct, or its rewrite ends after the
             steps it keeps. Probabilities are always computed by `model`.
+        policy_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The policy's tokenizer, if it is another one. All ids that the methods take and return are the policy's:
+            the model reads and writes the text in its own tokens, and [`score`] carries its probabilities over by
+            their places in the text. By default, the policy has the tokenizer of the model.
+        adapter_name (`str`, *optional*):
+            Name of the reward model's adapter, if `model` is a [`~peft.PeftModel`] that is the policy as well.
     """
 
     def __init__(
@@ -77,6 +104,7 @@ class GenerativeRewardModel:
         generation_kwargs: dict[str, Any] | None = None,
         show_progress: bool = True,
         server: TokenServer | None = None,
+        policy_processing_class: PreTrainedTokenizerBase | None = None,
         adapter_name: str | None = None,
     ):
         self.model = model
@@ -88,6 +116,20 @@ class GenerativeRewardModel:
         self.show_progress = show_progress
         self.server = server
         self.adapter_name = adapter_name
+        # Tokenizers of one vocabulary count as one: the ids of either are ids of the other
+        if policy_processing_class is not None and same_vocabulary(policy_processing_class, processing_class):
+            policy_processing_class = None
+        self._policy_processing_class = policy_processing_class
+
+    @property
+    def shares_tokenizer(self) -> bool:
+        """Whether policy and reward model have the same tokens."""
+        return self._policy_processing_class is None
+
+    @property
+    def policy_processing_class(self) -> PreTrainedTokenizerBase:
+        """The policy's tokenizer, which is the model's own where the two have the same tokens."""
+        return self.processing_class if self.shares_tokenizer else self._policy_processing_class
 
     @classmethod
     def from_pretrained(
@@ -159,7 +201,7 @@ class GenerativeRewardModel:
         self,
         completions: Sequence[str | list[dict]],
         completion_ids: Sequence[list[int]],
-        token_probs: Sequence[list[float]],
+        token_probs: Sequence[list[float | None]],
         threshold: float = 0.5,
     ) -> list[int]:
         """
@@ -171,22 +213,23 @@ class GenerativeRewardModel:
                 The attempts.
             completion_ids (`Sequence[list[int]]`):
                 Their token ids, as sampled.
-            token_probs (`Sequence[list[float]]`):
+            token_probs (`Sequence[list[float | None]]`):
                 Result of [`score`].
             threshold (`float`, *optional*, defaults to `0.5`):
-                Probability below which a token is flagged.
+                Probability below which a token is flagged. A token without one is not.
 
         Returns:
             `list[int]`: Index of the step, -1 if no token is flagged.
         """
         located = []
         for completion, ids, probs in zip(completions, completion_ids, token_probs, strict=True):
-            first = next((position for position, prob in enumerate(probs) if prob < threshold), None)
+            flagged = (position for position, prob in enumerate(probs) if prob is not None and prob < threshold)
+            first = next(flagged, None)
             if first is None:
                 located.append(-1)
                 continue
             # A token belongs to the step of its last character: it may begin with the space that ends a separator
-            end = len(self.processing_class.decode(ids[: first + 1], skip_special_tokens=True))
+            end = len(decode_completion(self.policy_processing_class, ids[: first + 1]))
             step_ends = list(accumulate(map(len, split_steps(message_text(completion), self.wording.step_separator))))
             located.append(min(bisect_left(step_ends, end), len(step_ends) - 1))
         return located
@@ -209,7 +252,7 @@ class GenerativeRewardModel:
         rewrites = self.rewrite_ids(
             prompts, references, completions, completion_ids, error_steps, chat_template_kwargs
         )
-        return [self.processing_class.decode(ids, skip_special_tokens=True) for ids in rewrites]
+        return [decode_completion(self.policy_processing_class, ids) for ids in rewrites]
 
     def rewrite_ids(
         self,
@@ -235,7 +278,12 @@ class GenerativeRewardModel:
                 Arguments of the chat template.
 
         Returns:
-            `list[list[int]]`: Token ids of the rewrites, ending with EOS unless truncated at `max_new_tokens`.
+            `list[list[int]]`: Token ids of the rewrites, ending with EOS unless truncated at `max_new_tokens`. Where
+            the model has another tokenizer than the policy, it writes in its own tokens; its steps that are also in
+            the attempt keep the sampled ids, and the rest of its text is encoded by the policy's tokenizer.
+
+        Raises:
+            [`TokenizerMismatchError`]: If the ids are not those of the completion under the policy's tokenizer.
         """
         self._check_tokenizer(completions, completion_ids)
         if error_steps is None:
@@ -244,8 +292,12 @@ class GenerativeRewardModel:
         to_rewrite = [index for index, step in enumerate(error_steps) if step >= 0]
         kept = []
         for index in to_rewrite:
-            steps = split_steps(message_text(completions[index]), self.wording.step_separator)
-            kept.append(step_prefix_ids(self.processing_class, completion_ids[index], steps, error_steps[index]))
+            own_ids, text = completion_ids[index], message_text(completions[index])
+            if not self.shares_tokenizer:
+                own_ids = self._own_ids(completion_ids[index])
+                text = decode_completion(self.processing_class, own_ids)
+            steps = split_steps(text, self.wording.step_separator)
+            kept.append(step_prefix_ids(self.processing_class, own_ids, steps, error_steps[index]))
         contexts = self._encode(
             encode_rewrite_prompt,
             [prompts[i] for i in to_rewrite],
@@ -259,8 +311,21 @@ class GenerativeRewardModel:
             "Rewriting",
             **self.generation_kwargs,
         )
+        if self.shares_tokenizer:
+            for index, prefix, ids in zip(to_rewrite, kept, generated, strict=True):
+                rewrites[index] = prefix + ids
+            return rewrites
+        ends = eos_token_ids(self.model.generation_config, self.processing_class)
         for index, prefix, ids in zip(to_rewrite, kept, generated, strict=True):
-            rewrites[index] = prefix + ids
+            rewrites[index] = translate_rewrite(
+                self.processing_class,
+                self.policy_processing_class,
+                prefix,
+                ids,
+                bool(ids) and ids[-1] in ends,
+                rewrites[index],
+                self.wording.step_separator,
+            )
         return rewrites
 
     def score(
@@ -270,9 +335,12 @@ class GenerativeRewardModel:
         completions: Sequence[str | list[dict]],
         completion_ids: Sequence[list[int]],
         chat_template_kwargs: Sequence[dict | None] | None = None,
-    ) -> list[list[float]]:
+    ) -> list[list[float | None]]:
         """
         Probability of each token of an attempt in a rewrite: `p_t = P_GRM(y_t | problem, reference, y, y_<t)`.
+
+        Where the model has another tokenizer than the policy, it is the joint probability of the model's own tokens
+        that begin within the policy's token (see [`~rlmec_trl.credit.across_tokenizers.carry_over`]).
 
         Args:
             prompts, references, completions (`Sequence`):
@@ -283,18 +351,26 @@ class GenerativeRewardModel:
                 Arguments of the chat template.
 
         Returns:
-            `list[list[float]]`: One probability for each completion id.
+            `list[list[float | None]]`: One probability for each completion id, or `None` where the model has another
+            tokenizer and none of its tokens begins there.
 
         Raises:
-            [`TokenizerMismatchError`]: If the ids are not those of the completion under this model's tokenizer.
+            [`TokenizerMismatchError`]: If the ids are not those of the completion under the policy's tokenizer.
         """
         self._check_tokenizer(completions, completion_ids)
         contexts = self._encode(encode_rewrite_prompt, prompts, references, completions, chat_template_kwargs)
+        own_ids = completion_ids if self.shares_tokenizer else [self._own_ids(ids) for ids in completion_ids]
         with self._adapter():
             logps = completion_logps(
-                self.model, self.processing_class, contexts, completion_ids, self.batch_size, self._desc("Scoring")
+                self.model, self.processing_class, contexts, own_ids, self.batch_size, self._desc("Scoring")
             )
-        return [[math.exp(logp) for logp in row] for row in logps]
+        if not self.shares_tokenizer:
+            targets = [token_spans(self.policy_processing_class, ids) for ids in completion_ids]
+            logps = [
+                carry_over(row, token_spans(self.processing_class, own, target.has_eos), target)
+                for row, own, target in zip(logps, own_ids, targets, strict=True)
+            ]
+        return [[None if logp is None else math.exp(logp) for logp in row] for row in logps]
 
     def score_with_states(
         self,
@@ -313,8 +389,13 @@ class GenerativeRewardModel:
             with the dtype of the model.
 
         Raises:
-            [`TokenizerMismatchError`]: If the ids are not those of the completion under this model's tokenizer.
+            [`TokenizerMismatchError`]: If the ids are not those of the completion, or the tokenizers differ.
         """
+        if not self.shares_tokenizer:
+            raise TokenizerMismatchError(
+                "The distributions of a reward model with another tokenizer are not over the policy's tokens. Use a "
+                "model of the policy's family."
+            )
         self._check_tokenizer(completions, completion_ids)
         contexts = self._encode(encode_rewrite_prompt, prompts, references, completions, chat_template_kwargs)
         with self._adapter():
@@ -350,8 +431,11 @@ class GenerativeRewardModel:
             `tuple`: Ids and log-probabilities, of shape `(tokens, k)` for each rewrite.
 
         Raises:
+            [`TokenizerMismatchError`]: If the policy has another tokenizer than the model.
             [`~rlmec_trl.data.errors.ConfigError`]: If there are fewer than k ids.
         """
+        if not self.shares_tokenizer:
+            check_topk_tokenizer(self.policy_processing_class, self.processing_class)
         vocab_size = self.model.config.get_text_config().vocab_size
         if k > vocab_size:
             raise ConfigError(f"`k` is {k}, but the vocabulary has only {vocab_size} tokens.")
@@ -395,18 +479,33 @@ class GenerativeRewardModel:
         if chat_template_kwargs is None:
             chat_template_kwargs = [None] * len(prompts)
         return [
-            encode_question(self.processing_class, self.wording, *row)
+            self._known(encode_question(self.processing_class, self.wording, *row))
             for row in zip(prompts, references, completions, chat_template_kwargs, strict=True)
         ]
 
+    def _own_ids(self, completion_ids: list[int]) -> list[int]:
+        """The model's own ids for a completion of a policy with another tokenizer."""
+        return self._known(translate_completion(self.policy_processing_class, self.processing_class, completion_ids))
+
+    def _known(self, token_ids: list[int]) -> list[int]:
+        """The ids, if the model has them all."""
+        vocab_size = self.model.config.get_text_config().vocab_size
+        if max(token_ids, default=0) >= vocab_size:
+            raise TokenizerMismatchError(
+                f"The reward model's tokenizer gives the id {max(token_ids)}, and the model has {vocab_size} ids. Use "
+                "the tokenizer that the model was trained with."
+            )
+        return token_ids
+
     def _check_tokenizer(self, completions, completion_ids) -> None:
         for index, (ids, completion) in enumerate(zip(completion_ids, completions, strict=True)):
-            text = self.processing_class.decode(list(ids), skip_special_tokens=True)
+            text = decode_completion(self.policy_processing_class, list(ids))
             if text.strip() != message_text(completion).strip():
+                whose = "the reward model's" if self.shares_tokenizer else "the policy's"
                 raise TokenizerMismatchError(
-                    f"Row {index}: `completion_ids` decode to {text[:60]!r} with the reward model's tokenizer, but "
-                    f"`completion` is {message_text(completion)[:60]!r}. The reward model must have the policy's "
-                    "tokenizer: train it from a model of the policy's family."
+                    f"Row {index}: `completion_ids` decode to {text[:60]!r} with {whose} tokenizer, but `completion` "
+                    f"is {message_text(completion)[:60]!r}. Give the ids that were sampled. If the policy's tokenizer "
+                    "is not the reward model's, pass it as `policy_processing_class`."
                 )
 
     def _desc(self, title: str) -> str | None:

@@ -21,7 +21,7 @@ from ..data.errors import ConfigError, DatasetError
 from ..data.inputs import check_input
 from ..data.messages import message_text
 from ..data.schema import check_dataset
-from ..data.tokens import encode_completion, encode_rewrite
+from ..data.tokens import decode_completion, encode_completion, encode_rewrite
 from ..tasks.wording import WORDING, Wording, locate_answer
 from .grm_config import GRMConfig
 from .prompts import encode_locate_prompt, encode_rewrite_prompt, save_wording
@@ -77,6 +77,14 @@ def build_examples(
     return examples
 
 
+def has_ids_of(processing_class: PreTrainedTokenizerBase, dataset: Dataset) -> bool:
+    """Whether any `completion_ids` of a dataset are those of its `completion` under a tokenizer."""
+    return any(
+        decode_completion(processing_class, ids).strip() == message_text(completion).strip()
+        for ids, completion in zip(dataset["completion_ids"], dataset["completion"], strict=True)
+    )
+
+
 class GRMTrainer(TrainerChecks, SFTTrainer):
     """
     Trainer for generative reward models (https://huggingface.co/papers/2401.06081).
@@ -88,12 +96,13 @@ class GRMTrainer(TrainerChecks, SFTTrainer):
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The model to train, as in [`~trl.SFTTrainer`]. Its tokenizer must be the policy's.
+            The model to train, as in [`~trl.SFTTrainer`]. It may have another tokenizer than the policy.
         args ([`GRMConfig`], *optional*):
             Configuration. If `None`, the defaults are used, and the output directory is the model name with `-GRM`.
         train_dataset ([`~datasets.Dataset`]):
             Rows with `prompt`, `reference`, `completion`, `correct`, `rewrite` and `error_step`, and `completion_ids`
-            if the completions were sampled as ids. `chat_template_kwargs` are passed to the chat template. Rows whose
+            if the completions were sampled as ids; those of another tokenizer are not used, but the texts are
+            tokenized. `chat_template_kwargs` are passed to the chat template. Rows whose
             `rewrite` is `None` are left out. A tokenized dataset (`input_ids`) is used as is.
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
             As `train_dataset`.
@@ -177,7 +186,16 @@ class GRMTrainer(TrainerChecks, SFTTrainer):
         if "rewrite" in dataset.column_names:
             numbers = [number for number, rewrite in enumerate(dataset["rewrite"]) if rewrite is not None]
             dataset = dataset.select(numbers)
-        check_dataset(dataset, "edits", vocab_size=self._vocab_size, row_numbers=numbers)
+        check_dataset(dataset, "edits", row_numbers=numbers)
+        if "completion_ids" in dataset.column_names:
+            if has_ids_of(processing_class, dataset):
+                check_dataset(dataset, "edits", vocab_size=self._vocab_size, row_numbers=numbers)
+            else:
+                logger.warning(
+                    f"The `completion_ids` of the {dataset_name} dataset come from another tokenizer than the reward "
+                    "model's, so its texts are tokenized."
+                )
+                dataset = dataset.remove_columns("completion_ids")
         rng = random.Random(args.seed)
         kept = list(range(len(dataset)))
         correct = [index for index, error_step in enumerate(dataset["error_step"]) if error_step == -1]

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from trl import ModelConfig
 
 from ..data.adapters import adapter_base
@@ -143,11 +143,6 @@ def rewrite_flagged(
     template_kwargs = None if chat_template_kwargs is None else _pick(chosen, chat_template_kwargs)[0]
     error_steps = grm.flagged_steps(columns[2], columns[3], probs, threshold)
     return _spread(chosen, grm.rewrite_ids(*columns, error_steps, template_kwargs), len(prompts))
-
-
-def has_same_vocabulary(policy: PreTrainedTokenizerBase, grm: PreTrainedTokenizerBase) -> bool:
-    """Whether two tokenizers have the same tokens with the same ids."""
-    return policy.get_vocab() == grm.get_vocab()
 
 
 def _pick(indices: list[int], *columns: list[Any]) -> list[list[Any]]:

@@ -14,7 +14,7 @@ from ..data.messages import message_text, problem_text
 
 
 def color_tokens(
-    processing_class: PreTrainedTokenizerBase, completion_ids: Sequence[int], token_probs: Sequence[float]
+    processing_class: PreTrainedTokenizerBase, completion_ids: Sequence[int], token_probs: Sequence[float | None]
 ) -> Text:
     """
     A completion, each token on a background between red (probability 0) and green (probability 1).
@@ -24,16 +24,19 @@ def color_tokens(
             The policy's tokenizer.
         completion_ids (`Sequence[int]`):
             Token ids of the completion.
-        token_probs (`Sequence[float]`):
-            Probability of each token under the reward model.
+        token_probs (`Sequence[float | None]`):
+            Probability of each token under the reward model. A token without one has no background.
 
     Raises:
         `ValueError`: If the two lists differ in length.
     """
     text = Text()
     for token, prob in zip(completion_ids, token_probs, strict=True):
-        red, green = int(200 * (1 - prob)), int(130 * prob)
-        text.append(processing_class.decode([token]), style=f"bold white on rgb({red},{green},40)")
+        style = None
+        if prob is not None:
+            red, green = int(200 * (1 - prob)), int(130 * prob)
+            style = f"bold white on rgb({red},{green},40)"
+        text.append(processing_class.decode([token]), style=style)
     return text
 
 
@@ -53,7 +56,7 @@ def show_sample(row: dict[str, Any], processing_class: PreTrainedTokenizerBase) 
     flagged = [
         f"{processing_class.decode([token]).strip()}: p = {prob:.2f}"
         for token, prob in zip(ids, probs, strict=True)
-        if prob < 0.5
+        if prob is not None and prob < 0.5
     ]
     lines = [
         Text(problem_text(row["prompt"]), style="italic"),

@@ -63,7 +63,8 @@ class GRMAudit:
 
     Args:
         first_wrong_flagged (`Accuracy`):
-            First incorrect tokens with a probability under the threshold.
+            First incorrect tokens with a probability under the threshold. One without a probability counts as not
+            flagged.
         clean_kept (`Accuracy`):
             Tokens before the first incorrect one (all tokens of a sample without one) with a probability over it.
         auc (`float`):
@@ -198,7 +199,7 @@ def audit_grm(
     separator = task.wording.step_separator
     wrong_probs, clean_probs = [], []
     rewritten, flawed, located = [], [], []
-    edits_made = edits_needed = 0
+    num_wrong = edits_made = edits_needed = 0
     for index, (row, completion, rewrite, (error_step, teacher_rewrite)) in enumerate(
         zip(dataset, completions, rewrites, edits, strict=True)
     ):
@@ -206,13 +207,14 @@ def audit_grm(
         num_steps = len(split_steps(completion, separator))
         teacher_ids = encode_completion(processing_class, teacher_rewrite)
         first_wrong = first_wrong_token(completion, ids, teacher_rewrite, teacher_ids)
-        if first_wrong is None:
-            clean_probs += probs
-        else:
-            wrong_probs.append(probs[first_wrong])
-            clean_probs += probs[:first_wrong]
+        # Tokens that the reward model has no opinion on are neither kept nor flagged
+        clean_probs += [prob for prob in probs[:first_wrong] if prob is not None]
+        if first_wrong is not None:
+            num_wrong += 1
+            if probs[first_wrong] is not None:
+                wrong_probs.append(probs[first_wrong])
         if row["correct"] and error_step >= 0:
-            flawed.append(min(probs) < threshold)
+            flawed.append(any(prob is not None and prob < threshold for prob in probs))
         is_right = rewrite is not None and not is_flawed[index]
         if not row["correct"]:
             rewritten.append(is_right)
@@ -225,7 +227,7 @@ def audit_grm(
             edits_made += edit_distance(ids, row["rewrite_ids"])
             edits_needed += edit_distance(ids, teacher_ids)
     return GRMAudit(
-        first_wrong_flagged=Accuracy(sum(prob < threshold for prob in wrong_probs), len(wrong_probs)),
+        first_wrong_flagged=Accuracy(sum(prob < threshold for prob in wrong_probs), num_wrong),
         clean_kept=Accuracy(sum(prob > threshold for prob in clean_probs), len(clean_probs)),
         auc=area_under_curve(wrong_probs, clean_probs),
         wrong_rewritten=Accuracy(sum(rewritten), len(rewritten)),

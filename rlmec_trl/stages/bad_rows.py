@@ -166,7 +166,7 @@ def check_completion_ids(dataset: Dataset, processing_class: PreTrainedTokenizer
             found = "ids that the tokenizer does not have" if text is None else f"ids that decode to {text[:60]!r}"
             raise DatasetError(
                 f"found {found}, but `completion` is {message_text(completion)[:60]!r}. The ids must be those that "
-                "the policy sampled, with the tokenizer that policy and reward model share: sample the row again.",
+                "the policy sampled, with its tokenizer: sample the row again.",
                 index,
                 "completion_ids",
             )

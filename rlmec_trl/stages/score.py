@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from accelerate.logging import get_logger
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import ModelConfig
 
@@ -16,12 +16,12 @@ from ..data.checks import check_config
 from ..data.errors import ConfigError
 from ..data.messages import is_conversational, template_kwargs
 from ..data.schema import check_dataset, column_features
-from ..data.tokens import encode_prompt
+from ..data.tokens import encode_prompt, ends_with_eos
 from ..generation.inference import completion_logps, eos_token_ids
 from ..generation.loading import load_eos_token_ids, load_model, load_tokenizer, load_vocab_size
 from ..generation.processes import gather_counts, process_state
 from ..generation.server import ServerConfig, TokenServer
-from ..grm.generative_reward_model import GenerativeRewardModel, TokenizerMismatchError
+from ..grm.generative_reward_model import GenerativeRewardModel, check_topk_tokenizer
 from ..grm.prompts import load_wording
 from ..tasks.task import Task, load_task
 from ..teachers.editors import verify_rewrite
@@ -218,7 +218,8 @@ def run(
         [`~rlmec_trl.generation.loading.ModelError`]: If a model cannot be loaded.
         [`~rlmec_trl.stages.runner.EmptyResultError`]: If a server is used and gave no answer at all. An earlier result
             stays.
-        [`TokenizerMismatchError`]: If policy and reward model have different tokenizers.
+        [`~rlmec_trl.grm.generative_reward_model.TokenizerMismatchError`]: If `rewrite_topk` is set, and policy and
+            reward model have different tokenizers.
         [`~rlmec_trl.stages.output.OutputError`]: If `output_dir` cannot be replaced, or another run is writing to it.
         [`~rlmec_trl.data.schema.DatasetError`]: If a row breaks the contract of its columns.
     """
@@ -236,7 +237,8 @@ def run(
     grm_args = config.grm_model_args(model_args)
     policy_tokenizer = load_tokenizer(model_args, trust_remote_code)
     grm_tokenizer = load_tokenizer(grm_args, trust_remote_code)
-    check_shared_tokenizer(policy_tokenizer, grm_tokenizer)
+    if config.rewrite_topk > 0:
+        check_topk_tokenizer(policy_tokenizer, grm_tokenizer)
     if config.rewrite_topk > len(grm_tokenizer):
         raise ConfigError(
             f"`rewrite_topk` is {config.rewrite_topk}, but the vocabulary has only {len(grm_tokenizer)} tokens. Lower "
@@ -277,7 +279,13 @@ def run(
             batch_size=config.score_batch_size,
             max_new_tokens=config.rewrite_max_new_tokens,
             server=server,
+            policy_processing_class=policy_tokenizer,
         )
+        if not grm.shares_tokenizer:
+            process_state().print(
+                "Policy and reward model have different tokenizers: token probabilities are carried over by their "
+                "places in the text, and some policy tokens get none."
+            )
         return grm, policy
 
     num_scored = Counter()
@@ -334,25 +342,6 @@ def run(
     return scored
 
 
-def check_shared_tokenizer(
-    policy_tokenizer: PreTrainedTokenizerBase, reward_tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """
-    Check that policy and reward model have the same tokens.
-
-    Raises:
-        [`TokenizerMismatchError`]: If their vocabularies differ.
-    """
-    policy, reward = policy_tokenizer.get_vocab(), reward_tokenizer.get_vocab()
-    if policy != reward:
-        token = min(set(policy.items()) ^ set(reward.items()))[0]
-        raise TokenizerMismatchError(
-            f"The policy's tokenizer ({len(policy)} tokens) and the reward model's ({len(reward)}) differ, first at "
-            f"{token!r}. Token probabilities refer to the policy's own ids, so both models have to share a tokenizer: "
-            "train the reward model from the policy, or from a model of its family."
-        )
-
-
 def score_dataset(
     dataset: Dataset,
     grm: GenerativeRewardModel,
@@ -384,8 +373,16 @@ def score_dataset(
 
     Returns:
         [`~datasets.Dataset`]: The rows with their new columns. `rewrite` and `rewrite_ids` are `None` where the
-        rewrite was truncated, or fails the checks of the task.
+        rewrite was truncated, or fails the checks of the task. Where the reward model has another tokenizer than the
+        policy, some values of `token_probs` are `None` (see [`GenerativeRewardModel.score`]).
+
+    Raises:
+        [`~rlmec_trl.grm.generative_reward_model.TokenizerMismatchError`]: If `rewrite_topk` is set, and policy and
+            reward model have different tokenizers.
     """
+    if rewrite_topk > 0 and not grm.shares_tokenizer:
+        check_topk_tokenizer(grm.policy_processing_class, grm.processing_class)
+    tokenizer = grm.policy_processing_class
     columns = {name: dataset[name][:] for name in ("prompt", "reference", "completion", "completion_ids")}
     inputs = tuple(columns.values())
     kwargs = template_kwargs(dataset)
@@ -402,11 +399,15 @@ def score_dataset(
     ]
     rewrite_ids = grm.rewrite_ids(*inputs, error_steps, kwargs)
 
-    texts = grm.processing_class.batch_decode(rewrite_ids, skip_special_tokens=True)
-    ends = eos_token_ids(grm.model.generation_config, grm.processing_class)
+    texts = tokenizer.batch_decode(rewrite_ids, skip_special_tokens=True)
+    if grm.shares_tokenizer:
+        ends = eos_token_ids(grm.model.generation_config, tokenizer)
+        ended = [bool(ids) and ids[-1] in ends for ids in rewrite_ids]
+    else:
+        ended = [ends_with_eos(tokenizer, ids) for ids in rewrite_ids]
     verified = [
-        bool(ids) and ids[-1] in ends and verify_rewrite(task, task.raw_problem(prompt), answer, text) is None
-        for ids, text, answer, prompt in zip(rewrite_ids, texts, dataset["answer"], columns["prompt"], strict=True)
+        has_end and verify_rewrite(task, task.raw_problem(prompt), answer, text) is None
+        for has_end, text, answer, prompt in zip(ended, texts, dataset["answer"], columns["prompt"], strict=True)
     ]
     if is_conversational(columns["completion"][0]):
         texts = [[{"role": "assistant", "content": text}] for text in texts]
@@ -418,12 +419,12 @@ def score_dataset(
     }
     if policy is not None:
         prompt_ids = [
-            encode_prompt(grm.processing_class, *row)
+            encode_prompt(tokenizer, *row)
             for row in zip(columns["prompt"], kwargs or [None] * len(dataset), strict=True)
         ]
         scored["old_logps"] = completion_logps(
             policy,
-            grm.processing_class,
+            tokenizer,
             prompt_ids,
             columns["completion_ids"],
             grm.batch_size,

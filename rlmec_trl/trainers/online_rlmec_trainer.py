@@ -1,5 +1,6 @@
 """Online RLMEC: GRPO with credit for each token, and imitation of what a generative reward model rewrites."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -28,8 +29,9 @@ from ..credit.token_rewards import clip_token_rewards, keep_first_negative
 from ..credit.trainer_checks import TrainerChecks
 from ..data.errors import ConfigError
 from ..data.messages import is_conversational
+from ..data.tokens import same_vocabulary
 from ..grm.generative_reward_model import GenerativeRewardModel
-from ..grm.in_the_loop import ADAPTER, has_same_vocabulary, judge, load_beside, rewrite_flagged
+from ..grm.in_the_loop import ADAPTER, judge, load_beside, rewrite_flagged
 from .collator import DataCollatorForRLMEC
 from .distillation import add_distillation_head
 from .losses import imitation_loss
@@ -232,11 +234,20 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
                 batch_size=args.grm_batch_size,
                 max_new_tokens=args.rewrite_max_new_tokens or self.max_completion_length,
                 show_progress=False,
+                policy_processing_class=self._tokenizer,
             )
         if self._is_vlm:
             raise ConfigError("`grm` cannot be used with a vision-language model: the reward model reads text only.")
-        if not has_same_vocabulary(self._tokenizer, grm.processing_class):
-            raise ConfigError("`grm` has another tokenizer than the policy.")
+        if not same_vocabulary(self._tokenizer, grm.policy_processing_class):
+            raise ConfigError(
+                "`grm` was given another tokenizer than the policy's. Pass the policy's to `GenerativeRewardModel` as "
+                "`policy_processing_class`."
+            )
+        if self._distills and not grm.shares_tokenizer:
+            raise ConfigError(
+                "`attempt_coef` compares distributions over the same tokens, and `grm` has another tokenizer than the "
+                "policy. Set `attempt_coef=0`, or use a reward model of the policy's family."
+            )
         shared = grm.adapter_name is not None
         if not shared:
             grm.model.requires_grad_(False)
@@ -300,7 +311,7 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         samples = (prompts, references, completions, completion_ids)
         token_probs, states = judge(self.grm, *samples, template_kwargs, with_states=self._distills)
         margins = [
-            [float("nan")] * len(ids) if probs is None else [prob - self.args.reward_baseline for prob in probs]
+            _no_opinion(ids) if probs is None else [self._margin(prob) for prob in probs]
             for probs, ids in zip(token_probs, completion_ids, strict=True)
         ]
         if outcome is None:
@@ -327,10 +338,10 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         rows = []
         for probs, is_correct, ids in zip(token_probs, correct, completion_ids, strict=True):
             if probs is None:
-                rows.append([float("nan")] * len(ids))
+                rows.append(_no_opinion(ids))
                 continue
             row = clip_token_rewards(
-                torch.tensor([probs], dtype=torch.float32),
+                torch.tensor([[math.nan if prob is None else prob for prob in probs]], dtype=torch.float32),
                 torch.tensor([is_correct]),
                 self.args.reward_baseline,
                 tuple(self.args.positive_reward_range),
@@ -338,6 +349,9 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
             )
             rows.append((keep_first_negative(row) if self.args.negative_credit == "first_error" else row)[0].tolist())
         return rows
+
+    def _margin(self, prob: float | None) -> float:
+        return math.nan if prob is None else prob - self.args.reward_baseline
 
     def _combine(self, rewards: list[list[list[float]]], completion_ids: list[list[int]]) -> list[list[float]]:
         """Weighted sum over the sources, NaN where none has an opinion; and their metrics."""
@@ -356,7 +370,7 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         totals = self.accelerator.reduce(sums, reduction="sum").tolist()
         names = [f"{name}/mean" for name in self._token_names] + ["active_fraction"]
         for name, (total, count) in zip(names, totals, strict=True):
-            self._metrics[mode][f"token_reward/{name}"].append(total / count if count else float("nan"))
+            self._metrics[mode][f"token_reward/{name}"].append(total / count if count else math.nan)
         if self.log_completions:
             for name, source in zip(self._token_names, rewards, strict=True):
                 self._log_completion_extra(f"token_reward/{name}", [_rounded(row) for row in source])
@@ -395,8 +409,8 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         counts = [len(distances), sum(ids is not None for ids in rewrite_ids), sum(distances)]
         counts = torch.tensor(counts, dtype=torch.float32, device=self.accelerator.device)
         num_verified, num_rewritten, total = self.accelerator.reduce(counts, reduction="sum").tolist()
-        self._metrics[mode]["rewrite/verified"].append(num_verified / num_rewritten if num_rewritten else float("nan"))
-        self._metrics[mode]["rewrite/edit_distance"].append(total / num_verified if num_verified else float("nan"))
+        self._metrics[mode]["rewrite/verified"].append(num_verified / num_rewritten if num_rewritten else math.nan)
+        self._metrics[mode]["rewrite/edit_distance"].append(total / num_verified if num_verified else math.nan)
         return verified
 
     def _check_rewrites(self, prompts, completions, completion_ids, columns) -> list[bool]:
@@ -426,7 +440,7 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         if "tool_mask" in output:
             mask = mask & output["tool_mask"].bool()
         if credit is not None and self.args.token_credit not in ("outcome", "none"):
-            values = _pad_rows(credit.values, mask, float("nan"))
+            values = _pad_rows(credit.values, mask, math.nan)
             output["advantages"] = token_advantages(output["advantages"], values, mask, self.args.token_credit)
             if self.log_completions:
                 local = [_rounded(row[kept].tolist()) for row, kept in zip(output["advantages"], mask, strict=True)]
@@ -436,7 +450,7 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
             weighted = sum(map(_num_weighted, output["imitation"]))
             output["num_weighted_in_batch"] = self._count(weighted)
         if self._distills:
-            flagged = first_flagged(_pad_rows(credit.flags, mask, float("nan")), mask)
+            flagged = first_flagged(_pad_rows(credit.flags, mask, math.nan), mask)
             judged = torch.tensor([states is not None for states in credit.states], device=mask.device)
             # Up to and including the first flagged token
             reached = (flagged.cumsum(dim=-1) - flagged.int()) == 0
@@ -596,6 +610,10 @@ def _pad_rows(rows: list[list[float]], mask: torch.Tensor, value: float) -> torc
     for target, row in zip(padded, rows, strict=True):
         target[: len(row)] = torch.tensor(row, dtype=torch.float32)
     return padded
+
+
+def _no_opinion(completion_ids: list[int]) -> list[float]:
+    return [math.nan] * len(completion_ids)
 
 
 def _rounded(row: list[float]) -> list[float]:

@@ -1,6 +1,7 @@
 """From a row to what the trainer learns from: tokens, rewards, weights and truncation."""
 
 import dataclasses
+import math
 
 import pytest
 from hypothesis import given
@@ -71,6 +72,29 @@ def test_a_correct_sample_is_rewarded_and_imitated_unchanged():
     assert prepared["imitation_ids"] == prepared["completion_ids"]
     assert prepared["imitation_weights"] == [0.5] * 6
     assert prepared["num_edited"] == 0
+
+
+@pytest.mark.parametrize(("correct", "rewards"), [(False, [0, 0, 0, 0, -0.1, 0]), (True, [0.4, 0, 0.2, 0, 0, 0])])
+def test_a_token_without_a_probability_has_no_reward(correct, rewards):
+    row = make_row(correct=correct, token_probs=[0.9, None, 0.7, None, 0.25, None])
+    assert prepare(row)["token_rewards"] == pytest.approx(rewards)
+    # Bounds without 0 give every other token a reward
+    row["token_probs"] = [None] * 6
+    assert (
+        prepare(row, positive_reward_range=(0.1, 0.5), negative_reward_range=(-0.2, -0.1))["token_rewards"] == [0] * 6
+    )
+
+
+def test_a_token_without_a_probability_is_not_flagged():
+    row = make_row(correct=True, token_probs=[0.9, None, 0.7, None, 0.25, None])
+    assert prepare(row, correct_samples="cut")["imitation_weights"] == [0.5, 0.5, 0.5, 0.5, 0.0, 0.0]
+    rewards = prepare(row | {"correct": False}, negative_credit="first_error")["token_rewards"]
+    assert rewards == pytest.approx([0, 0, 0, 0, -0.1, 0])
+
+
+def test_a_nan_is_not_taken_for_a_token_without_a_probability():
+    rewards = prepare(make_row(token_probs=[0.9, None, math.nan, 0.8, 0.8, 0.8]))["token_rewards"]
+    assert [math.isnan(reward) for reward in rewards] == [False, False, True, False, False, False]
 
 
 def test_a_correct_sample_is_imitated_up_to_its_first_flagged_token():

@@ -125,7 +125,8 @@ def test_topk_columns_are_accepted_only_together():
         ("scores", "token_probs", [0.1, 0.2, 1.5], "1.5", "from 0 to 1"),
         ("scores", "token_probs", [0.1, -0.2, 0.5], "-0.2", "log-probability"),
         ("scores", "token_probs", [0.1, float("nan"), 0.5], "nan", "from 0 to 1"),
-        ("scores", "token_probs", [0.1, None, 0.5], "None", "list of numbers"),
+        ("scores", "token_probs", [None, 1.5, 0.5], "1.5", "from 0 to 1"),
+        ("scores", "old_logps", [-0.1, None, -0.5], "None", "list of numbers"),
         ("scores", "old_logps", [-0.1] * 4, "4 values for 3 completion_ids", "one for each token"),
         ("scores", "old_logps", [-0.1, float("-inf"), 0.0], "-inf", "finite"),
         ("policy", "token_rewards", [0.1], "1 values for 3 completion_ids", "one for each token"),
@@ -159,6 +160,26 @@ def test_a_broken_value_is_reported_with_row_column_value_and_fix(stage, name, v
     assert message.startswith(f"Row 2, column '{name}': found ")
     assert found in message
     assert fix in message
+
+
+@pytest.mark.parametrize("stage", ["scores", "policy"])
+@pytest.mark.parametrize("probs", [[0.1, None, 0.5], [None, None, 1.0], [None, None, None], [1, None, 0]])
+def test_a_token_that_the_reward_model_has_no_opinion_on_is_none(stage, probs):
+    check_dataset(dataset(token_probs=probs), stage)
+    check_dataset(Dataset.from_list([{name: ROW[name] for name in EVERYTHING} | {"token_probs": probs}] * 2), stage)
+    (read,) = read_stream([{name: ROW[name] for name in EVERYTHING} | {"token_probs": probs}])
+    assert read["token_probs"] == probs
+
+
+@pytest.mark.parametrize(
+    "value", [[None, "a", None], [None, True, None], [None, [0.5], None], [0.5, float("nan"), None]]
+)
+def test_what_is_no_probability_is_refused_beside_none_too(value):
+    row = {name: ROW[name] for name in EVERYTHING} | {"token_probs": value}
+    found = next(element for element in value if element is not None and element != 0.5)
+    assert refusal(Dataset.from_list([row] * 2), "policy").startswith("Row 0, column 'token_probs': found ")
+    with pytest.raises(DatasetError, match=rf"^Row 0, column 'token_probs': found {found!r}".replace("[", r"\[")):
+        StreamCheck("policy")({name: [value] for name, value in row.items()}, [0])
 
 
 @pytest.mark.parametrize(

@@ -3,59 +3,26 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import processors
 
 from rlmec_trl.data.steps import split_steps
 from rlmec_trl.data.tokens import as_prompt, encode_completion, encode_prompt, encode_rewrite, step_prefix_ids
+from tests.small_tokenizers import (
+    BOS,
+    END,
+    EOS,
+    byte_fallback_tokenizer,
+    byte_level_tokenizer,
+    word_tokenizer,
+)
 
 
-BOS, EOS, END = "<s>", "</s>", "<end>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<s>' + message['role'] + ':' + message['content'] + '</s>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<s>assistant:' }}{% endif %}"
 )
-# Newlines in the corpus merge with what follows them, so that tokens reach over the ends of steps
-CORPUS = ["3 + 4 = 7\n7 + 5 = 12\nThe answer is 12", "é 😀 \n\nThe", "=\n=\n= \nThe \nThe \n7 \n7"] * 20
 TEXTS = st.text(alphabet="347+= \nTheé😀", max_size=25)
 SEPARATORS = st.sampled_from(["\n", " = ", "e"])
-
-
-def wrapped(tokenizer, **kwargs):
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, additional_special_tokens=[END], **kwargs
-    )
-
-
-def byte_level_tokenizer(corpus=CORPUS, add_prefix_space=False, **kwargs):
-    tokenizer = Tokenizer(models.BPE())
-    # Without the usual split into words, so that a token may hold the end of one step and the start of the next
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=330,
-        special_tokens=[BOS, EOS, END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(corpus, trainer)
-    return wrapped(tokenizer, **kwargs)
-
-
-def word_tokenizer(**kwargs):
-    words = [BOS, EOS, END, "<unk>", *"0123456789", "+", "=", ";", "The", "answer", "is"]
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return wrapped(tokenizer, unk_token="<unk>", **kwargs)
-
-
-def byte_fallback_tokenizer():
-    """One token a byte, as SentencePiece spells what is not in its vocabulary; half a character decodes as several."""
-    words = [BOS, EOS, END, "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    return wrapped(tokenizer, unk_token="<unk>")
 
 
 def adds_special_tokens(tokenizer, single):

@@ -49,13 +49,13 @@ def truncate(folder):
     weights.write_bytes(weights.read_bytes()[:-1000])
 
 
-def other_tokens(place):
+def other_tokens(place, **changes):
     def change(folder):
         tokenizer = place.tokenizer.__class__.from_pretrained(folder)
         tokenizer.add_tokens(["nine", "ten"])
         tokenizer.save_pretrained(folder)
 
-    place.score(place.samples(), grm=copy(place, change, "grm"))
+    return f"{len(place.score(place.samples(), grm=copy(place, change, 'grm'), **changes))} rows"
 
 
 def a_link(place):
@@ -109,7 +109,12 @@ CASES = [
         "grm_wording.json",
     ),
     Case("a reward model whose weights are truncated", partial(score, truncate), "copy", LIBRARY),
-    Case("a reward model with another tokenizer", other_tokens, "differ, first at"),
+    Case("a reward model with another tokenizer", other_tokens),
+    Case(
+        "soft targets of a reward model with another tokenizer",
+        partial(other_tokens, rewrite_topk=2),
+        "differ, first at",
+    ),
     Case("a reward model from Python that is not there", partial(from_python, "runs/none"), "none", LIBRARY),
     Case("training a policy whose weights are truncated", partial(train, truncate), "copy", LIBRARY),
     Case("training a policy without its tokenizer", partial(train, remove("tokenizer.json")), "copy", LIBRARY),

@@ -43,6 +43,15 @@ def test_a_token_is_red_where_its_probability_is_low(tokenizer):
         color_tokens(tokenizer, ids, [1.0])
 
 
+def test_a_token_without_a_probability_has_no_color_and_is_not_flagged(tokenizer):
+    ids = tokenizer("5 9")["input_ids"]
+    text = color_tokens(tokenizer, ids, [None, 0.0])
+    assert text.plain == "5 9"
+    assert [(span.start, str(span.style)) for span in text.spans] == [(1, "bold white on rgb(200,0,40)")]
+    row = sample(tokenizer, probs=[None] * 18)
+    assert "nothing" in shown(show_sample(row, tokenizer))
+
+
 def test_edited_tokens_are_underlined(tokenizer):
     ids = [tokenizer(text)["input_ids"] for text in (INCORRECT, CORRECT)]
     text = mark_edits(tokenizer, *ids)

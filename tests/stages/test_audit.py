@@ -77,6 +77,18 @@ def test_flagged_and_kept_tokens(audit):
     assert result.clean_kept == Accuracy(3 * FIRST_INCORRECT + length - 3, 3 * FIRST_INCORRECT + length)
 
 
+def test_tokens_without_a_probability_are_neither_kept_nor_flagged(audit):
+    result = audit(
+        (INCORRECT, {FIRST_INCORRECT: None, 0: None, 1: 0.2}, CORRECT),
+        (FLAWED, {position: None for position in range(33)}, CORRECT),
+        (INCORRECT, {FIRST_INCORRECT: 0.1}, CORRECT),
+    )
+    assert result.first_wrong_flagged == Accuracy(1, 3)
+    assert result.clean_kept == Accuracy(2 * FIRST_INCORRECT - 2, 2 * FIRST_INCORRECT - 1)
+    assert result.flawed_flagged == Accuracy(0, 1)
+    assert result.auc == 1.0
+
+
 def test_the_threshold_is_a_parameter(audit):
     case = (INCORRECT, {FIRST_INCORRECT: 0.1, 0: 0.2}, CORRECT)
     result = audit(case, threshold=0.1)

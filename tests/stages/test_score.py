@@ -15,7 +15,7 @@ from rlmec_trl.grm.generative_reward_model import TokenizerMismatchError
 from rlmec_trl.grm.prompts import save_wording
 from rlmec_trl.stages import score
 from rlmec_trl.stages.output import OutputError
-from rlmec_trl.stages.score import ScoreConfig, check_shared_tokenizer, score_dataset
+from rlmec_trl.stages.score import ScoreConfig, score_dataset
 from rlmec_trl.tasks.arithmetic import WORDING, make_tokenizer
 from rlmec_trl.tasks.task import load_task
 from rlmec_trl.tasks.wording import locate_answer, locate_prompt, rewrite_prompt
@@ -363,23 +363,6 @@ def test_a_server_that_refuses_every_row_keeps_the_correct_samples(rows, judge, 
     assert scored["rewrite"][:] == kept_as_they_are(rows)
 
 
-# --- Shared tokenizers -----------------------------------------------------------------------------------------------
-
-
-def test_the_same_vocabulary_passes(tokenizer):
-    check_shared_tokenizer(tokenizer, make_tokenizer())
-
-
-def test_different_vocabularies_are_refused(tokenizer):
-    other = make_tokenizer()
-    other.add_tokens(["<new>"])
-    message = rf"\({len(tokenizer)} tokens\) and the reward model's \({len(other)}\) differ, first at '<new>'"
-    with pytest.raises(TokenizerMismatchError, match=message):
-        check_shared_tokenizer(tokenizer, other)
-    with pytest.raises(TokenizerMismatchError, match="differ, first at '<new>'"):
-        check_shared_tokenizer(other, tokenizer)
-
-
 # --- To disk ---------------------------------------------------------------------------------------------------------
 
 
@@ -424,13 +407,20 @@ def test_a_reward_model_has_to_be_named(folder, rows):
         score.run(config, samples(rows), folder / "scored", model_args)
 
 
-def test_a_reward_model_of_another_family_is_refused_before_work_begins(folder, rows):
+def test_topk_of_a_reward_model_with_another_tokenizer_is_refused_before_work_begins(folder, rows, tokenizer):
     other = make_tokenizer()
     other.add_tokens(["<new>"])
     other.save_pretrained(folder / "grm")
-    with pytest.raises(TokenizerMismatchError, match="have to share a tokenizer"):
-        score_to(folder / "scored", rows, *settings(folder))
+    message = rf"`rewrite_topk` .* \({len(tokenizer)} tokens\) .* \({len(other)}\) differ, first at '<new>'"
+    with pytest.raises(TokenizerMismatchError, match=message):
+        score_to(folder / "scored", rows, *settings(folder, rewrite_topk=2))
     assert not (folder / "scored").exists()
+
+
+def test_one_vocabulary_in_two_tokenizers_is_one_tokenizer(make_policy, tokenizer):
+    grm = GenerativeRewardModel(make_policy(), tokenizer, WORDING, policy_processing_class=make_tokenizer())
+    assert grm.shares_tokenizer
+    assert grm.policy_processing_class is tokenizer
 
 
 def test_truncated_samples_are_refused(folder, rows):
