@@ -8,7 +8,7 @@ leaves a folder that looks like a checkpoint, and cannot be resumed from.
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -32,24 +32,6 @@ _WRITTEN = re.compile(
     r"(model|pytorch_model|adapter_model|optimizer|scheduler|scaler|rng_state|training_args|trainer_state|tokenizer)"
     r"[\w.-]*|[\w.-]*config\.json"
 )
-
-
-def last_complete(output_dir: Path, report: Callable[[str], None]) -> Path | None:
-    """
-    The last complete checkpoint in an output folder.
-
-    Args:
-        output_dir (`Path`):
-            The folder.
-        report (`Callable[[str], None]`):
-            Gets a line for each later checkpoint that is not complete.
-    """
-    for _, path in sorted(checkpoints(output_dir), reverse=True):
-        missing = missing_from(path)
-        if not missing:
-            return path
-        report(f"Skipped the incomplete checkpoint {str(path)!r}. Missing or cut off: {a_few(missing)}.")
-    return None
 
 
 def check_complete(path: Path) -> None:
@@ -148,7 +130,15 @@ def _missing_rng_states(checkpoint: Path, state: dict | None) -> list[str]:
         expected = ["rng_state.pth"]
     else:
         expected = [f"rng_state_{index}.pth" for index in range(record["num_processes"])]
-    return [name for name in expected if not (checkpoint / name).is_file()]
+    missing = [name for name in expected if not (checkpoint / name).is_file()]
+    if record is None or record["num_processes"] == 1:
+        return missing
+    # The processes of a node write to its disk. Those of another node have all written here, or none if the disk is
+    # not shared
+    size = record.get("num_local_processes", record["num_processes"])
+    nodes = [expected[start : start + size] for start in range(0, len(expected), size)]
+    elsewhere = [name for node in nodes[1:] if set(node) <= set(missing) for name in node]
+    return [name for name in missing if name not in elsewhere]
 
 
 def _missing_from_deepspeed(checkpoint: Path) -> list[str]:

@@ -24,6 +24,8 @@ from ..data.errors import UserError
 logger = logging.getLogger(__name__)
 
 MARK = "rlmec_trl.json"
+# In the output folder of a training whose parent cannot be written to. `Trainer` does not push what begins with "_"
+LOCK = "_rlmec_trl.lock"
 _CACHE = re.compile(r"(.*/)?(cache-[0-9a-f]{16}(_\d+_of_\d+)?\.arrow)")
 
 
@@ -128,18 +130,22 @@ def claim(output_dir: str | os.PathLike, key: str | None = None) -> Iterator[Pat
 def hold(output_dir: str | os.PathLike) -> Iterator[None]:
     """
     Keep other runs from writing to an output folder that is written file by file, such as that of a training. The lock
-    is next to the folder, whose contents may be pushed to the Hub, and ends with the process.
+    is next to the folder or, where nothing can be written there, in it. It ends with the process.
 
     Raises:
-        [`OutputError`]: If the path is not a folder or cannot be written, or another run is writing to it.
+        [`OutputError`]: If there can be no such folder, it is the working directory or a folder around it, it cannot
+            be written, or another run is writing to it.
     """
-    target = resolve(output_dir)
-    if target.exists() and not target.is_dir():
-        raise OutputError(f"{str(output_dir)!r} is a file, not a folder. Choose another `--output_dir`.")
-    if not target.name:
-        raise OutputError(f"{str(output_dir)!r} is the root of the file system. Choose another `--output_dir`.")
-    with _locked(target, output_dir):
-        yield
+    target = check_path(output_dir)
+    if not target.exists() and Path(output_dir).expanduser().is_symlink():
+        with writing(output_dir):
+            target.mkdir(parents=True, exist_ok=True)  # of a link that leads nowhere, `Trainer` could not
+    if target.is_dir() and not os.access(target.parent, os.W_OK):
+        with hold_lock(target / LOCK, output_dir, _in_use(output_dir)):
+            yield
+    else:
+        with _locked(target, output_dir):
+            yield
 
 
 @contextmanager
@@ -151,14 +157,17 @@ def _locked(target: Path, output_dir: str | os.PathLike) -> Iterator[Path]:
             f"{str(work_dir)!r} is a file, but unfinished work is kept under that name. Move it elsewhere, or "
             "choose another `--output_dir`."
         )
-    message = f"Another run is writing to {str(output_dir)!r}. Wait for it to end, or choose another `--output_dir`."
     try:
-        with hold_lock(work_dir / "lock", output_dir, message):
+        with hold_lock(work_dir / "lock", output_dir, _in_use(output_dir)):
             yield work_dir
     finally:
         # Gone unless there are unfinished shards, or another run has it by now
         with suppress(OSError):
             work_dir.rmdir()
+
+
+def _in_use(output_dir: str | os.PathLike) -> str:
+    return f"Another run is writing to {str(output_dir)!r}. Wait for it to end, or choose another `--output_dir`."
 
 
 @contextmanager

@@ -310,7 +310,7 @@ def test_a_finished_training_with_more_steps_continues_from_its_checkpoint(make,
 def test_other_settings_than_those_of_the_checkpoint_are_named(make, caplog):
     run(make(at=(4, kill)))
     run(make(per_device_train_batch_size=1, learning_rate=0.1, rows=9))
-    assert "number of rows 10 -> 9, per_device_train_batch_size 2 -> 1, learning_rate 0.01 -> 0.1" in caplog.text
+    assert "number of rows 10 -> 9, learning_rate 0.01 -> 0.1, per_device_train_batch_size 2 -> 1" in caplog.text
 
 
 @pytest.mark.parametrize("save_strategy", ["no", "steps"])
@@ -398,12 +398,14 @@ def test_training_can_be_told_to_resume(yes, make, steps_trained):
     assert len(steps_trained) == STEPS - 3
 
 
-def test_a_checkpoint_without_our_record_is_resumed_from(make, tmp_path):
-    make(max_steps=4, lr_scheduler_type="constant").train()
-    state = json.loads((tmp_path / "run" / "checkpoint-4" / "trainer_state.json").read_text())
-    assert RECORD not in state["stateful_callbacks"]
-    resumed, straight = make(lr_scheduler_type="constant"), make(lr_scheduler_type="constant", output_dir="straight")
-    assert run(resumed) == run(straight) == "finished"
+def test_a_checkpoint_of_another_program_is_resumed_from_by_its_name(make, tmp_path):
+    make(max_steps=4, lr_scheduler_type="constant", output_dir="plain").train()
+    checkpoint = tmp_path / "plain" / "checkpoint-4"
+    assert RECORD not in json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]
+    with pytest.raises(OutputError, match=r"To continue from 'checkpoint-\d', name it as `--resume_from_checkpoint`"):
+        run(make(lr_scheduler_type="constant", output_dir="plain"))
+    assert run(make(lr_scheduler_type="constant", resume_from_checkpoint=str(checkpoint))) == "finished"
+    assert run(make(lr_scheduler_type="constant", output_dir="straight")) == "finished"
     assert saved(tmp_path / "run") == saved(tmp_path / "straight")
 
 
