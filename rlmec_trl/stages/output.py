@@ -1,9 +1,9 @@
 """
 Output folders that are replaced only where everything in them is our own.
 
-A finished result carries a mark, `rlmec_trl.json`, with the key of what it was made from, and the names and sizes of
-the files that were written. A folder without it, or with other files, is refused by name before any work begins. A
-result whose files are missing or truncated is named, moved aside and made again.
+A finished result carries a mark, `rlmec_trl.json`, with the key of what it was made from, and the names, sizes and
+hashes of the files that were written. A folder without it, or with other files, is refused by name before any work
+begins. A result whose files are missing, truncated or changed is named, moved aside and made again.
 """
 
 import json
@@ -19,11 +19,11 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 
 from ..data.errors import UserError
+from ..data.marks import MARK, find_damage, list_files, make_mark, read_mark
 
 
 logger = logging.getLogger(__name__)
 
-MARK = "rlmec_trl.json"
 # In the output folder of a training whose parent cannot be written to. `Trainer` does not push what begins with "_"
 LOCK = "_rlmec_trl.lock"
 _CACHE = re.compile(r"(.*/)?(cache-[0-9a-f]{16}(_\d+_of_\d+)?\.arrow)")
@@ -75,25 +75,14 @@ def check_not_input(output_dir: str | os.PathLike, dataset: Dataset) -> None:
 
 
 def is_finished(output_dir: str | os.PathLike, key: str) -> bool:
-    """Whether a folder holds the whole result of a run with this key."""
-    mark = read_mark(output_dir)
+    """Whether a folder holds the whole result of a run with this key, as it was written."""
+    folder = resolve(output_dir)
+    mark = read_mark(folder)
     if mark is None or mark["key"] != key:
         return False
-    paths = {resolve(output_dir) / name: size for name, size in mark["files"].items()}
-    return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
-
-
-def find_damage(output_dir: str | os.PathLike) -> list[str]:
-    """What is wrong with each file of a finished result that is missing or truncated."""
-    mark = read_mark(output_dir)
-    if mark is None:
-        return []
-    found = list_files(resolve(output_dir))
-    return [
-        f"{name} has {found[name]} of {size} bytes" if name in found else f"{name} is missing"
-        for name, size in mark["files"].items()
-        if found.get(name, -1) < size
-    ]
+    paths = {folder / name: size for name, size in mark["files"].items()}
+    whole = all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
+    return whole and not find_damage(folder, contents=True)
 
 
 @contextmanager
@@ -266,7 +255,7 @@ def _restore(target: Path, work_dir: Path) -> None:
 
 
 def _report_damage(output_dir: str | os.PathLike) -> None:
-    damage = find_damage(output_dir)
+    damage = find_damage(resolve(output_dir), contents=True)
     if damage:
         logger.warning(
             f"{str(output_dir)!r} holds a damaged result ({a_few(damage)}). It is made again; what is left of it "
@@ -305,16 +294,15 @@ def publish(save: Callable[[Path], None], output_dir: str | os.PathLike, key: st
         write_mark(result, key)
         check_replaceable(output_dir)
         if target.exists():
-            # A truncated file may be one that somebody else wrote over ours
-            target.rename(_aside(target) if find_damage(output_dir) else replaced)
+            # What is not as we wrote it may be what somebody else wrote over it
+            target.rename(_aside(target) if find_damage(target, contents=True) else replaced)
         result.rename(target)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
 def write_mark(folder: Path, key: str) -> None:
     """Mark a folder as finished, and see that all of it is on the disk before it gets its final name."""
-    mark = {"key": key, "files": list_files(folder)}
-    (folder / MARK).write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")
+    (folder / MARK).write_text(json.dumps(make_mark(folder, key), indent=2) + "\n", encoding="utf-8")
     # Without this, a power failure could leave a folder with its final name and truncated files
     for path in (*folder.rglob("*"), folder):
         descriptor = os.open(path, os.O_RDONLY)
@@ -411,29 +399,6 @@ def resolve(path: str | os.PathLike) -> Path:
 def is_cache(name: str) -> bool:
     """Whether a file next to a dataset of ours is one that `datasets` has put there."""
     return _CACHE.fullmatch(name) is not None
-
-
-def read_mark(output_dir: str | os.PathLike) -> dict | None:
-    """The mark of a finished dataset: its `key` and the sizes of its `files` by name. `None` where it has none."""
-    try:
-        mark = json.loads((resolve(output_dir) / MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    valid = isinstance(mark, dict) and isinstance(mark.get("key"), str) and isinstance(mark.get("files"), dict)
-    return mark if valid and all(isinstance(size, int) for size in mark["files"].values()) else None
-
-
-def list_files(folder: Path) -> dict[str, int]:
-    """
-    Files below a folder by their paths relative to it, with their sizes in bytes; links and empty folders have size 0.
-    """
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        is_link = path.is_symlink()
-        is_folder = path.is_dir() and not is_link
-        if not is_folder or not any(path.iterdir()):
-            found[path.relative_to(folder).as_posix()] = 0 if is_link or is_folder else path.stat().st_size
-    return found
 
 
 def a_few(names: Iterable[str]) -> str:
