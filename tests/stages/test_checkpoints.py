@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from rlmec_trl.data.errors import ConfigError
-from rlmec_trl.stages.checkpoints import RECORD, STATE, check_complete, missing_from, missing_weights
+from rlmec_trl.stages.checkpoints import RECORD, STATE, check_complete, missing_from, missing_weights, read_record
 
 
 def write_state(folder, step=4, num_processes=None):
@@ -77,8 +77,9 @@ def test_every_shard_that_the_index_lists_has_to_be_there(checkpoint):
     assert missing_from(checkpoint) == [shards[1]]
     save_file({"b": torch.zeros(8)}, checkpoint / shards[1])
     assert missing_from(checkpoint) == []
-    index.write_text(index.read_text()[:20])
-    assert missing_from(checkpoint) == [index.name]
+    for content in (index.read_text()[:20], "{}", "[]"):
+        index.write_text(content)
+        assert missing_from(checkpoint) == [index.name]
 
 
 def test_an_adapter_counts_as_weights_and_each_has_to_be_there(checkpoint):
@@ -181,6 +182,11 @@ def test_deepspeed_names_its_folder_when_all_has_been_written(checkpoint):
 def test_a_checkpoint_that_transformers_has_marked_as_unfinished_is_not_complete(checkpoint):
     (checkpoint / "checkpoint-is-incomplete.txt").write_text("")
     assert len(missing_from(checkpoint)) == 1
+
+
+@pytest.mark.parametrize("callbacks", [[], None, {RECORD: []}, {RECORD: None}, {"Other": {}}], ids=str)
+def test_a_state_of_another_program_has_no_record(callbacks):
+    assert read_record({"global_step": 4, "stateful_callbacks": callbacks}) is None
 
 
 def test_a_path_that_is_no_folder_is_refused():
