@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from .output import a_few, find_damage, is_cache, list_files, write_atomically
+from ..data.marks import find_damage, list_files
+from .output import a_few, is_cache, write_atomically
 from .pipeline import Choice, Job, PipelineError, fill_run
 
 

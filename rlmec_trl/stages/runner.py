@@ -17,16 +17,15 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from ..data.errors import UserError
+from ..data.marks import MARK, find_damage, read_mark
 from ..generation.processes import process_state
 from .bad_rows import BadRow, write_bad_rows
 from .output import (
-    MARK,
     check_not_input,
     check_path,
     claim,
     is_finished,
     publish,
-    read_mark,
     resolve,
     save_rows,
     write_mark,
@@ -153,7 +152,7 @@ def _compute_shards(
         shutil.rmtree(unfinished, ignore_errors=True)
         with writing(output_dir):
             save_rows(result, unfinished)
-            write_mark(unfinished, _hash_files(unfinished))
+            write_mark(unfinished, key="")  # that of the result is in the name of the folder
             unfinished.rename(paths[index])
     # Not at a barrier: another process may need longer for its last shard than a trainer's `ddp_timeout`
     while not all(path.exists() for path in paths):
@@ -167,23 +166,12 @@ def _remove_damaged_shards(shards_dir: Path) -> None:
     for path in sorted(shards_dir.glob("*")):
         if path.suffix == ".unfinished":
             continue
-        mark = read_mark(path)
-        if mark is None or mark["key"] != _hash_files(path):
+        if path.is_dir() and not (path / MARK).exists():
+            logger.info(f"The shard {str(path)!r} is of an earlier version, which kept no hashes. It is done again.")
+            shutil.rmtree(path)
+        elif read_mark(path) is None or find_damage(path, contents=True):
             logger.warning(f"The finished shard {str(path)!r} is damaged. Its rows are done again.")
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _hash_files(folder: Path) -> str:
-    """Hash of the names and contents of the files in a shard, but for its mark."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.name == MARK:
-            continue
-        digest.update(f"{path.name} {path.stat().st_size} ".encode())
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _is_loadable(output_dir: str | os.PathLike) -> bool:
