@@ -80,7 +80,8 @@ def check_folder(output_dir: str | os.PathLike) -> None:
     if not target.is_dir():
         raise OutputError(f"{str(output_dir)!r} is a file, not a folder. Choose another `--output_dir`.")
     with writing(output_dir):
-        names = set(os.listdir(target)) - {LOCK}
+        # Some trainers make folders when they are created, such as GRPO's for its completions
+        names = {path.name for path in target.iterdir() if path.name != LOCK and not _is_empty_folder(path)}
     if not names or is_ours(target) or any(is_ours(path) for _, path in checkpoints(target)):
         return
     of_others = [path.name for _, path in checkpoints(target)]
@@ -89,6 +90,10 @@ def check_folder(output_dir: str | os.PathLike) -> None:
         f"{str(output_dir)!r} holds files, and no training of rlmec-trl was started there ({a_few(names)}). Nothing "
         f"was changed. Choose another `--output_dir`.{hint}"
     )
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def is_ours(folder: Path) -> bool:

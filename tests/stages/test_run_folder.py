@@ -57,6 +57,14 @@ def test_the_working_directory_and_the_folders_around_it_are_refused(path, tmp_p
     assert tree(tmp_path) == {}
 
 
+def test_a_folder_that_a_trainer_makes_when_it_is_created_does_not_count_as_files_of_others(tmp_path):
+    (tmp_path / "out" / "completions").mkdir(parents=True)  # as GRPO's does with `log_completions`
+    check_folder(tmp_path / "out")
+    (tmp_path / "out" / "completions" / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match="completions"):
+        check_folder(tmp_path / "out")
+
+
 def test_a_folder_that_is_missing_or_empty_or_ours_is_accepted(tmp_path):
     check_folder(tmp_path / "missing")
     check_folder(tmp_path)
