@@ -16,7 +16,7 @@ from trl import ModelConfig
 
 from ..data.adapters import adapter_base
 from ..data.errors import ConfigError
-from ..generation.loading import check_model
+from ..generation.loading import check_model, load_tokenizer
 from ..generation.processes import process_state
 from .checkpoints import (
     RECORD,
@@ -30,6 +30,7 @@ from .checkpoints import (
     read_state,
 )
 from .output import OutputError, hold, resolve, write_atomically
+from .refusals import refused_settings
 from .resuming import NothingToTrain, ResumableTraining
 
 
@@ -52,9 +53,9 @@ def set_model_init_kwargs(training_args: TrainingArguments, model_args: ModelCon
                 f"{training_args.output_dir!r} is the model to start from, which training would replace. Choose "
                 "another `--output_dir`."
             )
-        # The trainer takes the tokenizer of an adapter's base model
-        needs_tokenizer = name_or_path is None or adapter_base(name_or_path, revision) is None
-        check_model(name_or_path, revision, needs_tokenizer, training_args.trust_remote_code)
+        check_model(name_or_path, revision, False, training_args.trust_remote_code)
+        if adapter_base(name_or_path, revision) is None:  # of an adapter, the trainer takes the base model's
+            load_tokenizer(ModelConfig(name_or_path, model_revision=revision), training_args.trust_remote_code)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -123,7 +124,7 @@ def train_and_save(trainer: Trainer, dataset_name: str | None = None) -> None:
     resumable = ResumableTraining(trainer, checkpoint, num_done)
     trainer.add_callback(resumable)
     try:
-        with resumable.handling_sigterm():
+        with resumable.handling_sigterm(), refused_settings(trainer):
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         # Without checkpoints, nothing has written it into the state
         trainer.state.stateful_callbacks[RECORD] = {"attributes": {"settings": resumable.record.settings()}}
