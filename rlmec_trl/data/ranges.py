@@ -1,8 +1,9 @@
 """
 The permitted range of every numeric setting, in one table.
 
-Settings that TRL's and Transformers' classes define are here too, where a value out of range ends in an error deep
-inside a library, in a model that is broken, or in one that is not trained. `checks.py` applies the table.
+Of the settings that TRL's and Transformers' classes define, only those are here whose bad values end badly: in an
+error deep inside a library, in memory that there is not, in a model that is broken, or in one that is not trained.
+What the libraries refuse on their own, in time and in words, is left to them. `checks.py` applies the table.
 """
 
 from dataclasses import dataclass

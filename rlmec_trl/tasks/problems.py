@@ -212,8 +212,8 @@ def read_columns(
         problem_column, reference_column (`str`):
             Columns of the problem and of its worked solution.
         answer_column (`str`, *optional*):
-            Column of the final answer. By default `answer`; where the dataset has no such column, or it holds the
-            worked solutions, the answer is extracted from the worked solution.
+            Column of the final answer. By default `answer`; where a row has none, or the column holds the worked
+            solutions, the answer is extracted from the worked solution.
     """
 
     def read_row(row: dict[str, Any]) -> dict[str, str]:
@@ -224,7 +224,7 @@ def read_columns(
         reference = clean_solution(reference)
         if answer_column is not None:
             answer = row[answer_column]
-        elif "answer" in row and reference_column != "answer":
+        elif row.get("answer") is not None and reference_column != "answer":  # JSON lines may have it in some
             answer = row["answer"]
         elif (answer := extract_answer(reference)) is None:
             raise DatasetError(
