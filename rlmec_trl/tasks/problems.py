@@ -42,7 +42,7 @@ class ProblemConfig:
             Number of problems to take from the start.
         problem_column, reference_column, answer_column (`str`, *optional*):
             Columns of the problem, of its worked solution and of the final answer, where they are not those that the
-            task knows. A dataset without an answer column has its answers extracted from the worked solutions.
+            task knows. A row without an answer has it extracted from its worked solution.
     """
 
     dataset_name: str | None = field(
@@ -73,8 +73,8 @@ class ProblemConfig:
     answer_column: str | None = field(
         default=None,
         metadata={
-            "help": "Column of the final answer, where it is not the one that the task knows. A dataset without one "
-            "has its answers extracted from the worked solutions.",
+            "help": "Column of the final answer, where it is not the one that the task knows. A row without an answer "
+            "has it extracted from its worked solution.",
         },
     )
 
