@@ -17,10 +17,11 @@ from trl import ModelConfig
 
 from ..data.adapters import adapter_base
 from ..data.errors import ConfigError, UserError
-from ..generation.loading import check_model
+from ..generation.loading import check_model, load_tokenizer
 from ..generation.processes import process_state
 from .checkpoints import RECORD, STATE, read_record, read_state
 from .output import OutputError, hold, resolve, write_atomically
+from .refusals import refused_settings
 from .resuming import NothingToTrain, ResumableTraining
 from .run_folder import Start, begin, find_start
 from .training_settings import FIXED, changed_settings, training_settings
@@ -48,9 +49,9 @@ def set_model_init_kwargs(training_args: TrainingArguments, model_args: ModelCon
                 f"{training_args.output_dir!r} is the model to start from, which training would replace. Choose "
                 "another `--output_dir`."
             )
-        # The trainer takes the tokenizer of an adapter's base model
-        needs_tokenizer = name_or_path is None or adapter_base(name_or_path, revision) is None
-        check_model(name_or_path, revision, needs_tokenizer, training_args.trust_remote_code)
+        check_model(name_or_path, revision, False, training_args.trust_remote_code)
+        if adapter_base(name_or_path, revision) is None:  # of an adapter, the trainer takes the base model's
+            load_tokenizer(ModelConfig(name_or_path, model_revision=revision), training_args.trust_remote_code)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -132,7 +133,7 @@ def train_and_save(
         resumable = ResumableTraining(trainer, start, settings, finished=done != "nothing")
         trainer.add_callback(resumable)
         try:
-            with resumable.handling_sigterm():
+            with resumable.handling_sigterm(), refused_settings(trainer):
                 checkpoint = start.checkpoint
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except NothingToTrain:
