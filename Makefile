@@ -11,7 +11,7 @@ VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 # The pinned torch in every environment: on Linux, the package index has other releases only with gigabytes of CUDA
-# libraries. Whoever wants one anyway: make test-lowest TORCH=torch==2.8.0
+# libraries. To test another one: make test-lowest TORCH=torch==2.8.0
 TORCH := $(shell grep '^torch==' constraints.txt)
 CODE := $(wildcard rlmec_trl recipes tests benchmarks .ci)
 
@@ -38,7 +38,7 @@ compare: $(STAMP) ## train RLMEC and its baselines on the arithmetic task and co
 test: $(STAMP) ## run the tests
 	$(VENV_PYTHON) -m pytest tests
 
-# These two start from an empty environment each time: what is newest changes, and so does setup.cfg.
+# These two start from an empty environment each time, because the newest releases and setup.cfg change.
 .PHONY: test-latest
 test-latest: ## run the tests with the newest releases that setup.cfg allows
 	$(PYTHON) -m venv --clear --upgrade-deps .venv-latest
@@ -46,7 +46,7 @@ test-latest: ## run the tests with the newest releases that setup.cfg allows
 	.venv-latest/bin/python -m pip install -e '.[test]'
 	.venv-latest/bin/python -m pytest tests
 
-# uv, because pip cannot look for the lowest releases. The second step keeps torch, as in .venv.
+# uv, because pip cannot resolve to the lowest releases. The second step keeps torch, as in .venv.
 .PHONY: test-lowest
 test-lowest: ## run the tests with the lowest releases that setup.cfg allows
 	$(PYTHON) -m venv --clear .venv-lowest

@@ -39,7 +39,7 @@ def main(args: RLMECArguments, training_args: RLMECConfig, score_config: ScoreCo
     with training_run(training_args):
         dataset = load_rows(args.dataset_name, args.dataset_split)
         if score_config.grm is not None and not {"token_probs", "token_rewards"} & set(dataset.column_names):
-            # Beside the output folder, whose contents may be pushed to the Hub
+            # Next to the output folder, whose contents may be pushed to the Hub
             scored_dir = training_args.output_dir.rstrip("/") + "-scored"
             trust_remote_code = training_args.trust_remote_code
             dataset = score.run(score_config, dataset, scored_dir, model_args, trust_remote_code=trust_remote_code)

@@ -1,4 +1,4 @@
-"""What our trainers check beside those of TRL: their datasets, and that every step stays finite."""
+"""Checks of our trainers in addition to TRL's: their datasets, and that every step is finite."""
 
 import math
 from collections.abc import Iterable
@@ -41,7 +41,7 @@ class TrainerChecks:
     but they are not saved.
     """
 
-    # The micro-batches of the current optimizer step, and the losses of those that are through
+    # The micro-batches of the current optimizer step, and the losses computed so far
     _step_batches: list[dict[str, Any]]
     _step_losses: list[torch.Tensor]
 
@@ -61,7 +61,7 @@ class TrainerChecks:
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
-        # The last thing that `Trainer` does before the optimizer's step
+        # `Trainer` calls this right before the optimizer's step
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if self.args.stop_on_nonfinite:
             self._check_step(grad_norm)
@@ -75,7 +75,7 @@ class TrainerChecks:
         values = [torch.as_tensor(value, device=self.args.device) for value in (*self._step_losses, grad_norm)]
         # One transfer from the device
         *losses, norm = torch.stack([value.float() for value in values]).tolist()
-        if norm < 0:  # how DeepSpeed says that it is not finite
+        if norm < 0:  # DeepSpeed's value for a norm that is not finite
             norm = math.nan
         nonfinite = [index for index, loss in enumerate(losses) if not math.isfinite(loss)]
         if nonfinite:

@@ -1,4 +1,4 @@
-"""Rows that a stage cannot use: an error at the first of them, or left out and listed."""
+"""Invalid rows of a stage: an error at the first, or all are left out and listed."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def _bisect(dataset: Dataset, check: Callable[[Dataset], object], rows: range) -
             return [BadRow(rows.start, found["column"], found["reason"])]
         half = len(rows) // 2
         bad_rows = _bisect(dataset, check, rows[:half]) + _bisect(dataset, check, rows[half:])
-        if not bad_rows:  # each part is valid, but not together: texts in one, messages in the other
+        if not bad_rows:  # each part is valid, but not both together: texts in one, messages in the other
             raise
         return bad_rows
     return []
@@ -114,7 +114,7 @@ def leave_out_bad_rows(
 
 
 def _describe(bad_row: BadRow) -> str:
-    """What was wrong with a row, as the error at this row says it."""
+    """What is wrong with a row, in the words of its error."""
     column = "" if bad_row.column is None else f", column '{bad_row.column}'"
     return f"Row {bad_row.row}{column}: {bad_row.reason}"
 
@@ -173,6 +173,6 @@ def check_completion_ids(dataset: Dataset, processing_class: PreTrainedTokenizer
 
 
 def write_bad_rows(bad_rows: Iterable[BadRow], folder: Path) -> None:
-    """Write the rows that were left out, with the reasons, as JSON lines beside the result."""
+    """Write the rows that were left out, with the reasons, as JSON lines next to the result."""
     lines = [json.dumps(asdict(bad_row)) + "\n" for bad_row in bad_rows]
     (folder / BAD_ROWS_FILE).write_text("".join(lines), encoding="utf-8")

@@ -174,7 +174,7 @@ def to_task_rows(
             raise DatasetError(f"Row {index}, {error}") from None
         except UserError:
             raise
-        except Exception as error:  # of code that may be anybody's; where it happened is part of the message
+        except Exception as error:  # the user's code may raise anything; the message says where
             raise ConfigError(
                 f"`read_row` of task '{task.name}' failed on row {index}: {describe_failure(error)}. Fix the "
                 "function, or the row."

@@ -151,7 +151,7 @@ class Task:
     def _call(self, check: str, completion: str, *arguments: str) -> Any:
         try:
             return getattr(self, check)(*arguments)
-        except Exception as error:  # of code that may be anybody's; where it happened is part of the message
+        except Exception as error:  # the user's code may raise anything; the message says where
             raise ConfigError(
                 f"`{check}` of task '{self.name}' failed on the completion {completion[:60]!r}: "
                 f"{describe_failure(error)}. Fix it, or let it return False for what it cannot read."
@@ -272,6 +272,6 @@ def _load_module(module_name: str, name: str) -> ModuleType:
 
 
 def _report(error: BaseException, source: str) -> None:
-    """Say what a module of the user's raised while it was imported; interrupts pass."""
+    """Report what a user's module raised while it was imported; interrupts pass."""
     if isinstance(error, Exception | SystemExit):
         raise ConfigError(f"{source!r} cannot be imported: {describe_failure(error)}. Fix it.") from error

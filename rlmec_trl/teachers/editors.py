@@ -193,7 +193,7 @@ def _call_editor(
         edits = editor(problems, references, completions, **({"usable": usable} if takes_usable else {}))
     except UserError:
         raise
-    except Exception as error:  # of code that may be anybody's; where it happened is part of the message
+    except Exception as error:  # the user's code may raise anything; the message says where
         raise EditorError(
             f"The editor `{_name_of(editor)}` failed on {len(completions)} attempts: {describe_failure(error)}. "
             "Fix it and run the command again: finished shards are saved. Return `NoEdit(reason)` for an attempt "
