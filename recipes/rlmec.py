@@ -42,7 +42,7 @@ def main(args: RLMECArguments, training_args: RLMECConfig, score_config: ScoreCo
         dataset = load_rows(args.dataset_name, args.dataset_split)
         eval_dataset = load_rows(args.eval_dataset_name, args.dataset_split) if args.eval_dataset_name else None
         if score_config.grm is not None and not {"token_probs", "token_rewards"} & set(dataset.column_names):
-            # Beside the output folder, whose contents may be pushed to the Hub
+            # Next to the output folder, whose contents may be pushed to the Hub
             scored_dir = training_args.output_dir.rstrip("/") + "-scored"
             trust_remote_code = training_args.trust_remote_code
             dataset = score.run(score_config, dataset, scored_dir, model_args, trust_remote_code=trust_remote_code)

@@ -1,4 +1,4 @@
-"""What our trainers check beside those of TRL: their datasets, and that every step stays finite."""
+"""Checks of our trainers in addition to TRL's: their datasets, and that every step is finite."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -66,7 +66,7 @@ class TrainerChecks:
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
-        # The last thing that `Trainer` does before the optimizer's step
+        # `Trainer` calls this right before the optimizer's step
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if self.args.stop_on_nonfinite:
             self._check_step(grad_norm)

@@ -111,9 +111,9 @@ RANGES: dict[str, dict[str, Range]] = {
     "Pipeline": {"seeds": _SEED},
     # --- Servers and teachers ---
     "ServerConfig": {
-        "concurrency": between(1, 10_000, "no request would be sent, or each would need a thread that there is not"),
+        "concurrency": between(1, 10_000, "no request would be sent, or more threads be needed than can start"),
         "timeout": _WAIT_SECONDS,
-        "max_retries": between(0, 100, "a request would not be sent, or a broken server be asked for ever"),
+        "max_retries": between(0, 100, "a request would not be sent, or a broken server would be retried for hours"),
     },
     "TeacherConfig": {
         "max_tokens": at_least(1, "every answer would be truncated before its first token"),
@@ -183,7 +183,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "dataloader_num_workers": between(0, 10_000, "no machine can start as many processes"),
         "dataloader_prefetch_factor": between(1, 100_000, "no batch would be loaded, or more than memory holds"),
         "ddp_bucket_cap_mb": _LIMIT,
-        "ddp_timeout": between(1, 1_000_000_000, "the processes would not wait for each other, or for ever"),
+        "ddp_timeout": between(1, 1_000_000_000, "the processes would not wait for each other, or would wait forever"),
         "local_rank": at_least(-1, "there is no such process"),
     },
     "SFTConfig": {

@@ -131,7 +131,7 @@ class RowCheck:
                     wrong = ~np.isfinite(values.astype(np.float32))
                 fix = _FINITE
                 if name == "old_logps" and not wrong.any():
-                    # Not 0: with logits in bfloat16, a token that is nearly certain gets a little more
+                    # Not 0: with logits in bfloat16, the value of a nearly certain token can be slightly over 0
                     wrong, fix = values > 1, _LOGPS
             _refuse_first(wrong, values, lists.rows, name, fix)
 

@@ -187,7 +187,7 @@ class StreamCheck:
         self.check = RowCheck(stage, eos_token_ids, vocab_size)
 
     def __call__(self, rows: dict[str, list[Any]], row_numbers: list[int]) -> dict[str, list[Any]]:
-        # The columns of these rows: those of the first rows of a stream need not be those of all
+        # The columns of these rows: later rows of a stream may have other columns than the first
         columns = _columns_to_check(list(rows), self.stage)
         checked = _check_batch(self.check, {name: rows[name] for name in columns}, np.asarray(row_numbers))
         return {name: checked[name].to_pylist() for name in columns if name in NUMBER_COLUMNS}

@@ -1,8 +1,8 @@
 """
 Which checkpoints of a training run are complete, so that training may resume from them.
 
-[`~transformers.Trainer`] writes a checkpoint file by file, under its final name. A process that is killed meanwhile
-leaves a folder that looks like a checkpoint, and cannot be resumed from.
+[`~transformers.Trainer`] writes a checkpoint file by file, under its final name. A process that is killed
+while it writes leaves a folder that looks like a checkpoint but cannot be resumed from.
 """
 
 import json
@@ -23,7 +23,7 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _MODELS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _FSDP_MODEL, _OPTIMIZER = "pytorch_model_fsdp", "optimizer"
-# There for as long as `enable_jit_checkpoint` of transformers writes
+# Exists while `enable_jit_checkpoint` of Transformers is writing
 _UNFINISHED = "checkpoint-is-incomplete.txt"
 # Under this name a run of ours records itself among the callbacks in `trainer_state.json`
 RECORD = "TrainingRecord"
@@ -94,7 +94,7 @@ def missing_weights(folder: Path) -> list[str]:
         if index.name not in missing:
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
             missing += [name for name in shards if not (folder / name).is_file()]
-    # An adapter that is not the default one has a folder of its own
+    # An adapter that is not the default one has its own folder
     adapters = [path.parent for path in (*folder.glob("adapter_config.json"), *folder.glob("*/adapter_config.json"))]
     for adapter in adapters:
         if not any((adapter / name).is_file() for name in _ADAPTERS):
@@ -124,7 +124,7 @@ def read_record(state: dict) -> dict | None:
 def _missing_rng_states(checkpoint: Path, state: dict | None) -> list[str]:
     record = read_record(state) if state else None
     if record is None:
-        # Not told how many processes there were: at least there is no gap
+        # The number of processes is not recorded: check that there is no gap
         found = list(checkpoint.glob("rng_state_*.pth"))
         nodes = [[f"rng_state_{index}.pth" for index in range(len(found))] or ["rng_state.pth"]]
     elif record["num_processes"] == 1:
@@ -154,7 +154,7 @@ def _sharded(folder: Path, prefix: str) -> bool:
 
 
 def _broken(paths: Iterable[Path]) -> list[str]:
-    """Names of files that were cut off. Of files whose end nothing tells, none."""
+    """Names of truncated files. Formats that do not show whether they are complete are not checked."""
     checks = {".json": _is_json, ".safetensors": _is_safetensors, ".pt": _is_zip, ".pth": _is_zip, ".bin": _is_zip}
     written = [path for path in paths if _WRITTEN.fullmatch(path.name)]
     return [path.name for path in written if not checks.get(path.suffix, lambda path: True)(path)]

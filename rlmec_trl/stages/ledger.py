@@ -17,7 +17,7 @@ from .pipeline import Choice, Job, PipelineError, fill_run
 
 class Ledger:
     """
-    The outputs of one seed, and a marker for each, in the hidden folder `.stages` beside them.
+    The outputs of one seed, and a marker for each, in the hidden folder `.stages` next to them.
 
     A marker has the key of the step, whether it is finished, its seconds, and the files that it left. They decide what
     happens to an output:

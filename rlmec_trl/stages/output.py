@@ -3,7 +3,7 @@ Output folders that are replaced only where everything in them is our own.
 
 A finished result carries a mark, `rlmec_trl.json`, with the key of what it was made from, and the names, sizes and
 hashes of the files that were written. A folder without it, or with other files, is refused by name before any work
-begins. A result whose files are missing, truncated or changed is named, moved aside and made again.
+begins. A result whose files are missing, truncated or changed is named, moved aside and recomputed.
 """
 
 import json
@@ -258,7 +258,7 @@ def _report_damage(output_dir: str | os.PathLike) -> None:
     damage = find_damage(resolve(output_dir), contents=True)
     if damage:
         logger.warning(
-            f"{str(output_dir)!r} holds a damaged result ({a_few(damage)}). It is made again; what is left of it "
+            f"{str(output_dir)!r} holds a damaged result ({a_few(damage)}). It is recomputed; what is left of it "
             f"will be moved to {str(_aside(resolve(output_dir)))!r}."
         )
 

@@ -1,4 +1,4 @@
-"""What a training run does so that it may be interrupted at any step and give the same result."""
+"""Make a training run give the same result when it is interrupted at any step."""
 
 import os
 import signal
@@ -63,7 +63,7 @@ class TrainingRecord(TrainerCallback, ExportableState):
             record["metric_sums"] = {
                 name: [float(total) for total in sums] for name, sums in trainer._metric_sums["train"].items()
             }
-        if trainer.args.world_size == 1:  # each of several processes has a loss of its own
+        if trainer.args.world_size == 1:  # each of several processes has its own loss
             record |= {"loss": trainer._tr_loss.item(), "last_logged": trainer._globalstep_last_logged}
         return {"args": {}, "attributes": record}
 
@@ -173,7 +173,7 @@ class ResumableTraining(TrainerCallback):
         self._make_room(state, control)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        if self.terminated:  # in the middle of an epoch, whose end this is not
+        if self.terminated:  # in the middle of an epoch, so this is not its end
             control.should_log = control.should_evaluate = control.should_save = False
         self._make_room(state, control)
 

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class EmptyResultError(UserError, ValueError):
-    """A stage yielded nothing, so that its result would replace an earlier one by nothing."""
+    """A stage yielded nothing that could be saved. An earlier result is kept."""
 
 
 def map_shards(
@@ -75,7 +75,7 @@ def map_shards(
             Called on every process with the joined rows, before they replace an earlier result. If it raises an
             [`EmptyResultError`], the earlier result stays and the shards, which hold nothing of use, are removed.
         bad_rows (`Sequence[BadRow]`, *optional*):
-            Rows that were left out of `dataset`: part of the key, and listed in a file beside the rows.
+            Rows that were left out of `dataset`: part of the key, and listed in a file next to the rows.
 
     Returns:
         [`~datasets.Dataset`]: The saved result, on every process.
@@ -94,7 +94,7 @@ def map_shards(
         settings = {**settings, "bad_rows": [asdict(bad_row) for bad_row in bad_rows]}
     key = hashlib.sha256(json.dumps([content_hash(dataset), settings], sort_keys=True).encode()).hexdigest()
     with claim(output_dir, key) if state.is_main_process else nullcontext() as work_dir:
-        # The main process decides for all: one that looked later might already see the finished result
+        # The main process decides for all: a process that checks later might already see the finished result
         finished = False
         if state.is_main_process:
             finished = is_finished(output_dir, key) and _is_loadable(output_dir)
@@ -167,10 +167,10 @@ def _remove_damaged_shards(shards_dir: Path) -> None:
         if path.suffix == ".unfinished":
             continue
         if path.is_dir() and not (path / MARK).exists():
-            logger.info(f"The shard {str(path)!r} is of an earlier version, which kept no hashes. It is done again.")
+            logger.info(f"The shard {str(path)!r} is of an earlier version, which kept no hashes. It is recomputed.")
             shutil.rmtree(path)
         elif read_mark(path) is None or find_damage(path, contents=True):
-            logger.warning(f"The finished shard {str(path)!r} is damaged. Its rows are done again.")
+            logger.warning(f"The finished shard {str(path)!r} is damaged. Its rows are recomputed.")
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -180,7 +180,7 @@ def _is_loadable(output_dir: str | os.PathLike) -> bool:
         load_from_disk(str(resolve(output_dir)))
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = f"{type(error).__name__}: {error}"
-        logger.warning(f"{str(output_dir)!r} holds a damaged result ({reason}). It is made again.")
+        logger.warning(f"{str(output_dir)!r} holds a damaged result ({reason}). It is recomputed.")
         return False
     return True
 

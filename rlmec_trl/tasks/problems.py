@@ -190,10 +190,16 @@ def to_task_rows(
     # Given, not inferred: a raw `answer` may be a number, and `map` leaves a column that it overwrites its type
     features = Features({**dataset.features, **{name: known[name] for name in ("prompt", "reference", "answer")}})
     # In a temporary folder, as `datasets` does without caching: `map` knows a task's functions by their names, so that
-    # its cache would outlive a change of what they do, and the folder of the raw problems may be read-only
-    cache_file = Path(get_temporary_cache_files_directory(), f"problems-{uuid.uuid4().hex}.arrow")
+    # its cache would outlive a change of what they do, and the folder of the raw problems may be read-only. So the
+    # fingerprint need not be a hash of `convert` either, which takes longer than reading a few hundred problems
+    unique = uuid.uuid4().hex
     return dataset.map(
-        convert, with_indices=True, features=features, cache_file_name=str(cache_file), desc="Reading problems"
+        convert,
+        with_indices=True,
+        features=features,
+        cache_file_name=str(Path(get_temporary_cache_files_directory(), f"problems-{unique}.arrow")),
+        new_fingerprint=unique,
+        desc="Reading problems",
     )
 
 

@@ -43,7 +43,7 @@ def configs():
         found |= {kind for kind in vars(importlib.import_module(module.name)).values() if is_config(kind)}
     for recipe in RECIPES:
         found |= set(importlib.import_module(f"recipes.{recipe}").make_parser().dataclass_types)
-    return {kind.__name__: kind for kind in found if is_ours(kind)}
+    return {kind.__name__: kind for kind in sorted(found, key=lambda kind: kind.__name__) if is_ours(kind)}
 
 
 def is_ours(kind):

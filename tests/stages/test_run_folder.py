@@ -141,7 +141,7 @@ def test_files_that_begin_with_an_underscore_are_not_pushed(tmp_path, monkeypatc
 def test_the_lock_is_in_the_folder_where_nothing_can_be_written_beside_it(tmp_path, monkeypatch):
     folder = tmp_path / "mounted" / "run"
     folder.mkdir(parents=True)
-    # Whoever runs the tests may be allowed to write everywhere
+    # The user who runs the tests may be allowed to write everywhere
     monkeypatch.setattr(output.os, "access", lambda path, mode: Path(path) != folder.parent)
     with hold(folder):
         assert os.listdir(folder.parent) == ["run"] and os.listdir(folder) == [LOCK]

@@ -386,15 +386,15 @@ def test_a_second_process_is_told_that_the_first_is_at_work_and_takes_nothing_fr
 # --- Several processes -----------------------------------------------------------------------------------------------
 
 
-def test_two_processes_give_the_rows_of_one_in_the_same_order(tmp_path, run_on_two):
+def test_two_processes_give_the_rows_of_one_in_the_same_order(tmp_path, scripts, run_on_two):
     (tmp_path / "worker.py").write_text(WORKER, encoding="utf-8")
     words = {}
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         words[name] = [str(tmp_path / "worker.py"), str(tmp_path / name), str(tmp_path / name / "out")]
     run_on_two(*words["two"])
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, *words["one"]], env=environment, check=True, timeout=120)
+    finished = scripts.run(*words["one"], cwd=tmp_path, environments=[{"ACCELERATE_USE_CPU": "true"}])
+    assert finished.exit_code == 0, finished.stderr[-3000:]
     took = {tuple(path.name.split("-")[1::3]) for path in (tmp_path / "two").glob("shard-*")}
     assert took == {("0", "0"), ("1", "1"), ("2", "0"), ("3", "1"), ("4", "0"), ("5", "1")}
     expected = (tmp_path / "one" / "rows-0-of-1").read_text()
