@@ -11,9 +11,12 @@ VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 # The pinned torch in every environment: on Linux, the package index has other releases only with gigabytes of CUDA
-# libraries. Whoever wants one anyway: make test-lowest TORCH=torch==2.8.0
+# libraries. To test another one: make test-lowest TORCH=torch==2.8.0
 TORCH := $(shell grep '^torch==' constraints.txt)
 CODE := $(wildcard rlmec_trl recipes tests benchmarks .ci)
+
+# One process for each core. The tests of a file run in one process, since they share models and finished runs.
+PYTEST := -m pytest tests --numprocesses auto --maxprocesses 8 --dist loadfile
 
 RUNS := demo compare test test-latest test-lowest
 # The built-in task needs nothing from the Hub, and tests must not start to.
@@ -36,23 +39,23 @@ compare: $(STAMP) ## train RLMEC and its baselines on the arithmetic task and co
 
 .PHONY: test
 test: $(STAMP) ## run the tests
-	$(VENV_PYTHON) -m pytest tests
+	$(VENV_PYTHON) $(PYTEST)
 
-# These two start from an empty environment each time: what is newest changes, and so does setup.cfg.
+# These two start from an empty environment each time, because the newest releases and setup.cfg change.
 .PHONY: test-latest
 test-latest: ## run the tests with the newest releases that setup.cfg allows
 	$(PYTHON) -m venv --clear --upgrade-deps .venv-latest
 	.venv-latest/bin/python -m pip install $(TORCH)
 	.venv-latest/bin/python -m pip install -e '.[test]'
-	.venv-latest/bin/python -m pytest tests
+	.venv-latest/bin/python $(PYTEST)
 
-# uv, because pip cannot look for the lowest releases. The second step keeps torch, as in .venv.
+# uv, because pip cannot resolve to the lowest releases. The second step keeps torch, as in .venv.
 .PHONY: test-lowest
 test-lowest: ## run the tests with the lowest releases that setup.cfg allows
 	$(PYTHON) -m venv --clear .venv-lowest
 	.venv-lowest/bin/python -m pip install uv $(TORCH)
 	.venv-lowest/bin/python -m uv pip install --resolution lowest-direct $(TORCH) -e '.[test]'
-	.venv-lowest/bin/python -m pytest tests
+	.venv-lowest/bin/python $(PYTEST)
 
 .PHONY: lint
 lint: $(STAMP) ## check style and format

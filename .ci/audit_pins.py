@@ -18,9 +18,9 @@ from packaging.utils import canonicalize_name
 
 
 ROOT = Path(__file__).parents[1]
-# Comes with every virtual environment, or is this package itself
+# Part of every virtual environment, or this package itself
 UNPINNED = {"pip", "setuptools", "rlmec-trl"}
-# How pip says that it got no answer, as opposed to the answer that there is no such release
+# Messages of pip when the index does not answer, as opposed to when it has no such release
 NO_ANSWER = ("Retrying (Retry(", "timed out")
 
 

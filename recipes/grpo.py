@@ -16,7 +16,10 @@ from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config
 
 from rlmec_trl.data.loading import load_rows
 from rlmec_trl.data.messages import message_text
+from rlmec_trl.data.schema import check_dataset
 from rlmec_trl.stages.command import run_command
+from rlmec_trl.stages.keys import task_key
+from rlmec_trl.stages.refusals import check_training_settings, refused_settings
 from rlmec_trl.stages.training import set_model_init_kwargs, train_and_save, training_run
 from rlmec_trl.tasks.task import Task, load_task
 
@@ -45,17 +48,22 @@ def make_reward(task: Task) -> Callable[..., list[float]]:
 
 
 def main(args: GRPOArguments, training_args: GRPOConfig, model_args: ModelConfig) -> None:
+    check_training_settings(training_args)
     with training_run(training_args):
+        task = load_task(args.task)
+        dataset = load_rows(args.dataset_name, args.dataset_split)
+        check_dataset(dataset, "grpo")
         set_model_init_kwargs(training_args, model_args)
-        trainer = GRPOTrainer(
-            model=model_args.model_name_or_path,
-            reward_funcs=make_reward(load_task(args.task)),
-            args=training_args,
-            train_dataset=load_rows(args.dataset_name, args.dataset_split),
-            quantization_config=get_quantization_config(model_args),
-            peft_config=get_peft_config(model_args),
-        )
-        train_and_save(trainer, args.dataset_name)
+        with refused_settings():
+            trainer = GRPOTrainer(
+                model=model_args.model_name_or_path,
+                reward_funcs=make_reward(task),
+                args=training_args,
+                train_dataset=dataset,
+                quantization_config=get_quantization_config(model_args),
+                peft_config=get_peft_config(model_args),
+            )
+        train_and_save(trainer, args.dataset_name, depends_on={"task": task_key(task, args.task)})
 
 
 if __name__ == "__main__":

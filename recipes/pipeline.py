@@ -9,7 +9,7 @@ Each stage writes a dataset or a model to `<output_dir>/seed-<seed>/<stage>`. Re
 stages and resumes an interrupted one. A stage runs again when its settings, or those of a stage it reads from, change.
 
 Nothing is deleted that the pipeline did not write: before any work, it refuses outputs that are not its own. To run a
-stage by hand, pass its settings to its recipe: `--config <output_dir>/seed-<seed>/.stages/<stage>.yaml`.
+stage on its own, pass its settings to its recipe: `--config <output_dir>/seed-<seed>/.stages/<stage>.yaml`.
 """
 
 import argparse
@@ -90,7 +90,7 @@ class Run:
 
 
 def settings_without_effect(pipeline: Pipeline) -> dict[str, set[str]]:
-    """For each recipe, the settings that say of themselves that they do not change its result (`key_parts`)."""
+    """For each recipe, the settings that do not change its result according to `key_parts`."""
     found = {}
     for recipe in {stage.recipe for stage in pipeline.stages} | {"evaluate"}:
         if recipe in RECIPES:  # `check_settings` refuses others

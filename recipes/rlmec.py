@@ -18,6 +18,7 @@ from rlmec_trl import RLMECConfig, RLMECTrainer
 from rlmec_trl.data.loading import load_rows
 from rlmec_trl.stages import score
 from rlmec_trl.stages.command import run_command
+from rlmec_trl.stages.refusals import check_training_settings, refused_settings
 from rlmec_trl.stages.score import ScoreConfig
 from rlmec_trl.stages.training import set_model_init_kwargs, train_and_save, training_run
 
@@ -36,22 +37,25 @@ def make_parser() -> TrlParser:
 
 
 def main(args: RLMECArguments, training_args: RLMECConfig, score_config: ScoreConfig, model_args: ModelConfig) -> None:
+    check_training_settings(training_args, args.eval_dataset_name)
     with training_run(training_args):
         dataset = load_rows(args.dataset_name, args.dataset_split)
+        eval_dataset = load_rows(args.eval_dataset_name, args.dataset_split) if args.eval_dataset_name else None
         if score_config.grm is not None and not {"token_probs", "token_rewards"} & set(dataset.column_names):
-            # Beside the output folder, whose contents may be pushed to the Hub
+            # Next to the output folder, whose contents may be pushed to the Hub
             scored_dir = training_args.output_dir.rstrip("/") + "-scored"
             trust_remote_code = training_args.trust_remote_code
             dataset = score.run(score_config, dataset, scored_dir, model_args, trust_remote_code=trust_remote_code)
         set_model_init_kwargs(training_args, model_args)
-        trainer = RLMECTrainer(
-            model=model_args.model_name_or_path,
-            args=training_args,
-            train_dataset=dataset,
-            eval_dataset=load_rows(args.eval_dataset_name, args.dataset_split) if args.eval_dataset_name else None,
-            quantization_config=get_quantization_config(model_args),
-            peft_config=get_peft_config(model_args),
-        )
+        with refused_settings():
+            trainer = RLMECTrainer(
+                model=model_args.model_name_or_path,
+                args=training_args,
+                train_dataset=dataset,
+                eval_dataset=eval_dataset,
+                quantization_config=get_quantization_config(model_args),
+                peft_config=get_peft_config(model_args),
+            )
         train_and_save(trainer, args.dataset_name)
 
 

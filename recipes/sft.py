@@ -10,12 +10,13 @@ accelerate launch recipes/sft.py --model_name_or_path Qwen/Qwen2.5-1.5B-Instruct
 
 from dataclasses import dataclass, field
 
-from datasets import Dataset
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 
+from rlmec_trl.credit.trainer_checks import check_num_rows
+from rlmec_trl.data.imitation import prompt_completion_rows
 from rlmec_trl.data.loading import load_rows
-from rlmec_trl.data.messages import is_conversational
 from rlmec_trl.stages.command import run_command
+from rlmec_trl.stages.refusals import check_training_settings, refused_settings
 from rlmec_trl.stages.training import set_model_init_kwargs, train_and_save, training_run
 
 
@@ -33,33 +34,21 @@ def make_parser() -> TrlParser:
     return TrlParser((SFTArguments, SFTConfig, ModelConfig))
 
 
-def prompt_completion_rows(dataset: Dataset, completion_column: str, only_correct: bool) -> Dataset:
-    if only_correct:
-        dataset = dataset.select([index for index, correct in enumerate(dataset["correct"]) if correct])
-
-    def convert(row: dict) -> dict:
-        completion = row[completion_column]
-        if is_conversational(row["prompt"]) and isinstance(completion, str):
-            completion = [{"role": "assistant", "content": completion}]
-        return {"prompt": row["prompt"], "completion": completion}
-
-    # TRL passes these on to the chat template
-    kept = {"chat_template_kwargs"}
-    removed = [name for name in dataset.column_names if name not in kept]
-    return dataset.map(convert, remove_columns=removed, desc="Reading rows")
-
-
 def main(args: SFTArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
+    check_training_settings(training_args)
     with training_run(training_args):
         set_model_init_kwargs(training_args, model_args)
         rows = load_rows(args.dataset_name, args.dataset_split)
-        trainer = SFTTrainer(
-            model=model_args.model_name_or_path,
-            args=training_args,
-            train_dataset=prompt_completion_rows(rows, args.completion_column, args.only_correct),
-            quantization_config=get_quantization_config(model_args),
-            peft_config=get_peft_config(model_args),
-        )
+        dataset = prompt_completion_rows(rows, args.completion_column, args.only_correct)
+        with refused_settings():
+            trainer = SFTTrainer(
+                model=model_args.model_name_or_path,
+                args=training_args,
+                train_dataset=dataset,
+                quantization_config=get_quantization_config(model_args),
+                peft_config=get_peft_config(model_args),
+            )
+        check_num_rows(trainer.train_dataset, "train", training_args)
         train_and_save(trainer, args.dataset_name)
 
 

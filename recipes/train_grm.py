@@ -14,6 +14,7 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from rlmec_trl import GRMConfig, GRMTrainer
 from rlmec_trl.data.loading import load_rows
 from rlmec_trl.stages.command import run_command
+from rlmec_trl.stages.refusals import check_training_settings, refused_settings
 from rlmec_trl.stages.training import set_model_init_kwargs, train_and_save, training_run
 from rlmec_trl.tasks.task import load_task
 
@@ -33,17 +34,22 @@ def make_parser() -> TrlParser:
 
 
 def main(args: GRMArguments, training_args: GRMConfig, model_args: ModelConfig) -> None:
+    check_training_settings(training_args, args.eval_dataset_name)
     with training_run(training_args):
+        task = load_task(args.task)
+        dataset = load_rows(args.dataset_name, args.dataset_split)
+        eval_dataset = load_rows(args.eval_dataset_name, args.dataset_split) if args.eval_dataset_name else None
         set_model_init_kwargs(training_args, model_args)
-        trainer = GRMTrainer(
-            model=model_args.model_name_or_path,
-            args=training_args,
-            train_dataset=load_rows(args.dataset_name, args.dataset_split),
-            eval_dataset=load_rows(args.eval_dataset_name, args.dataset_split) if args.eval_dataset_name else None,
-            quantization_config=get_quantization_config(model_args),
-            peft_config=get_peft_config(model_args),
-            wording=load_task(args.task).wording,
-        )
+        with refused_settings():
+            trainer = GRMTrainer(
+                model=model_args.model_name_or_path,
+                args=training_args,
+                train_dataset=dataset,
+                eval_dataset=eval_dataset,
+                quantization_config=get_quantization_config(model_args),
+                peft_config=get_peft_config(model_args),
+                wording=task.wording,
+            )
         train_and_save(trainer, args.dataset_name)
 
 

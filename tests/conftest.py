@@ -5,8 +5,6 @@ they load; for the same reason, and because most tests need no torch, the fixtur
 
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -29,22 +27,36 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
-def run_on_two():
-    """Run a script by `accelerate launch` on two CPU processes, and return its output."""
+def scripts(tmp_path_factory):
+    """Run scripts in processes of their own, which do not wait for imports."""
+    from tests.scripts import Scripts
 
-    def run_on_two(script, *words, cwd=None):
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
-        command += [ROOT / "recipes" / "accelerate_configs" / "cpu2.yaml", ROOT / "tests" / "on_two.py"]
-        result = subprocess.run(
-            list(map(str, [*command, script, *words])),
-            cwd=cwd,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-5000:]
-        return result.stdout
+    scripts = Scripts(tmp_path_factory.mktemp("scripts"))
+    yield scripts
+    scripts.stop()
+
+
+@pytest.fixture(scope="session")
+def run_on_two(scripts):
+    """Run a script on two CPU processes, as `accelerate launch` does, and return its output."""
+
+    def run_on_two(script, *words, cwd=ROOT):
+        from torch.distributed import TCPStore
+
+        # The store has its port before the processes look for it
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        shared = {
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(store.port),
+        }
+        shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+        shared |= {"ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "no"}
+        environments = [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+        finished = scripts.run(ROOT / "tests" / "on_two.py", script, *words, cwd=cwd, environments=environments)
+        assert finished.exit_code == 0, finished.stdout[-1000:] + finished.stderr[-5000:]
+        return finished.stdout
 
     return run_on_two
 

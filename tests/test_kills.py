@@ -3,11 +3,7 @@ Recipes that are killed while they work. Whenever the signal arrives, running th
 of an undisturbed run. `benchmarks/kill_pipeline.py` does the same at as many random moments as one likes.
 """
 
-import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,31 +18,24 @@ ROOT = Path(__file__).parents[1]
 
 
 class Runs:
-    """Runs of recipes, one at a time."""
+    """Runs of recipes in a folder."""
 
-    def __init__(self, worker, folder):
-        self.worker, self.folder = worker, folder
+    def __init__(self, scripts, folder):
+        self.scripts, self.folder = scripts, folder
 
     def run(self, recipe, words, kill=signal.SIGKILL, when=None):
-        """The exit code of a run, which gets a signal as soon as there is a file that `when` matches."""
-        output = self.folder / "output.txt"
-        job = [recipe, str(self.folder), str(output), list(map(str, words)), int(kill), when]
-        self.worker.stdin.write(json.dumps(job) + "\n")
-        self.worker.stdin.flush()
-        exit_code = int(self.worker.stdout.readline())
+        """Run a recipe. It gets a signal as soon as there is a file that `when` matches."""
+        script = ROOT / "recipes" / f"{recipe}.py"
+        finished = self.scripts.run(
+            script, *words, cwd=self.folder, environments=[{"COLUMNS": "200"}], kill=int(kill), when=when
+        )
         # A machine that is busy may deliver the signal after the end
-        assert exit_code in ((0, -kill, 128 + kill) if when else (0,)), output.read_text()[-3000:]
-        return exit_code
+        assert finished.exit_code in ((0, -kill, 128 + kill) if when else (0,)), finished.stderr[-3000:]
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    command = [sys.executable, str(ROOT / "tests" / "kill_worker.py")]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, **pipes, text=True, env=environment) as worker:
-        yield Runs(worker, tmp_path_factory.mktemp("kills"))
-        worker.stdin.close()
+@pytest.fixture
+def runs(scripts, tmp_path):
+    return Runs(scripts, tmp_path)
 
 
 def test_training_killed_while_it_writes_checkpoints_and_terminated(runs, make_policy, make_rows, tokenizer):

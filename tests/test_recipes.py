@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -154,11 +155,11 @@ def test_the_reward_of_grpo_checks_the_answer_to_the_raw_problem(conversational)
         ({"name": "warmup", "recipe": "sft"}, r"Stage 'warmup': the recipe 'sft' needs dataset_name\."),
     ],
 )
-def test_a_stage_that_does_not_fit_its_recipe_is_named_before_any_work(tmp_path, stage, message):
+def test_a_stage_that_does_not_fit_its_recipe_is_named_before_any_work(tmp_path, stage, message, scripts):
     path = tmp_path / "pipeline.yaml"
     settings = {"title": "Small", "output_dir": str(tmp_path / "runs"), "seeds": [0], "stages": [stage]}
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    output = refuse_recipe(str(ROOT / "recipes" / "pipeline.py"), "--config", str(path), cwd=tmp_path)
+    output = refuse_recipe(scripts, ROOT / "recipes" / "pipeline.py", "--config", path, cwd=tmp_path)
     assert re.search(message, output)
     assert not (tmp_path / "runs").exists()
 
@@ -282,22 +283,30 @@ def small_pipeline(**changes):
     return settings
 
 
-def run_python(*command, cwd, **environment):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | environment
-    return subprocess.run([sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True)
+WIDE = {"COLUMNS": "200"}
 
 
-def run_recipe(*command, cwd, **environment):
-    result = run_python(*command, cwd=cwd, **environment)
+def run_command(*command, cwd, **environment):
+    """Run Python in a new process, as users do."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | WIDE | environment
+    command = [sys.executable, *map(str, command)]
+    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-3000:]
     return result.stdout
 
 
-def refuse_recipe(*command, cwd):
-    """What is printed by a command that fails for a reason that it names."""
-    result = run_python(*command, cwd=cwd)
-    assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr[-3000:]
-    return result.stderr
+def run_recipe(scripts, *command, cwd):
+    """Run a recipe without waiting for imports."""
+    finished = scripts.run(*command, cwd=cwd, environments=[WIDE])
+    assert finished.exit_code == 0, finished.stdout[-1000:] + finished.stderr[-3000:]
+    return finished.stdout
+
+
+def refuse_recipe(scripts, *command, cwd):
+    """What is printed by a recipe that fails for a reason that it names."""
+    finished = scripts.run(*command, cwd=cwd, environments=[WIDE])
+    assert finished.exit_code == 1 and "Traceback" not in finished.stderr, finished.stderr[-3000:]
+    return finished.stderr
 
 
 class PipelineRun:
@@ -312,9 +321,10 @@ class PipelineRun:
         (self.folder / "pipeline.yaml").write_text(text, encoding="utf-8")
         return self
 
-    def start(self):
+    def start(self, scripts=None):
         """The names of the stages that ran, of those that were already finished, and all that was printed."""
-        output = run_recipe(*self.command, cwd=self.folder)
+        start = run_command if scripts is None else partial(run_recipe, scripts)
+        output = start(*self.command, cwd=self.folder)
         ran = re.findall(r"^(\S+) \(seed 0\) ─", output, re.MULTILINE)
         skipped = re.findall(r"^runs/seed-0/(\S+): already finished", output, re.MULTILINE)
         return ran, skipped, output
@@ -388,23 +398,23 @@ def test_each_stage_writes_what_the_next_one_reads(finished):
     assert not [path for path in pipeline.run.iterdir() if path.name.startswith((".samples", ".edits", ".scored"))]
 
 
-def test_a_second_run_skips_what_is_finished(finished):
+def test_a_second_run_skips_what_is_finished(finished, scripts):
     pipeline, _ = finished
     before = pipeline.report
-    ran, skipped, _ = pipeline.start()
+    ran, skipped, _ = pipeline.start(scripts)
     assert (ran, skipped) == ([], STAGES)
     assert pipeline.report == before
 
 
-def test_the_settings_of_a_stage_run_it_by_hand(finished, tmp_path):
+def test_the_settings_of_a_stage_run_it_on_its_own(finished, tmp_path, scripts):
     pipeline, _ = finished
     recipe, config = str(ROOT / "recipes" / "evaluate.py"), "runs/seed-0/.stages/results/grpo-test.json.yaml"
-    run_recipe(recipe, "--config", config, "--output_file", str(tmp_path / "again.json"), cwd=pipeline.folder)
+    run_recipe(scripts, recipe, "--config", config, "--output_file", str(tmp_path / "again.json"), cwd=pipeline.folder)
     again = json.loads((tmp_path / "again.json").read_text())
     assert again["mean"] == pipeline.report["accuracy"]["grpo"]["mean"]
 
 
-def test_a_changed_setting_and_a_deleted_and_an_interrupted_stage(finished, copy_of):
+def test_a_changed_setting_and_a_deleted_and_an_interrupted_stage(finished, copy_of, scripts):
     # A stage whose settings have changed, and whose readers follow ...
     pipeline = copy_of(finished[0]).write(scored={"rewrite_max_new_tokens": 4})
     # ... one whose result was deleted, which comes back as it was ...
@@ -418,7 +428,7 @@ def test_a_changed_setting_and_a_deleted_and_an_interrupted_stage(finished, copy
     checkpoint = pipeline.run / "warmup" / "checkpoint-80" / "trainer_state.json"
     written = checkpoint.stat().st_mtime_ns
 
-    ran, skipped, _ = pipeline.start()
+    ran, skipped, _ = pipeline.start(scripts)
     assert ran == ["warmup", "edits", "scored", "audit.json", *CHOICE]
     assert skipped == [name for name in STAGES if name not in ran]
     assert checkpoint.stat().st_mtime_ns == written, "training resumed from there"
@@ -427,13 +437,13 @@ def test_a_changed_setting_and_a_deleted_and_an_interrupted_stage(finished, copy
     assert len(load_from_disk(pipeline.run / "edits")) == 20
 
 
-def test_foreign_files_are_refused_by_name_before_any_work(finished, copy_of):
+def test_foreign_files_are_refused_by_name_before_any_work(finished, copy_of, scripts):
     pipeline = copy_of(finished[0]).write(warmup={"learning_rate": 2e-2})
     (pipeline.run / "grm" / "thesis.tex").write_text("years of work")
     (pipeline.run / ".stages" / "reference_sft.json").unlink()
     (pipeline.folder / "runs" / "report.json").write_text("years of work")
     before = pipeline.files()
-    output = refuse_recipe(*pipeline.command, cwd=pipeline.folder)
+    output = refuse_recipe(scripts, *pipeline.command, cwd=pipeline.folder)
     listed = [line for line in output.splitlines() if line.startswith("- ")]
     assert len(listed) == 3
     assert "runs/seed-0/grm" in listed[0] and "thesis.tex" in listed[0]
@@ -453,11 +463,11 @@ def test_batch_sizes_of_stages_are_in_no_key_of_a_pipeline_and_those_of_training
     assert not without["rlmec"] & {"per_device_train_batch_size", "learning_rate", "output_dir"}
 
 
-def test_a_second_pipeline_in_the_same_folder_fails(finished):
+def test_a_second_pipeline_in_the_same_folder_fails(finished, scripts):
     pipeline, _ = finished
     with FileLock(pipeline.folder / "runs" / ".pipeline.lock"):
         before = pipeline.files()
-        assert "Another pipeline is running in runs" in refuse_recipe(*pipeline.command, cwd=pipeline.folder)
+        assert "Another pipeline is running in runs" in refuse_recipe(scripts, *pipeline.command, cwd=pipeline.folder)
         assert pipeline.files() == before
 
 
@@ -485,8 +495,8 @@ def unscored(tmp_path_factory, tokenizer, make_rows):
 
 
 @pytest.fixture(scope="module")
-def train(unscored, run_on_two):
-    """Launch the recipe on 1 or 2 processes, with the same number of rows in a step."""
+def train(unscored):
+    """Launch the recipe on 1 or 2 processes, as users do, with the same number of rows in a step."""
 
     def train(num_processes):
         output_dir = unscored / f"out-{num_processes}"
@@ -506,12 +516,12 @@ def train(unscored, run_on_two):
             "optim": "sgd",
         }
         words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
+        launch = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"]
         if num_processes == 2:
-            output = run_on_two(ROOT / "recipes" / "rlmec.py", *words, cwd=unscored)
-        else:
-            launch = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"]
-            recipe = str(ROOT / "recipes" / "rlmec.py")
-            output = run_recipe(*launch, recipe, *words, cwd=unscored, ACCELERATE_USE_CPU="true")
+            config = ROOT / "recipes" / "accelerate_configs" / "cpu2.yaml"
+            launch = ["-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file", config]
+            launch += [ROOT / "tests" / "on_two.py"]
+        output = run_command(*launch, ROOT / "recipes" / "rlmec.py", *words, cwd=unscored, ACCELERATE_USE_CPU="true")
         assert output.count(f"Model saved to {output_dir}") == 1
         return output_dir
 

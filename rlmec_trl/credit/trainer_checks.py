@@ -1,4 +1,4 @@
-"""What our trainers check beside those of TRL: their datasets, and that every step stays finite."""
+"""Checks of our trainers in addition to TRL's: their datasets, and that every step is finite."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -66,7 +66,7 @@ class TrainerChecks:
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
-        # The last thing that `Trainer` does before the optimizer's step
+        # `Trainer` calls this right before the optimizer's step
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if self.args.stop_on_nonfinite:
             self._check_step(grad_norm)
@@ -158,15 +158,25 @@ def errors_in(dataset_name: str) -> Iterator[None]:
 
 def check_num_rows(dataset: Any, dataset_name: str, args: TrainingArguments) -> None:
     """
-    Check that a prepared dataset fills a batch where incomplete ones are dropped.
+    Check that a prepared dataset has examples, and that it fills a batch where incomplete ones are dropped.
 
     Raises:
-        [`~rlmec_trl.data.errors.ConfigError`]: If it does not, so that there would be no batch at all.
+        [`~rlmec_trl.data.errors.DatasetError`]: If it has no examples.
+        [`~rlmec_trl.data.errors.ConfigError`]: If it does not fill a batch, so that there would be none at all.
     """
-    if not args.dataloader_drop_last or not isinstance(dataset, Dataset):
+    if not isinstance(dataset, Dataset):
+        return
+    if len(dataset) == 0:
+        raise DatasetError(
+            f"No example of the {dataset_name} dataset is left after its preparation: none has a token to train on "
+            f"within `max_length` ({args.max_length}). Raise `max_length`, or check the rows."
+        )
+    if not args.dataloader_drop_last:
         return
     is_train = dataset_name == "train"
-    batch_size = (args.train_batch_size if is_train else args.eval_batch_size) * args.world_size
+    batch_size = args.train_batch_size if is_train else args.eval_batch_size
+    if not args.accelerator_config.split_batches:  # with it, a batch is that of all processes
+        batch_size *= args.world_size
     if len(dataset) < batch_size:
         raise ConfigError(
             f"The {dataset_name} dataset has {len(dataset)} examples, fewer than the {batch_size} of one batch over "

@@ -78,7 +78,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def refuse_adapter(name_or_path: str, revision: str = "main") -> None:
     """
-    Refuse to train an adapter by its name, which TRL cannot load.
+    Refuse to train an adapter that is given by name: TRL cannot load one.
 
     Raises:
         [`~rlmec_trl.data.errors.ConfigError`]: If it is an adapter.
@@ -109,7 +109,7 @@ def unchanged_dtypes(model: PreTrainedModel | PeftModel) -> Iterator[None]:
 
 
 def note_base_revision(model: PeftModel, revision: str) -> None:
-    """Let an adapter say which revision of its base model it was trained on, as [`adapter_base`] reads it."""
+    """Record in an adapter which revision of its base model it was trained on, as [`adapter_base`] reads it."""
     for config in model.peft_config.values():
         if config.revision is None and revision != "main":
             config.revision = revision

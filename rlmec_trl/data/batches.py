@@ -1,4 +1,4 @@
-"""Batches on several processes: which of their rows are repetitions."""
+"""Batches on several processes: which of their rows are repeated."""
 
 from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
 from torch.utils.data import DataLoader
@@ -9,7 +9,7 @@ def num_repeated_rows(dataloader: DataLoader) -> int:
     Number of rows at the end of the current batch that only fill it up.
 
     All processes must have the same number of batches of the same size, so Accelerate fills up the last ones with rows
-    from the start of the dataset. These rows have been in the epoch already.
+    from the start of the dataset, which the epoch already contains.
 
     Args:
         dataloader ([`~torch.utils.data.DataLoader`]):

@@ -1,4 +1,4 @@
-"""What a user has to fix."""
+"""Errors that a user has to fix."""
 
 
 class UserError(Exception):
@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 class ConfigError(UserError, ValueError):
-    """A setting, or a combination of settings, that cannot work."""
+    """An invalid setting, or an invalid combination of settings."""
 
 
 class DatasetError(UserError, ValueError):

@@ -1,4 +1,4 @@
-"""What is no dataset, or has no rows, where a trainer needs one."""
+"""The check of the datasets that a trainer is given."""
 
 from typing import Any
 
@@ -9,16 +9,16 @@ from .errors import DatasetError
 
 def check_input(dataset: Any, dataset_name: str) -> None:
     """
-    Check that a trainer's dataset is one, and that it has rows. A stream is asked for its first row.
+    Check that an object is a dataset that a trainer can use, and that it has rows. Of a stream, the first row is read.
 
     Args:
         dataset (`Any`):
-            What was given as dataset.
+            The object to check.
         dataset_name (`str`):
-            How the error names it: `"train"`, `"eval"`, or the name of one of several evaluation sets.
+            Name of the dataset in the error: `"train"`, `"eval"`, or the name of one of several evaluation sets.
 
     Raises:
-        `DatasetError`: If it is something else than a [`~datasets.Dataset`] or [`~datasets.IterableDataset`], has no
+        `DatasetError`: If it is neither a [`~datasets.Dataset`] nor an [`~datasets.IterableDataset`], has no
             rows, or is a [`~datasets.Dataset`] with a transform.
     """
     if not isinstance(dataset, Dataset | IterableDataset):

@@ -119,7 +119,7 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, start=1):
             if line.lstrip().startswith("["):
-                # One array is read as a whole. That it begins further down than at the first line is reported there
+                # One array is read as a whole; errors count lines from the one where it begins
                 yield from _read_array(path, line + lines.read(), number)
                 return
             if line.strip():

@@ -8,6 +8,7 @@ from datasets.exceptions import DatasetsError
 
 from .errors import ConfigError
 from .json_lines import load_json_lines
+from .marks import MARK, find_damage
 from .schema import DatasetError
 
 
@@ -69,6 +70,12 @@ def _load_folder(path: Path, split: str) -> Dataset:
         names = sorted(os.listdir(path))
         found = f"it holds {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else "it is empty"
         raise DatasetError(f"{str(path)!r} is not a folder that `save_to_disk` wrote: {found}. {_FORMS}")
+    damage = find_damage(path, contents=True)
+    if damage:
+        raise DatasetError(
+            f"The dataset in {str(path)!r} is not as it was written ({'; '.join(damage[:3])}). Delete the folder and "
+            f"run the stage that wrote it again. If you have changed the dataset yourself, delete {MARK} in it."
+        )
     try:
         dataset = load_from_disk(str(path))
     except IndexError:  # `save_to_disk` writes no file for a dataset without rows

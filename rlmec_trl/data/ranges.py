@@ -1,8 +1,9 @@
 """
 The permitted range of every numeric setting, in one table.
 
-Settings that TRL's and Transformers' classes define are here too, where a value out of range ends in an error deep
-inside a library, in a model that is broken, or in one that is not trained. `checks.py` applies the table.
+Of the settings that TRL's and Transformers' classes define, only those are here whose bad values end badly: in an
+error deep inside a library, in memory that there is not, in a model that is broken, or in one that is not trained.
+What the libraries refuse on their own, in time and in words, is left to them. `checks.py` applies the table.
 """
 
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ _PORT = between(1, 65535, "there is no such port")
 _WAIT_SECONDS = between(0, 604_800, "a request would fail at once, or wait for more than a week", open_low=True)
 _STEPS = at_least(0, "it is a number of steps, or a fraction of all of them")
 _LIMIT = at_least(1, "nothing would be left")
+_PADDING = between(1, 65_536, "every batch would be padded to more tokens than memory holds")
 
 # Class that defines a setting -> setting -> range. A subclass that changes only the default needs no entry of its own.
 RANGES: dict[str, dict[str, Range]] = {
@@ -109,9 +111,9 @@ RANGES: dict[str, dict[str, Range]] = {
     "Pipeline": {"seeds": _SEED},
     # --- Servers and teachers ---
     "ServerConfig": {
-        "concurrency": between(1, 10_000, "no request would be sent, or each would need a thread that there is not"),
+        "concurrency": between(1, 10_000, "no request would be sent, or more threads be needed than can start"),
         "timeout": _WAIT_SECONDS,
-        "max_retries": between(0, 100, "a request would not be sent, or a broken server be asked for ever"),
+        "max_retries": between(0, 100, "a request would not be sent, or a broken server would be retried for hours"),
     },
     "TeacherConfig": {
         "max_tokens": at_least(1, "every answer would be truncated before its first token"),
@@ -188,31 +190,30 @@ RANGES: dict[str, dict[str, Range]] = {
         "eval_steps": _STEPS,
         "save_steps": _STEPS,
         "eval_delay": at_least(0, "it is a number of steps or epochs"),
-        "save_total_limit": at_least(0, "it is a number of checkpoints; unset, all are kept"),
         "seed": _SEED,
         "data_seed": _SEED,
-        "dataloader_num_workers": at_least(0, "it is a number of processes"),
-        "dataloader_prefetch_factor": _LIMIT,
+        "dataloader_num_workers": between(0, 10_000, "no machine can start as many processes"),
+        "dataloader_prefetch_factor": between(1, 100_000, "no batch would be loaded, or more than memory holds"),
         "ddp_bucket_cap_mb": _LIMIT,
-        "ddp_timeout": between(1, 1_000_000_000, "the processes would not wait for each other, or for ever"),
+        "ddp_timeout": between(1, 1_000_000_000, "the processes would not wait for each other, or would wait forever"),
         "local_rank": at_least(-1, "there is no such process"),
     },
     "SFTConfig": {
         "max_length": at_least(2, "no token would be left to predict from another"),
-        "dataset_num_proc": _LIMIT,
-        "pad_to_multiple_of": _LIMIT,
+        "dataset_num_proc": between(1, 10_000, "no machine can start as many processes"),
+        "pad_to_multiple_of": _PADDING,
         "router_aux_loss_coef": _COEF,
     },
     "GRPOConfig": {
         "num_generations": at_least(2, "an advantage compares the completions of one prompt"),
         "num_generations_eval": at_least(1, "no completion would be sampled"),
         "max_completion_length": _NEW_TOKENS,
-        "pad_to_multiple_of": _LIMIT,
+        "pad_to_multiple_of": _PADDING,
         "generation_batch_size": _BATCH,
         "steps_per_generation": at_least(1, "no step would be taken"),
         "temperature": at_least(_COLDEST, "the logits divided by it would overflow"),
         "top_p": _TOP_P,
-        "top_k": at_least(0, "it is a number of ids; 0 samples from all of them"),
+        "top_k": at_least(0, "it is a number of ids; 0, and with vLLM -1, sample from all of them", also=-1),
         "min_p": between(0, 1, "it is a probability"),
         "repetition_penalty": over(0, "the logits would change their sign"),
         "vllm_server_port": _PORT,
@@ -245,7 +246,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "num_completions_to_print": at_least(0, "it is a number of completions; unset, all are printed"),
     },
     "ModelConfig": {
-        "lora_r": at_least(1, "an adapter would have no weights"),
+        "lora_r": between(1, 65_536, "an adapter would have no weights, or more than the model"),
         "lora_alpha": at_least(1, "an adapter would have no effect, or the opposite of what it learns"),
         "lora_dropout": between(0, 1, "nothing would be left of the adapter's input", open_high=True),
     },

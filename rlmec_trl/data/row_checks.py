@@ -99,15 +99,7 @@ class RowCheck:
                 if value is None and optional:
                     texts[name].append(None)
                     continue
-                text = _read(name, value)
-                if not isinstance(text, str):
-                    kind = "a string or a list of messages" if name in _READ else "a string"
-                    raise row_error(row, name, value, f"It must be {kind}. {fix}")
-                if not text.strip():
-                    raise row_error(row, name, f"an empty text ({value!r})", fix, quote=False)
-                if not is_storable(text):
-                    found = f"{text!r}, in which a character is broken (half of a surrogate pair)"
-                    raise row_error(row, name, found, "Drop the row, or fix the encoding of its source.", quote=False)
+                text = check_text(row, name, value, fix, name in _READ)
                 if self.has_texts.setdefault(name, isinstance(value, str)) != isinstance(value, str):
                     fix = "The rows before have another form: use strings or messages in all."
                     raise row_error(row, name, value, fix)
@@ -142,7 +134,7 @@ class RowCheck:
                     wrong = ~np.isfinite(values.astype(np.float32))
                 fix = _FINITE
                 if name == "old_logps" and not wrong.any():
-                    # Not 0: with logits in bfloat16, a token that is nearly certain gets a little more
+                    # Not 0: with logits in bfloat16, the value of a nearly certain token can be slightly over 0
                     wrong, fix = values > 1, _LOGPS
             _refuse_first(wrong, values, lists.rows, name, fix)
 
@@ -166,6 +158,27 @@ class RowCheck:
             raise row_error(rows[index], name, found, fix, quote=False)
 
 
+def check_text(row: int, name: str, value: Any, fix: str, may_be_messages: bool) -> str:
+    """The text of a value, or of its messages. A `DatasetError` if it has none, or none that can be stored."""
+    text = _read(name, value) if may_be_messages else value
+    if not isinstance(text, str):
+        kind = "a string or a list of messages" if may_be_messages else "a string"
+        raise row_error(row, name, value, f"It must be {kind}. {fix}")
+    if not text.strip():
+        raise row_error(row, name, f"an empty text ({value!r})", fix, quote=False)
+    if not is_storable(text):
+        found = f"{text!r}, in which a character is broken (half of a surrogate pair)"
+        raise row_error(row, name, found, "Drop the row, or fix the encoding of its source.", quote=False)
+    return text
+
+
+def check_verdict(row: int, value: Any) -> bool:
+    """A value of `correct`. A `DatasetError` if it is neither `True` nor `False`."""
+    if not isinstance(value, bool):
+        raise row_error(row, "correct", value, _NUMBER_FIXES["correct"])
+    return value
+
+
 def _is_array(values: list[Any]) -> bool:
     try:
         pa.array(values)
@@ -176,12 +189,12 @@ def _is_array(values: list[Any]) -> bool:
 
 def _read(name: str, value: Any) -> Any:
     """The text of a value, or something else where it is neither a text nor a list of messages."""
-    if name not in _READ or isinstance(value, str):
+    if isinstance(value, str):
         return value
     if not isinstance(value, list) or not value:
         return None
     is_chat = all(isinstance(message, dict) and {"role", "content"} <= message.keys() for message in value)
-    return _READ[name](value) if is_chat else None
+    return _READ.get(name, message_text)(value) if is_chat else None
 
 
 def _check_vocabulary(lists: "_FlatLists", name: str, vocab_size: int | None) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datasets.features.features import FeatureType
 
 
-Stage = Literal["task", "samples", "edits", "scores", "policy"]
+Stage = Literal["task", "samples", "edits", "scores", "policy", "grpo"]
 
 # The columns that the reader of a stage's rows needs; of a tuple, one column is enough
 _REQUIRED: dict[str, tuple[str | tuple[str, ...], ...]] = {
@@ -35,6 +35,7 @@ _REQUIRED: dict[str, tuple[str | tuple[str, ...], ...]] = {
         ("rewrite", "rewrite_ids"),
     ),
     "policy": ("prompt", "completion_ids", ("token_probs", "token_rewards"), ("rewrite", "rewrite_ids")),
+    "grpo": ("prompt", "answer"),
 }
 # The columns that are read, and so checked, where the dataset has them
 _OPTIONAL: dict[str, tuple[str, ...]] = {
@@ -43,6 +44,7 @@ _OPTIONAL: dict[str, tuple[str, ...]] = {
     "edits": ("answer", "completion_ids"),
     "scores": ("reference", "answer", "rewrite_topk_ids", "rewrite_topk_logps"),
     "policy": ("completion", "correct", "old_logps", "rewrite_topk_ids", "rewrite_topk_logps"),
+    "grpo": (),
 }
 _SOURCE = {
     "prompt": "the task's dataset has to provide it",
@@ -116,7 +118,8 @@ def check_dataset(
             Rows to check.
         stage (`str`):
             What the rows are used for: `"task"` to be sampled, `"samples"` to be edited or scored, `"edits"` to train
-            the generative reward model, `"scores"` as the score stage writes them, `"policy"` to train the policy.
+            the generative reward model, `"scores"` as the score stage writes them, `"policy"` to train the policy,
+            `"grpo"` to train it with GRPO.
         eos_token_ids (`int` or `Iterable[int]`, *optional*):
             Ids that may end a completion. If given, every `completion_ids` and `rewrite_ids` must end with one.
         vocab_size (`int`, *optional*):
@@ -184,7 +187,7 @@ class StreamCheck:
         self.check = RowCheck(stage, eos_token_ids, vocab_size)
 
     def __call__(self, rows: dict[str, list[Any]], row_numbers: list[int]) -> dict[str, list[Any]]:
-        # The columns of these rows: those of the first rows of a stream need not be those of all
+        # The columns of these rows: later rows of a stream may have other columns than the first
         columns = _columns_to_check(list(rows), self.stage)
         checked = _check_batch(self.check, {name: rows[name] for name in columns}, np.asarray(row_numbers))
         return {name: checked[name].to_pylist() for name in columns if name in NUMBER_COLUMNS}

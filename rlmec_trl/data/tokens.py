@@ -91,7 +91,7 @@ def encode_prompt(
         try:
             encoding = processing_class.apply_chat_template(prompt, **_OWN_TEMPLATE_KWARGS, **given)
         except (TemplateError, TypeError) as error:
-            # What the template refuses, and what it cannot put together, such as a content of None
+            # Messages that the template refuses, or cannot render, such as a content of None
             found = f"messages that the chat template refuses ({type(error).__name__}: {error})"
             raise row_error(row, "prompt", found, "Give messages that the template takes.", quote=False) from None
         return list(encoding["input_ids"])

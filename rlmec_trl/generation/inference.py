@@ -46,7 +46,7 @@ def fused_lm_head(model: PreTrainedModel) -> Iterator[None]:
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Causal language model, with or without such a head of its own.
+            Causal language model, with or without a fused head.
 
     Raises:
         [`~rlmec_trl.data.errors.ConfigError`]: If an adapter changes the LM head, whose weight is read directly.
@@ -54,8 +54,8 @@ def fused_lm_head(model: PreTrainedModel) -> Iterator[None]:
     model = model.get_base_model() if is_peft_model(model) else model
     if isinstance(model.get_output_embeddings(), BaseTunerLayer):
         raise ConfigError(
-            "The adapter changes the LM head, which is read past it. Merge the adapter into its base model, and name "
-            "the merged model."
+            "The adapter changes the LM head, whose weight is read without the adapter. Merge the adapter into its "
+            "base model, and name the merged model."
         )
     own_forward = vars(model).get("forward")
     add_fused_lm_head(model, cast_lm_head_to_fp32=True)
@@ -124,7 +124,7 @@ def generate_ids(
     pad_token_id = padding_id(processing_class)
     if not generation_kwargs:
         generation_kwargs = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    # Many models come with a repetition penalty. It would change the distribution, and rewrites do repeat the attempt
+    # Many models set a repetition penalty. It would change the distribution, and rewrites have to repeat the attempt
     generation_kwargs = {"repetition_penalty": 1.0, **generation_kwargs}
     completions = [[] for _ in prompt_ids]
     with evaluation_mode(model):

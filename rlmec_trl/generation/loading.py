@@ -1,4 +1,4 @@
-"""Models for inference, by path or name. What is wrong with one is told in a sentence, with its path."""
+"""Models for inference, by path or Hub name. Errors are one sentence with the path and the cause."""
 
 import hashlib
 import pickle
@@ -30,7 +30,7 @@ from .inference import eos_token_ids
 from .processes import process_state
 
 
-# What decides, beside the weights, what a model answers
+# Files other than the weights that change the outputs of a model
 _SETTINGS = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json")
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
 # What Transformers and the libraries below it raise for files that are missing, broken, truncated or of another model
@@ -51,7 +51,7 @@ _LOADING_ERRORS = (
 @contextmanager
 def translated_errors(what: str, name_or_path: str) -> Iterator[None]:
     """
-    Turn what a library raises on loading a model into one sentence.
+    Translate the errors that a library raises while loading a model into one sentence.
 
     Args:
         what (`str`):
@@ -310,14 +310,14 @@ def load_eos_token_ids(
         [`ModelError`]: If its configuration cannot be loaded.
     """
     name_or_path, revision = model_args.model_name_or_path, model_args.model_revision
-    # An adapter has no configuration of its own
+    # An adapter has no model configuration
     name_or_path, revision = adapter_base(name_or_path, revision) or (name_or_path, revision)
     if is_folder(name_or_path):
         _check_settings(Path(name_or_path))
     try:
         generation_config = GenerationConfig.from_pretrained(name_or_path, revision=revision)
     except OSError:
-        # There is none: the model would make it of its own configuration
+        # There is none: the model would derive it from its configuration
         with translated_errors("configuration of", name_or_path):
             config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
         generation_config = GenerationConfig.from_model_config(config)

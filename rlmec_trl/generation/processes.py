@@ -22,12 +22,12 @@ def process_state() -> PartialState:
 
 def end_processes() -> None:
     """
-    Destroy the process group, at the end of a script without a trainer. Scripts with a trainer use `train_and_save`.
+    Destroy the process group at the end of a script without a trainer. `train_and_save` does this for trainers.
 
-    Otherwise, threads of the process group may still hold tensors, and freeing one of them during the shutdown of
-    Python aborts the process after all its work is done (https://github.com/pytorch/pytorch/issues/190489).
+    A process group that still exists when Python shuts down may abort the process, because its threads free tensors
+    too late (https://github.com/pytorch/pytorch/issues/190489).
     """
-    gc.collect()  # unreachable objects may hold the group, too
+    gc.collect()  # unreachable objects may still reference the group
     process_state().destroy_process_group()
 
 

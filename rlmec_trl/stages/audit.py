@@ -105,7 +105,7 @@ def run(config: AuditConfig) -> GRMAudit:
     with claim_file(config.output_file, ("first_wrong_flagged", "clean_kept", "auc")):
         task = load_task(config.task)
         if task.editor is None:
-            raise ConfigError(f"The audit needs a task with an editor of its own; '{task.name}' has none.")
+            raise ConfigError(f"The audit needs a task with an editor; '{task.name}' has none.")
         scored = load_rows(config.dataset_name)
         check_dataset(scored, "scores")
         _check_columns(scored, config.dataset_name, ("reference", "rewrite", "rewrite_ids"))

@@ -1,4 +1,4 @@
-"""Rows that a stage cannot use: an error at the first of them, or left out and listed."""
+"""Invalid rows of a stage: an error at the first, or all are left out and listed."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def _bisect(dataset: Dataset, check: Callable[[Dataset], object], rows: range) -
             return [BadRow(rows.start, error.column, error.reason)]
         half = len(rows) // 2
         bad_rows = _bisect(dataset, check, rows[:half]) + _bisect(dataset, check, rows[half:])
-        if not bad_rows:  # each part is valid, but not together: texts in one, messages in the other
+        if not bad_rows:  # each part is valid, but not both together: texts in one, messages in the other
             raise
         return bad_rows
     return []
@@ -173,6 +173,6 @@ def check_completion_ids(dataset: Dataset, processing_class: PreTrainedTokenizer
 
 
 def write_bad_rows(bad_rows: Iterable[BadRow], folder: Path) -> None:
-    """Write the rows that were left out, with the reasons, as JSON lines beside the result."""
+    """Write the rows that were left out, with the reasons, as JSON lines next to the result."""
     lines = [json.dumps(asdict(bad_row)) + "\n" for bad_row in bad_rows]
     (folder / BAD_ROWS_FILE).write_text("".join(lines), encoding="utf-8")

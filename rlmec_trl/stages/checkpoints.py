@@ -1,14 +1,14 @@
 """
 Which checkpoints of a training run are complete, so that training may resume from them.
 
-[`~transformers.Trainer`] writes a checkpoint file by file, under its final name. A process that is killed meanwhile
-leaves a folder that looks like a checkpoint, and cannot be resumed from.
+[`~transformers.Trainer`] writes a checkpoint file by file, under its final name. A process that is killed
+while it writes leaves a folder that looks like a checkpoint but cannot be resumed from.
 """
 
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -23,7 +23,7 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _MODELS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _FSDP_MODEL, _OPTIMIZER = "pytorch_model_fsdp", "optimizer"
-# There for as long as `enable_jit_checkpoint` of transformers writes
+# Exists while `enable_jit_checkpoint` of Transformers is writing
 _UNFINISHED = "checkpoint-is-incomplete.txt"
 # Under this name a run of ours records itself among the callbacks in `trainer_state.json`
 RECORD = "TrainingRecord"
@@ -32,24 +32,6 @@ _WRITTEN = re.compile(
     r"(model|pytorch_model|adapter_model|optimizer|scheduler|scaler|rng_state|training_args|trainer_state|tokenizer)"
     r"[\w.-]*|[\w.-]*config\.json"
 )
-
-
-def last_complete(output_dir: Path, report: Callable[[str], None]) -> Path | None:
-    """
-    The last complete checkpoint in an output folder.
-
-    Args:
-        output_dir (`Path`):
-            The folder.
-        report (`Callable[[str], None]`):
-            Gets a line for each later checkpoint that is not complete.
-    """
-    for _, path in sorted(checkpoints(output_dir), reverse=True):
-        missing = missing_from(path)
-        if not missing:
-            return path
-        report(f"Skipped the incomplete checkpoint {str(path)!r}. Missing or cut off: {a_few(missing)}.")
-    return None
 
 
 def check_complete(path: Path) -> None:
@@ -112,7 +94,7 @@ def missing_weights(folder: Path) -> list[str]:
         if index.name not in missing:
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
             missing += [name for name in shards if not (folder / name).is_file()]
-    # An adapter that is not the default one has a folder of its own
+    # An adapter that is not the default one has its own folder
     adapters = [path.parent for path in (*folder.glob("adapter_config.json"), *folder.glob("*/adapter_config.json"))]
     for adapter in adapters:
         if not any((adapter / name).is_file() for name in _ADAPTERS):
@@ -134,21 +116,27 @@ def read_state(folder: Path) -> dict | None:
 
 def read_record(state: dict) -> dict | None:
     """What a run of ours has recorded in the trainer's state, `None` where another program wrote it."""
-    record = state.get("stateful_callbacks", {}).get(RECORD) or {}
-    return record.get("attributes")
+    callbacks = state.get("stateful_callbacks")
+    record = callbacks.get(RECORD) if isinstance(callbacks, dict) else None
+    return record.get("attributes") if isinstance(record, dict) else None
 
 
 def _missing_rng_states(checkpoint: Path, state: dict | None) -> list[str]:
     record = read_record(state) if state else None
     if record is None:
-        # Not told how many processes there were: at least there is no gap
+        # The number of processes is not recorded: check that there is no gap
         found = list(checkpoint.glob("rng_state_*.pth"))
-        expected = [f"rng_state_{index}.pth" for index in range(len(found))] or ["rng_state.pth"]
+        nodes = [[f"rng_state_{index}.pth" for index in range(len(found))] or ["rng_state.pth"]]
     elif record["num_processes"] == 1:
-        expected = ["rng_state.pth"]
+        nodes = [["rng_state.pth"]]
     else:
-        expected = [f"rng_state_{index}.pth" for index in range(record["num_processes"])]
-    return [name for name in expected if not (checkpoint / name).is_file()]
+        names = [f"rng_state_{index}.pth" for index in range(record["num_processes"])]
+        size = record.get("num_local_processes", len(names))
+        nodes = [names[start : start + size] for start in range(0, len(names), size)]
+    missing = [[name for name in node if not (checkpoint / name).is_file()] for node in nodes]
+    # Without a shared disk, the processes of another node have written none of theirs here
+    own, *others = missing
+    return own + [name for node, lost in zip(nodes[1:], others, strict=True) if lost != node for name in lost]
 
 
 def _missing_from_deepspeed(checkpoint: Path) -> list[str]:
@@ -166,7 +154,7 @@ def _sharded(folder: Path, prefix: str) -> bool:
 
 
 def _broken(paths: Iterable[Path]) -> list[str]:
-    """Names of files that were cut off. Of files whose end nothing tells, none."""
+    """Names of truncated files. Formats that do not show whether they are complete are not checked."""
     checks = {".json": _is_json, ".safetensors": _is_safetensors, ".pt": _is_zip, ".pth": _is_zip, ".bin": _is_zip}
     written = [path for path in paths if _WRITTEN.fullmatch(path.name)]
     return [path.name for path in written if not checks.get(path.suffix, lambda path: True)(path)]
@@ -174,10 +162,12 @@ def _broken(paths: Iterable[Path]) -> list[str]:
 
 def _is_json(path: Path) -> bool:
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return False
-    return True
+    return not path.name.endswith(".index.json") or (
+        isinstance(content, dict) and isinstance(content.get("weight_map"), dict)
+    )
 
 
 def _is_zip(path: Path) -> bool:

@@ -242,7 +242,7 @@ def _edit_here(samples: Dataset, task: Task, config: EditConfig, model_args: Mod
     """With a teacher in this process, shard by shard."""
     if config.teacher == "task":
         if task.editor is None:
-            raise ConfigError(f"Task '{task.name}' has no editor of its own: name a model with `--teacher`.")
+            raise ConfigError(f"Task '{task.name}' has no editor: name a model with `--teacher`.")
         editor, teacher = task.editor, function_key(task.editor)
     elif ":" in config.teacher:
         editor = load_editor(config.teacher)
@@ -325,7 +325,7 @@ def _edit_by_api(
             said += " `max_cost` was reached."
         _check_not_empty(edited, config, f"{said} All answers are in {journal_dir!r}.")
         if state.is_main_process:
-            # Made from the journal at each run: no key is needed to know it again
+            # Rebuilt from the journal at each run, so it needs no key
             publish(partial(save_rows, edited), config.output_dir, "journal", work_dir)
         state.wait_for_everyone()
     if teacher_config.max_cost is not None and outcomes["not asked"] > 0:

@@ -116,7 +116,7 @@ def solve(
     batch_size: int = 16,
 ) -> Accuracy:
     """
-    Accuracy of greedy decoding. A completion that is truncated by `max_new_tokens` counts by what it says until there.
+    Accuracy of greedy decoding. A completion that is truncated at `max_new_tokens` is judged by the text up to there.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):

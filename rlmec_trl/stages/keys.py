@@ -85,7 +85,7 @@ def wording_key(wording: Wording) -> str:
 def function_key(function: Callable) -> list:
     """
     A function's name and, unless it is of this package, a hash of the file that it is written in. What has no file (an
-    object that is called, a function in a notebook) is known by what it is made of.
+    object that is called, a function in a notebook) is identified by its pickled content.
     """
     if isinstance(function, partial):
         values = [*function.args, *(value for _, value in sorted(function.keywords.items()))]

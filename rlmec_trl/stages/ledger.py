@@ -10,13 +10,14 @@ from typing import Any
 
 import yaml
 
-from .output import a_few, find_damage, is_cache, list_files, write_atomically
+from ..data.marks import find_damage, list_files
+from .output import a_few, is_cache, write_atomically
 from .pipeline import Choice, Job, PipelineError, fill_run
 
 
 class Ledger:
     """
-    The outputs of one seed, and a marker for each, in the hidden folder `.stages` beside them.
+    The outputs of one seed, and a marker for each, in the hidden folder `.stages` next to them.
 
     A marker has the key of the step, whether it is finished, its seconds, and the files that it left. They decide what
     happens to an output:

@@ -1,9 +1,9 @@
 """
 Output folders that are replaced only where everything in them is our own.
 
-A finished result carries a mark, `rlmec_trl.json`, with the key of what it was made from, and the names and sizes of
-the files that were written. A folder without it, or with other files, is refused by name before any work begins. A
-result whose files are missing or truncated is named, moved aside and made again.
+A finished result carries a mark, `rlmec_trl.json`, with the key of what it was made from, and the names, sizes and
+hashes of the files that were written. A folder without it, or with other files, is refused by name before any work
+begins. A result whose files are missing, truncated or changed is named, moved aside and recomputed.
 """
 
 import json
@@ -19,11 +19,13 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 
 from ..data.errors import UserError
+from ..data.marks import MARK, find_damage, list_files, make_mark, read_mark
 
 
 logger = logging.getLogger(__name__)
 
-MARK = "rlmec_trl.json"
+# In the output folder of a training whose parent cannot be written to. `Trainer` does not push what begins with "_"
+LOCK = "_rlmec_trl.lock"
 _CACHE = re.compile(r"(.*/)?(cache-[0-9a-f]{16}(_\d+_of_\d+)?\.arrow)")
 
 
@@ -73,25 +75,14 @@ def check_not_input(output_dir: str | os.PathLike, dataset: Dataset) -> None:
 
 
 def is_finished(output_dir: str | os.PathLike, key: str) -> bool:
-    """Whether a folder holds the whole result of a run with this key."""
-    mark = read_mark(output_dir)
+    """Whether a folder holds the whole result of a run with this key, as it was written."""
+    folder = resolve(output_dir)
+    mark = read_mark(folder)
     if mark is None or mark["key"] != key:
         return False
-    paths = {resolve(output_dir) / name: size for name, size in mark["files"].items()}
-    return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
-
-
-def find_damage(output_dir: str | os.PathLike) -> list[str]:
-    """What is wrong with each file of a finished result that is missing or truncated."""
-    mark = read_mark(output_dir)
-    if mark is None:
-        return []
-    found = list_files(resolve(output_dir))
-    return [
-        f"{name} has {found[name]} of {size} bytes" if name in found else f"{name} is missing"
-        for name, size in mark["files"].items()
-        if found.get(name, -1) < size
-    ]
+    paths = {folder / name: size for name, size in mark["files"].items()}
+    whole = all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
+    return whole and not find_damage(folder, contents=True)
 
 
 @contextmanager
@@ -128,18 +119,22 @@ def claim(output_dir: str | os.PathLike, key: str | None = None) -> Iterator[Pat
 def hold(output_dir: str | os.PathLike) -> Iterator[None]:
     """
     Keep other runs from writing to an output folder that is written file by file, such as that of a training. The lock
-    is next to the folder, whose contents may be pushed to the Hub, and ends with the process.
+    is next to the folder or, where nothing can be written there, in it. It ends with the process.
 
     Raises:
-        [`OutputError`]: If the path is not a folder or cannot be written, or another run is writing to it.
+        [`OutputError`]: If there can be no such folder, it is the working directory or a folder around it, it cannot
+            be written, or another run is writing to it.
     """
-    target = resolve(output_dir)
-    if target.exists() and not target.is_dir():
-        raise OutputError(f"{str(output_dir)!r} is a file, not a folder. Choose another `--output_dir`.")
-    if not target.name:
-        raise OutputError(f"{str(output_dir)!r} is the root of the file system. Choose another `--output_dir`.")
-    with _locked(target, output_dir):
-        yield
+    target = check_path(output_dir)
+    if not target.exists() and Path(output_dir).expanduser().is_symlink():
+        with writing(output_dir):
+            target.mkdir(parents=True, exist_ok=True)  # of a link that leads nowhere, `Trainer` could not
+    if target.is_dir() and not os.access(target.parent, os.W_OK):
+        with hold_lock(target / LOCK, output_dir, _in_use(output_dir)):
+            yield
+    else:
+        with _locked(target, output_dir):
+            yield
 
 
 @contextmanager
@@ -151,14 +146,17 @@ def _locked(target: Path, output_dir: str | os.PathLike) -> Iterator[Path]:
             f"{str(work_dir)!r} is a file, but unfinished work is kept under that name. Move it elsewhere, or "
             "choose another `--output_dir`."
         )
-    message = f"Another run is writing to {str(output_dir)!r}. Wait for it to end, or choose another `--output_dir`."
     try:
-        with hold_lock(work_dir / "lock", output_dir, message):
+        with hold_lock(work_dir / "lock", output_dir, _in_use(output_dir)):
             yield work_dir
     finally:
         # Gone unless there are unfinished shards, or another run has it by now
         with suppress(OSError):
             work_dir.rmdir()
+
+
+def _in_use(output_dir: str | os.PathLike) -> str:
+    return f"Another run is writing to {str(output_dir)!r}. Wait for it to end, or choose another `--output_dir`."
 
 
 @contextmanager
@@ -257,10 +255,10 @@ def _restore(target: Path, work_dir: Path) -> None:
 
 
 def _report_damage(output_dir: str | os.PathLike) -> None:
-    damage = find_damage(output_dir)
+    damage = find_damage(resolve(output_dir), contents=True)
     if damage:
         logger.warning(
-            f"{str(output_dir)!r} holds a damaged result ({a_few(damage)}). It is made again; what is left of it "
+            f"{str(output_dir)!r} holds a damaged result ({a_few(damage)}). It is recomputed; what is left of it "
             f"will be moved to {str(_aside(resolve(output_dir)))!r}."
         )
 
@@ -296,16 +294,15 @@ def publish(save: Callable[[Path], None], output_dir: str | os.PathLike, key: st
         write_mark(result, key)
         check_replaceable(output_dir)
         if target.exists():
-            # A truncated file may be one that somebody else wrote over ours
-            target.rename(_aside(target) if find_damage(output_dir) else replaced)
+            # What is not as we wrote it may be what somebody else wrote over it
+            target.rename(_aside(target) if find_damage(target, contents=True) else replaced)
         result.rename(target)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
 def write_mark(folder: Path, key: str) -> None:
     """Mark a folder as finished, and see that all of it is on the disk before it gets its final name."""
-    mark = {"key": key, "files": list_files(folder)}
-    (folder / MARK).write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")
+    (folder / MARK).write_text(json.dumps(make_mark(folder, key), indent=2) + "\n", encoding="utf-8")
     # Without this, a power failure could leave a folder with its final name and truncated files
     for path in (*folder.rglob("*"), folder):
         descriptor = os.open(path, os.O_RDONLY)
@@ -402,29 +399,6 @@ def resolve(path: str | os.PathLike) -> Path:
 def is_cache(name: str) -> bool:
     """Whether a file next to a dataset of ours is one that `datasets` has put there."""
     return _CACHE.fullmatch(name) is not None
-
-
-def read_mark(output_dir: str | os.PathLike) -> dict | None:
-    """The mark of a finished dataset: its `key` and the sizes of its `files` by name. `None` where it has none."""
-    try:
-        mark = json.loads((resolve(output_dir) / MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    valid = isinstance(mark, dict) and isinstance(mark.get("key"), str) and isinstance(mark.get("files"), dict)
-    return mark if valid and all(isinstance(size, int) for size in mark["files"].values()) else None
-
-
-def list_files(folder: Path) -> dict[str, int]:
-    """
-    Files below a folder by their paths relative to it, with their sizes in bytes; links and empty folders have size 0.
-    """
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        is_link = path.is_symlink()
-        is_folder = path.is_dir() and not is_link
-        if not is_folder or not any(path.iterdir()):
-            found[path.relative_to(folder).as_posix()] = 0 if is_link or is_folder else path.stat().st_size
-    return found
 
 
 def a_few(names: Iterable[str]) -> str:

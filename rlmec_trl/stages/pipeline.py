@@ -21,7 +21,7 @@ from ..data.errors import UserError
 RUN, SEED = "{run}", "{seed}"
 
 _NAME = re.compile(r"\w[\w.-]*")
-# Bytes, so that the files beside an output can have longer names than it
+# Bytes, so that the files next to an output can have longer names than it
 _LONGEST_NAME = 200
 _NOT_IN_NAME = re.compile(r"[^\w.+-]")
 
@@ -205,7 +205,7 @@ def plan_run(
         if len(os.fsencode(step.name)) > _LONGEST_NAME:
             raise PipelineError(f"Stage {step.name!r}: the name is too long for a folder. Give it a shorter one.")
         if step.name in steps:
-            raise PipelineError(f"Two stages write to `{RUN}/{step.name}`: give each stage a name of its own.")
+            raise PipelineError(f"Two stages write to `{RUN}/{step.name}`: give each stage its own name.")
         steps[step.name] = step
         return step
 

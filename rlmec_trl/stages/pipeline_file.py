@@ -57,8 +57,14 @@ def load_pipeline(path: str | os.PathLike, output_dir: str | None = None, seeds:
     rows = [stage.evaluate for stage in pipeline.stages if stage.evaluate is not None]
     if len(set(rows)) < len(rows):
         raise PipelineError(f"{path}: two stages are evaluated under one name; the rows are {', '.join(rows)}.")
-    if Path(pipeline.report).name in ("", ".."):
-        raise PipelineError(f"{path}: `report` has to be the name of a file, found {pipeline.report!r}.")
+    report = Path(pipeline.report)
+    if report.name == "" or report.is_absolute() or ".." in report.parts:
+        raise PipelineError(f"{path}: `report` has to be a file in `output_dir`, found {pipeline.report!r}.")
+    if Path(pipeline.output_dir).resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise PipelineError(
+            f"{path}: `output_dir` {pipeline.output_dir!r} is the working directory, or a folder around it. Choose "
+            "another one."
+        )
     written = {step.name for step in plan_run(pipeline, seeds[0])}
     for name in ("scored", "tokenizer", "audit"):
         for read in paths_in(getattr(pipeline, name)):

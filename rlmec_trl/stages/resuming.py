@@ -1,6 +1,6 @@
-"""What a training run does so that it may be interrupted at any step and give the same result."""
+"""Make a training run give the same result when it is interrupted at any step."""
 
-import shutil
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,17 +12,17 @@ import torch
 from accelerate.logging import get_logger
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import has_length
 
 from ..trainers.rlmec_trainer import RLMECTrainer
-from .checkpoints import RECORD, checkpoints, read_record, read_state
+from .checkpoints import RECORD, read_record, read_state
+from .run_folder import Start, is_ours, make_room
 
 
 logger = get_logger(__name__)
 
 
 class NothingToTrain(Exception):
-    """Raised at the beginning of a training whose last step has been done."""
+    """Raised at the beginning of a training whose last step has been done, once its weights are loaded."""
 
 
 class TrainingRecord(TrainerCallback, ExportableState):
@@ -31,33 +31,29 @@ class TrainingRecord(TrainerCallback, ExportableState):
     processes, the settings that a resumed run has to share, the random numbers that the order of the epoch was drawn
     from, and the sums of the metrics since they were last logged.
 
+    It holds the trainer, because these sums are attributes of TRL's trainers.
+
     Args:
         trainer ([`~transformers.Trainer`]):
             A TRL trainer in its training loop.
+        settings (`dict`):
+            What the result depends on, from [`~rlmec_trl.stages.training_settings.training_settings`].
     """
 
-    def __init__(self, trainer: Trainer):
+    def __init__(self, trainer: Trainer, settings: dict[str, Any]):
         self.trainer = trainer
+        self._settings = settings
         self.epoch_rng = ""
 
     def settings(self) -> dict[str, Any]:
-        """Settings whose change gives other results than an uninterrupted run would."""
-        trainer, args = self.trainer, self.trainer.args
-        return {
-            "max_steps": trainer.state.max_steps,
-            "number of rows": len(trainer.train_dataset) if has_length(trainer.train_dataset) else None,
-            "per_device_train_batch_size": args.per_device_train_batch_size,
-            "gradient_accumulation_steps": args.gradient_accumulation_steps,
-            "number of processes": args.world_size,
-            "learning_rate": args.learning_rate,
-            "lr_scheduler_type": str(args.lr_scheduler_type.value),
-            "seed": args.seed,
-        }
+        """What the result depends on."""
+        return {**self._settings, "max_steps": self.trainer.state.max_steps}
 
     def state(self) -> dict:
         trainer = self.trainer
         record = {
             "num_processes": trainer.args.world_size,
+            "num_local_processes": int(os.environ.get("LOCAL_WORLD_SIZE", trainer.args.world_size)),
             "settings": self.settings(),
             "epoch_rng": self.epoch_rng,
             "metrics": dict(trainer._metrics["train"]),
@@ -67,7 +63,7 @@ class TrainingRecord(TrainerCallback, ExportableState):
             record["metric_sums"] = {
                 name: [float(total) for total in sums] for name, sums in trainer._metric_sums["train"].items()
             }
-        if trainer.args.world_size == 1:  # each of several processes has a loss of its own
+        if trainer.args.world_size == 1:  # each of several processes has its own loss
             record |= {"loss": trainer._tr_loss.item(), "last_logged": trainer._globalstep_last_logged}
         return {"args": {}, "attributes": record}
 
@@ -85,18 +81,6 @@ class TrainingRecord(TrainerCallback, ExportableState):
             trainer._globalstep_last_logged = record["last_logged"]
             # `train_loss` at the end is the mean over the steps of this process
             trainer._total_loss_scalar -= record["loss"]
-        changed = self.changed_settings(record)
-        if changed:
-            logger.warning(
-                f"Resuming with other settings than the checkpoint was written with: {', '.join(changed)}. The result "
-                "is not the one of an uninterrupted run."
-            )
-
-    def changed_settings(self, record: dict) -> list[str]:
-        """The settings that differ from those of a record, each with both values."""
-        before = record["settings"]
-        now = self.settings()
-        return [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
 
 
 class ResumableTraining(TrainerCallback):
@@ -106,29 +90,34 @@ class ResumableTraining(TrainerCallback):
     - SIGTERM, which schedulers send before they end a job, saves a checkpoint at the end of the current step and stops
       the training. A second one kills the process, except in runs on several: their launcher forwards the signal to
       processes that may have got it already.
-    - A training whose last step has been done does not do another one.
+    - A training whose last step has been done does not do another one: [`NothingToTrain`] ends it. Only
+      `Trainer.train` loads the weights of a checkpoint whatever they are sharded with, and it would go on.
     - A checkpoint replaces a folder of the same step that another run has left, rather than being written into it.
     - A resumed epoch has the order of rows that it had before, whatever random numbers it was drawn from.
+
+    It holds the trainer, because `Trainer` lets callbacks neither load random numbers nor ask the other processes.
 
     Args:
         trainer ([`~transformers.Trainer`]):
             The TRL trainer that the callback is added to.
-        checkpoint (`Path` or `None`):
-            Checkpoint that it resumes from.
-        num_done (`int`):
-            Steps of the finished model in the output folder, 0 where there is none.
+        start ([`~rlmec_trl.stages.run_folder.Start`]):
+            What it resumes from.
+        settings (`dict`):
+            What the result depends on.
+        finished (`bool`):
+            Whether the last step has been done.
 
     Attributes:
         terminated (`bool`):
             Whether SIGTERM has stopped the training.
     """
 
-    def __init__(self, trainer: Trainer, checkpoint: Path | None, num_done: int):
+    def __init__(self, trainer: Trainer, start: Start, settings: dict[str, Any], finished: bool):
         self.trainer = trainer
-        self.checkpoint = checkpoint
-        self.num_done = num_done
-        self.record = TrainingRecord(trainer)
-        self.resumed = checkpoint is not None
+        self.start = start
+        self.finished = finished
+        self.record = TrainingRecord(trainer, settings)
+        self.resumed = start.checkpoint is not None
         self.saved: set[int] = set()
         self.signaled = False
         self.terminated = False
@@ -151,7 +140,7 @@ class ResumableTraining(TrainerCallback):
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        if max(state.global_step, self.num_done) >= state.max_steps:
+        if self.finished:
             raise NothingToTrain
         saved = read_record({"stateful_callbacks": state.stateful_callbacks})
         if self.resumed and saved is not None:
@@ -165,7 +154,7 @@ class ResumableTraining(TrainerCallback):
             self.resumed = False
             if state.epoch is not None and float(state.epoch).is_integer():
                 # `Trainer` loads these too, but after this
-                self.trainer._load_rng_state(str(self.checkpoint))
+                self.trainer._load_rng_state(str(self.start.checkpoint))
             elif self.record.epoch_rng:
                 # Those of the step are loaded once the rows that have been trained on are skipped
                 rng_state = bytearray.fromhex(self.record.epoch_rng)
@@ -184,7 +173,7 @@ class ResumableTraining(TrainerCallback):
         self._make_room(state, control)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        if self.terminated:  # in the middle of an epoch, whose end this is not
+        if self.terminated:  # in the middle of an epoch, so this is not its end
             control.should_log = control.should_evaluate = control.should_save = False
         self._make_room(state, control)
 
@@ -202,14 +191,17 @@ class ResumableTraining(TrainerCallback):
         return self.trainer.accelerator.reduce(signaled, reduction="sum").item() > 0
 
     def _make_room(self, state: TrainerState, control: TrainerControl) -> None:
-        """Remove what is in the way of the checkpoint that is about to be saved."""
+        """Make room for the checkpoint that is about to be saved."""
         if not control.should_save:
             return
-        if self.trainer.args.should_save:
-            for step, path in checkpoints(Path(self.trainer.args.output_dir)):
-                # With a limit, an unfinished checkpoint would count as one and a finished one be deleted for it. The
-                # state is written last
-                limited = self.trainer.args.save_total_limit is not None and read_state(path) is None
-                if step not in self.saved and (step == state.global_step or limited):
-                    shutil.rmtree(path)
+        args = self.trainer.args
+        if args.should_save:
+
+            def in_the_way(step: int, path: Path) -> bool:
+                # With a limit, an unfinished checkpoint would count as one and a finished one be deleted for it (the
+                # state is written last), and one of others would be deleted
+                limited = args.save_total_limit is not None and (read_state(path) is None or not is_ours(path))
+                return step not in self.saved and (step == state.global_step or limited)
+
+            make_room(Path(args.output_dir), state.global_step, self.start.run, in_the_way)
         self.trainer.accelerator.wait_for_everyone()

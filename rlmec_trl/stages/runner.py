@@ -17,16 +17,15 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from ..data.errors import UserError
+from ..data.marks import MARK, find_damage, read_mark
 from ..generation.processes import process_state
 from .bad_rows import BadRow, write_bad_rows
 from .output import (
-    MARK,
     check_not_input,
     check_path,
     claim,
     is_finished,
     publish,
-    read_mark,
     resolve,
     save_rows,
     write_mark,
@@ -38,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class EmptyResultError(UserError, ValueError):
-    """A stage yielded nothing, so that its result would replace an earlier one by nothing."""
+    """A stage yielded nothing that could be saved. An earlier result is kept."""
 
 
 def map_shards(
@@ -76,7 +75,7 @@ def map_shards(
             Called on every process with the joined rows, before they replace an earlier result. If it raises an
             [`EmptyResultError`], the earlier result stays and the shards, which hold nothing of use, are removed.
         bad_rows (`Sequence[BadRow]`, *optional*):
-            Rows that were left out of `dataset`: part of the key, and listed in a file beside the rows.
+            Rows that were left out of `dataset`: part of the key, and listed in a file next to the rows.
 
     Returns:
         [`~datasets.Dataset`]: The saved result, on every process.
@@ -95,7 +94,7 @@ def map_shards(
         settings = {**settings, "bad_rows": [asdict(bad_row) for bad_row in bad_rows]}
     key = hashlib.sha256(json.dumps([content_hash(dataset), settings], sort_keys=True).encode()).hexdigest()
     with claim(output_dir, key) if state.is_main_process else nullcontext() as work_dir:
-        # The main process decides for all: one that looked later might already see the finished result
+        # The main process decides for all: a process that checks later might already see the finished result
         finished = False
         if state.is_main_process:
             finished = is_finished(output_dir, key) and _is_loadable(output_dir)
@@ -153,7 +152,7 @@ def _compute_shards(
         shutil.rmtree(unfinished, ignore_errors=True)
         with writing(output_dir):
             save_rows(result, unfinished)
-            write_mark(unfinished, _hash_files(unfinished))
+            write_mark(unfinished, key="")  # that of the result is in the name of the folder
             unfinished.rename(paths[index])
     # Not at a barrier: another process may need longer for its last shard than a trainer's `ddp_timeout`
     while not all(path.exists() for path in paths):
@@ -167,23 +166,12 @@ def _remove_damaged_shards(shards_dir: Path) -> None:
     for path in sorted(shards_dir.glob("*")):
         if path.suffix == ".unfinished":
             continue
-        mark = read_mark(path)
-        if mark is None or mark["key"] != _hash_files(path):
-            logger.warning(f"The finished shard {str(path)!r} is damaged. Its rows are done again.")
+        if path.is_dir() and not (path / MARK).exists():
+            logger.info(f"The shard {str(path)!r} is of an earlier version, which kept no hashes. It is recomputed.")
+            shutil.rmtree(path)
+        elif read_mark(path) is None or find_damage(path, contents=True):
+            logger.warning(f"The finished shard {str(path)!r} is damaged. Its rows are recomputed.")
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _hash_files(folder: Path) -> str:
-    """Hash of the names and contents of the files in a shard, but for its mark."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.name == MARK:
-            continue
-        digest.update(f"{path.name} {path.stat().st_size} ".encode())
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _is_loadable(output_dir: str | os.PathLike) -> bool:
@@ -192,7 +180,7 @@ def _is_loadable(output_dir: str | os.PathLike) -> bool:
         load_from_disk(str(resolve(output_dir)))
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = f"{type(error).__name__}: {error}"
-        logger.warning(f"{str(output_dir)!r} holds a damaged result ({reason}). It is made again.")
+        logger.warning(f"{str(output_dir)!r} holds a damaged result ({reason}). It is recomputed.")
         return False
     return True
 

@@ -51,7 +51,7 @@ class SampleConfig:
             Number of prompts between two saves.
         on_bad_row (`str`, *optional*, defaults to `"error"`):
             What to do about problems that cannot be used: stop at the first (`"error"`), or leave them out and list
-            them in `bad_rows.jsonl` beside the samples (`"skip"`).
+            them in `bad_rows.jsonl` next to the samples (`"skip"`).
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run Python code that the model's repository ships.
     """
@@ -78,7 +78,7 @@ class SampleConfig:
         default="error",
         metadata={
             "help": "What to do about problems that cannot be used: stop at the first (`error`), or leave them out "
-            "and list them in `bad_rows.jsonl` beside the samples (`skip`).",
+            "and list them in `bad_rows.jsonl` next to the samples (`skip`).",
             "choices": ["error", "skip"],
         },
     )

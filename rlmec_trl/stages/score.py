@@ -65,7 +65,7 @@ class ScoreConfig:
             Number of samples between two saves.
         on_bad_row (`str`, *optional*, defaults to `"error"`):
             What to do about samples that cannot be scored: stop at the first (`"error"`), or leave them out and list
-            them in `bad_rows.jsonl` beside the scored samples (`"skip"`).
+            them in `bad_rows.jsonl` next to the scored samples (`"skip"`).
         allow_untrained_grm (`bool`, *optional*, defaults to `False`):
             Whether `grm` may be a model that was not trained as a generative reward model.
     """
@@ -136,7 +136,7 @@ class ScoreConfig:
         default="error",
         metadata={
             "help": "What to do about samples that cannot be scored: stop at the first (`error`), or leave them out "
-            "and list them in `bad_rows.jsonl` beside the scored samples (`skip`).",
+            "and list them in `bad_rows.jsonl` next to the scored samples (`skip`).",
             "choices": ["error", "skip"],
         },
     )
@@ -230,7 +230,7 @@ def run(
         raise ConfigError("Name the task whose checks rewrites must pass with `--task`.")
     if is_deepspeed_zero3_enabled():
         raise ConfigError(
-            "Under ZeRO-3 the samples must be scored before training, in a run of their own: launch "
+            "Under ZeRO-3 the samples must be scored before training, in a separate run: launch "
             "`recipes/score.py` without DeepSpeed and name its output with `--dataset_name`."
         )
     task = load_task(config.task)
@@ -310,7 +310,7 @@ def run(
             return
         counts = gather_counts(num_scored + Counter(answers=server.num_usable))
         left_out = gather_counts(server.left_out)
-        # Of a run that was resumed, nobody knows what the server answered before
+        # After a resume, it is not known what the server answered before
         if counts["rows"] == len(scored) and left_out and not counts["answers"]:
             raise EmptyResultError(
                 f"The server at {server_config.base_url} answered none of {left_out.total()} requests "

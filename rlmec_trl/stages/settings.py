@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from trl import TrlParser
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
-from ..data.checks import check_setting
+from ..data.checks import check_setting, is_numeric
 from ..data.errors import ConfigError, UserError
 from ..data.messages import is_storable
+from .library_errors import refused_by
 
 
 def parse_settings(parser: TrlParser, words: list[str] | None = None) -> tuple:
@@ -76,6 +77,7 @@ def make_configs(parser: TrlParser, settings: dict[str, Any], words: Collection[
         except ConfigError as error:
             raise ConfigError(f"{where}{error}") from None
     parser.set_defaults_with_config(**settings)
+    parser.error = _refuse  # which would print the usage, of hundreds of settings
     # Before the dataclasses are made: some of TRL's compute with what is out of range
     namespace, unknown = parser.parse_known_args(list(words))
     if unknown:
@@ -85,7 +87,12 @@ def make_configs(parser: TrlParser, settings: dict[str, Any], words: Collection[
         if name not in settings and getattr(namespace, name) != parser.get_default(name):
             _check(kind, name, getattr(namespace, name), actions[name])
     try:
-        return parser.parse_args_into_dataclasses(list(words))
+        configs = parser.parse_args_into_dataclasses(list(words))
+        for config in configs:
+            if isinstance(config, ModelConfig):  # checked where these are made
+                get_quantization_config(config)
+                get_peft_config(config)
+        return configs
     except UserError as error:
         raise type(error)(f"{where}{error}") from None
     except OSError as error:
@@ -93,6 +100,16 @@ def make_configs(parser: TrlParser, settings: dict[str, Any], words: Collection[
     except (ValueError, ImportError) as error:
         # Combinations of settings that TRL and Transformers refuse, and packages that are not installed
         raise ConfigError(f"{where}{' '.join(str(error).split())}") from None
+    except TypeError as error:
+        # Unknown keys of a setting that is a mapping
+        refusal = refused_by(error)
+        if refusal is None:
+            raise
+        raise ConfigError(f"{where}{error} (in {refusal}).") from None
+
+
+def _refuse(message: str) -> None:
+    raise ConfigError(f"On the command line: {message}.")
 
 
 def _check(kind: type, name: str, value: Any, action) -> None:
@@ -104,10 +121,22 @@ def _check(kind: type, name: str, value: Any, action) -> None:
         except (TypeError, ValueError, ArgumentTypeError) as error:
             check_setting(kind, name, value)  # says what it has to be, unless a text would do
             raise ConfigError(f"`{name}` cannot be {value!r} ({error}).") from None
+        if isinstance(value, str) and is_numeric(kind, name):
+            value = _number(value)
     check_setting(kind, name, value)
     # Those of an `Enum` are known to the parser alone. It does not look at the defaults that a file gives it
     if action.choices is not None and value is not None and value not in action.choices:
         raise ConfigError(f"`{name}` must be one of {', '.join(map(repr, action.choices))}, got {value!r}.")
+
+
+def _number(text: str) -> str | float:
+    """The number in a text, for settings that are a number or a text, which the parser does not convert."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def did_you_mean(name: Any, known: Collection[str]) -> str:

@@ -5,35 +5,32 @@ import gc
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
 from trl import ModelConfig
 
 from ..data.adapters import adapter_base
-from ..data.errors import ConfigError
-from ..generation.loading import check_model
+from ..data.errors import ConfigError, UserError
+from ..generation.loading import check_model, load_tokenizer
 from ..generation.processes import process_state
-from .checkpoints import (
-    RECORD,
-    STATE,
-    check_complete,
-    checkpoints,
-    is_model_only,
-    last_complete,
-    missing_weights,
-    read_record,
-    read_state,
-)
+from .checkpoints import RECORD, STATE, read_record, read_state
 from .output import OutputError, hold, resolve, write_atomically
+from .refusals import refused_settings
 from .resuming import NothingToTrain, ResumableTraining
+from .run_folder import Start, begin, find_start
+from .training_settings import FIXED, changed_settings, training_settings
 
 
 logger = get_logger(__name__)
+
+T = TypeVar("T")
+EVALUATION_FILE = "eval_results.json"  # of `Trainer.save_metrics`
 
 
 def set_model_init_kwargs(training_args: TrainingArguments, model_args: ModelConfig) -> None:
@@ -52,9 +49,9 @@ def set_model_init_kwargs(training_args: TrainingArguments, model_args: ModelCon
                 f"{training_args.output_dir!r} is the model to start from, which training would replace. Choose "
                 "another `--output_dir`."
             )
-        # The trainer takes the tokenizer of an adapter's base model
-        needs_tokenizer = name_or_path is None or adapter_base(name_or_path, revision) is None
-        check_model(name_or_path, revision, needs_tokenizer, training_args.trust_remote_code)
+        check_model(name_or_path, revision, False, training_args.trust_remote_code)
+        if adapter_base(name_or_path, revision) is None:  # of an adapter, the trainer takes the base model's
+            load_tokenizer(ModelConfig(name_or_path, model_revision=revision), training_args.trust_remote_code)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -66,35 +63,31 @@ def set_model_init_kwargs(training_args: TrainingArguments, model_args: ModelCon
 @contextmanager
 def training_run(training_args: TrainingArguments) -> Iterator[None]:
     """
-    Keep other runs from training into the same output folder. Use it around the loading of the data and the model, so
-    that the second of two runs ends before any expensive work.
+    Keep other runs from training into the same output folder, and check that this one may. Use it around the loading
+    of the data and the model, so that a run that has to be refused ends before any expensive work.
 
     Args:
         training_args ([`~transformers.TrainingArguments`]):
             Its `output_dir` is the folder.
 
     Raises:
-        [`~rlmec_trl.stages.output.OutputError`]: If another run is writing to the folder, or it cannot be used.
+        [`~rlmec_trl.stages.output.OutputError`]: If another run is writing to the folder, it cannot be used, or it
+            holds files and no training of ours began there.
+        [`~rlmec_trl.data.errors.ConfigError`]: If `resume_from_checkpoint` does not name a complete checkpoint.
     """
-    is_main = training_args.process_index == 0  # starts the process group, where there are several processes
     with ExitStack() as stack:
-        refusal = None
-        if is_main:
-            try:
-                stack.enter_context(hold(training_args.output_dir))
-            except OutputError as error:
-                refusal = error
-        if training_args.world_size > 1:
-            process_state()
-            (refused,) = broadcast_object_list([refusal is not None])
-            if refused and not is_main:
-                sys.exit(1)  # the main process says why
-        if refusal is not None:
-            raise refusal
+
+        def enter() -> None:
+            stack.enter_context(hold(training_args.output_dir))
+            find_start(training_args, report=logger.debug)  # reported when the training starts
+
+        _on_main_process(training_args, enter)
         yield
 
 
-def train_and_save(trainer: Trainer, dataset_name: str | None = None) -> None:
+def train_and_save(
+    trainer: Trainer, dataset_name: str | None = None, depends_on: dict[str, Any] | None = None
+) -> None:
     """
     Train and save the model. Training resumes from the last complete checkpoint in the output directory, if there is
     one; `resume_from_checkpoint` names another one, or is `True` (there has to be one) or `False` (train from the
@@ -109,110 +102,184 @@ def train_and_save(trainer: Trainer, dataset_name: str | None = None) -> None:
             A TRL trainer.
         dataset_name (`str`, *optional*):
             Name of the dataset for the model card.
+        depends_on (`dict`, *optional*):
+            What else the result depends on, beside the trainer's model, rows and arguments: JSON values, such as the
+            task of a reward function.
 
     Raises:
+        [`~rlmec_trl.stages.output.OutputError`]: If the output directory holds files and no training of ours began
+            there.
         [`~rlmec_trl.data.errors.ConfigError`]: If `resume_from_checkpoint` does not name a complete checkpoint, there
-            is no step to train, or a training with other settings was finished in the folder.
+            is no step to train, or the directory has a training that cannot be continued with these settings.
     """
     args = trainer.args
     output_dir = Path(args.output_dir)
-    # The main process decides for all: another one may see what is being written
-    checkpoint, num_done = broadcast_object_list(
-        [_find_checkpoint(args), _num_steps_done(args)] if trainer.is_world_process_zero() else [None, 0]
-    )
-    resumable = ResumableTraining(trainer, checkpoint, num_done)
-    trainer.add_callback(resumable)
-    try:
-        with resumable.handling_sigterm():
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        # Without checkpoints, nothing has written it into the state
-        trainer.state.stateful_callbacks[RECORD] = {"attributes": {"settings": resumable.record.settings()}}
-        finished_before = False
-    except NothingToTrain:
-        if trainer.state.max_steps == 0:
-            raise ConfigError("`max_steps` or `num_train_epochs` is 0, so there is nothing to train.") from None
-        trainer.is_in_train = False
-        finished_before = True
 
-    if resumable.terminated:
-        resumes = "With `save_only_model` it cannot be resumed." if args.save_only_model else "Run it again to resume."
+    def decide() -> tuple[Start, dict[str, Any], str, bool]:
+        start = find_start(args, report=logger.warning)
+        settings = training_settings(trainer, depends_on)
+        done = _find_done(trainer, start, settings)
+        begin(output_dir, start)
+        return start, settings, done, args.eval_strategy != "no" and not _is_json(output_dir / EVALUATION_FILE)
+
+    # The main process decides for all: another one may see what is being written
+    start, settings, done, lacks_evaluation = _on_main_process(args, decide)
+    if done == "saved":
         trainer.accelerator.print(
-            f"SIGTERM: training stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, and a "
-            f"checkpoint was saved to {output_dir}. {resumes}"
+            f"The training in {output_dir} is already finished ({start.num_done} steps). Nothing is trained. To train "
+            "again, choose another `--output_dir`."
         )
-        _end(trainer)
-        sys.exit(128 + signal.SIGTERM)
-    if finished_before:
-        record = read_record(read_state(output_dir) or dataclasses.asdict(trainer.state))
-        changed = [] if record is None else resumable.record.changed_settings(record)
-        if changed:
-            raise ConfigError(
-                f"The training in {str(output_dir)!r} is already finished, with other settings: {', '.join(changed)}. "
-                "Choose another `--output_dir` for these, or pass `--resume_from_checkpoint false` to train again."
-            )
-        trainer.accelerator.print(
-            f"The training in {output_dir} is already finished: step {max(trainer.state.global_step, num_done)} of "
-            f"{trainer.state.max_steps}. Nothing is trained. To train again, choose another `--output_dir`."
-        )
-    if not (finished_before and num_done >= trainer.state.max_steps):
-        if finished_before and args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
-            trainer._load_best_model()
-        _save(trainer)
-    elif args.push_to_hub:
-        trainer._load_from_checkpoint(str(output_dir))
+    if done != "saved" or lacks_evaluation or args.push_to_hub:
+        resumable = ResumableTraining(trainer, start, settings, finished=done != "nothing")
+        trainer.add_callback(resumable)
+        try:
+            with resumable.handling_sigterm(), refused_settings(trainer):
+                checkpoint = start.checkpoint
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        except NothingToTrain:
+            trainer.is_in_train = False
+        if resumable.terminated:
+            _end_terminated(trainer)
+        if done == "saved":
+            _load_saved(trainer)
+        else:
+            if done == "trained" and args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
+                trainer._load_best_model()
+            # Without checkpoints, nothing has written it into the state
+            trainer.state.stateful_callbacks[RECORD] = {"attributes": {"settings": resumable.record.settings()}}
+            _save(trainer)
+        if args.eval_strategy != "no" and (done != "saved" or lacks_evaluation):
+            trainer.save_metrics("eval", trainer.evaluate())
+            _save_state(trainer)  # the evaluation is in its log
     if args.push_to_hub:
         trainer.push_to_hub(revision=args.hub_revision, dataset_name=dataset_name)
     _end(trainer)
 
 
-def _save(trainer: Trainer) -> None:
-    """Save the model and its evaluation, and at last the trainer's state, which says that both are there."""
+def _on_main_process(args: TrainingArguments, function: Callable[[], T]) -> T:
+    """
+    What a function returns on the main process, on all processes. If it raises a [`~rlmec_trl.data.errors.UserError`],
+    all of them end, and the main process says why.
+    """
+    is_main = args.process_index == 0  # starts the process group, where there are several processes
+    result, refusal = None, None
+    if is_main:
+        try:
+            result = function()
+        except UserError as error:
+            refusal = error
+    if args.world_size > 1:
+        process_state()
+        result, refused = broadcast_object_list([result, refusal is not None])
+        if refused and not is_main:
+            sys.exit(1)
+    if refusal is not None:
+        raise refusal
+    return result
+
+
+def _find_done(trainer: Trainer, start: Start, settings: dict[str, Any]) -> str:
+    """
+    What has been done of a training: `"nothing"` that ends it, all of it is `"trained"`, or it is `"saved"`, too.
+
+    Raises:
+        [`~rlmec_trl.data.errors.ConfigError`]: If it was done with other settings and cannot be continued with these,
+            or there is no step to train.
+    """
     args = trainer.args
-    state_file = Path(args.output_dir, STATE)
+    if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs == 0):
+        raise ConfigError("`max_steps` or `num_train_epochs` is 0, so there is nothing to train.")
+    if start.checkpoint is None and start.num_done == 0:
+        return "nothing"
+    max_steps = args.max_steps
+    if max_steps < 0:
+        *_, max_steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
+    settings = settings | {"max_steps": max_steps}
+    way_out = "Choose another `--output_dir` for these, or pass `--resume_from_checkpoint false` to train again."
+
+    if start.num_done > 0:
+        record = read_record(read_state(Path(args.output_dir))) or {}
+        before = {"max_steps": start.num_done, **record.get("settings", {})}
+        changed = changed_settings(before, settings)
+        changed.pop("sharding", None)
+        if not changed:
+            return "saved"
+        if start.checkpoint is None or before["max_steps"] >= max_steps:
+            raise ConfigError(
+                f"The training in {args.output_dir!r} is already finished, with other settings: "
+                f"{', '.join(changed.values())}. {way_out}"
+            )
+    state = read_state(start.checkpoint)
+    before = (read_record(state) or {}).get("settings", {})
+    changed = changed_settings(before, settings)
+    fixed = [changed[name] for name in FIXED if name in changed]
+    if fixed:
+        raise ConfigError(
+            f"{str(start.checkpoint)!r} cannot be continued with other settings than it was written with: "
+            f"{', '.join(fixed)}. {way_out}"
+        )
+    step = state["global_step"]
+    if step > max_steps:
+        raise ConfigError(
+            f"{str(start.checkpoint)!r} has been trained for {step} steps, more than the {max_steps} of these "
+            f"settings. Raise `max_steps` or `num_train_epochs`. {way_out}"
+        )
+    if step == max_steps and changed:
+        raise ConfigError(
+            f"{str(start.checkpoint)!r} has all {max_steps} steps, trained with other settings: "
+            f"{', '.join(changed.values())}. {way_out}"
+        )
+    if changed:
+        logger.warning(
+            f"Resuming with other settings than the checkpoint was written with: {', '.join(changed.values())}. The "
+            "result is not the one of an uninterrupted run."
+        )
+    return "trained" if step == max_steps else "nothing"
+
+
+def _save(trainer: Trainer) -> None:
+    """Save the model, and then the trainer's state, which says that it is there."""
+    output_dir = Path(trainer.args.output_dir)
     if trainer.is_world_process_zero():
-        state_file.unlink(missing_ok=True)
+        for name in (STATE, EVALUATION_FILE):
+            (output_dir / name).unlink(missing_ok=True)
     # Not pushed yet: if this fails, the model would have to be trained again
-    trainer.save_model(args.output_dir, _internal_call=True)
-    if args.eval_strategy != "no":
-        trainer.save_metrics("eval", trainer.evaluate())
+    trainer.save_model(str(output_dir), _internal_call=True)
+    _save_state(trainer)
+    trainer.accelerator.print(f"Model saved to {output_dir}")
+
+
+def _save_state(trainer: Trainer) -> None:
     if trainer.is_world_process_zero():
-        write_atomically(state_file, json.dumps(dataclasses.asdict(trainer.state), indent=2, sort_keys=True) + "\n")
-    trainer.accelerator.print(f"Model saved to {args.output_dir}")
+        state = json.dumps(dataclasses.asdict(trainer.state), indent=2, sort_keys=True)
+        write_atomically(Path(trainer.args.output_dir, STATE), state + "\n")
 
 
-def _find_checkpoint(args: TrainingArguments) -> Path | None:
-    """The checkpoint to resume from."""
-    chosen = args.resume_from_checkpoint
-    # A command line gives text
-    chosen = {"true": True, "false": False}.get(str(chosen).lower(), chosen)
-    if chosen is False:
-        return None
-    if chosen in (None, True):
-        checkpoint = last_complete(Path(args.output_dir), logger.warning)
-        if chosen and checkpoint is None:
-            raise ConfigError(
-                f"`resume_from_checkpoint`: {args.output_dir!r} has no complete checkpoint. Leave it out to train "
-                "from the start."
-            )
-        model_only = [path for _, path in sorted(checkpoints(Path(args.output_dir))) if is_model_only(path)]
-        if checkpoint is None and model_only and _num_steps_done(args) == 0:
-            raise ConfigError(
-                f"{str(model_only[-1])!r} has weights but no optimizer (`save_only_model`), so training cannot be "
-                "resumed from it. Name it as `--model_name_or_path` with another `--output_dir` to train it further, "
-                "or pass `--resume_from_checkpoint false` to train from the start."
-            )
-        return checkpoint
-    check_complete(Path(chosen))
-    return Path(chosen)
+def _load_saved(trainer: Trainer) -> None:
+    """Load the model that was saved when the training finished, and its state."""
+    trainer._load_from_checkpoint(trainer.args.output_dir)
+    trainer.state = TrainerState.load_from_json(str(Path(trainer.args.output_dir, STATE)))
+    trainer.state.is_world_process_zero = trainer.is_world_process_zero()
+    trainer.state.is_local_process_zero = trainer.is_local_process_zero()
 
 
-def _num_steps_done(args: TrainingArguments) -> int:
-    """Steps of the finished model in the output directory, 0 where there is none, or other weights are asked for."""
-    if str(args.resume_from_checkpoint).lower() not in ("none", "true"):
-        return 0
-    output_dir = Path(args.output_dir)
-    state = read_state(output_dir)
-    return 0 if state is None or missing_weights(output_dir) else state["global_step"]
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _end_terminated(trainer: Trainer) -> NoReturn:
+    args = trainer.args
+    resumes = "With `save_only_model` it cannot be resumed." if args.save_only_model else "Run it again to resume."
+    trainer.accelerator.print(
+        f"SIGTERM: training stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, and a "
+        f"checkpoint was saved to {args.output_dir}. {resumes}"
+    )
+    _end(trainer)
+    sys.exit(128 + signal.SIGTERM)
 
 
 def _end(trainer: Trainer) -> None:

@@ -42,7 +42,7 @@ class ProblemConfig:
             Number of problems to take from the start.
         problem_column, reference_column, answer_column (`str`, *optional*):
             Columns of the problem, of its worked solution and of the final answer, where they are not those that the
-            task knows. A dataset without an answer column has its answers extracted from the worked solutions.
+            task knows. A row without an answer has it extracted from its worked solution.
     """
 
     dataset_name: str | None = field(
@@ -73,8 +73,8 @@ class ProblemConfig:
     answer_column: str | None = field(
         default=None,
         metadata={
-            "help": "Column of the final answer, where it is not the one that the task knows. A dataset without one "
-            "has its answers extracted from the worked solutions.",
+            "help": "Column of the final answer, where it is not the one that the task knows. A row without an answer "
+            "has it extracted from its worked solution.",
         },
     )
 
@@ -190,10 +190,16 @@ def to_task_rows(
     # Given, not inferred: a raw `answer` may be a number, and `map` leaves a column that it overwrites its type
     features = Features({**dataset.features, **{name: known[name] for name in ("prompt", "reference", "answer")}})
     # In a temporary folder, as `datasets` does without caching: `map` knows a task's functions by their names, so that
-    # its cache would outlive a change of what they do, and the folder of the raw problems may be read-only
-    cache_file = Path(get_temporary_cache_files_directory(), f"problems-{uuid.uuid4().hex}.arrow")
+    # its cache would outlive a change of what they do, and the folder of the raw problems may be read-only. So the
+    # fingerprint need not be a hash of `convert` either, which takes longer than reading a few hundred problems
+    unique = uuid.uuid4().hex
     return dataset.map(
-        convert, with_indices=True, features=features, cache_file_name=str(cache_file), desc="Reading problems"
+        convert,
+        with_indices=True,
+        features=features,
+        cache_file_name=str(Path(get_temporary_cache_files_directory(), f"problems-{unique}.arrow")),
+        new_fingerprint=unique,
+        desc="Reading problems",
     )
 
 
@@ -207,8 +213,8 @@ def read_columns(
         problem_column, reference_column (`str`):
             Columns of the problem and of its worked solution.
         answer_column (`str`, *optional*):
-            Column of the final answer. By default `answer`; where the dataset has no such column, or it holds the
-            worked solutions, the answer is extracted from the worked solution.
+            Column of the final answer. By default `answer`; where a row has none, or the column holds the worked
+            solutions, the answer is extracted from the worked solution.
     """
 
     def read_row(row: dict[str, Any]) -> dict[str, str]:
@@ -219,7 +225,7 @@ def read_columns(
         reference = clean_solution(reference)
         if answer_column is not None:
             answer = row[answer_column]
-        elif "answer" in row and reference_column != "answer":
+        elif row.get("answer") is not None and reference_column != "answer":  # JSON lines may have it in some
             answer = row["answer"]
         elif (answer := extract_answer(reference)) is None:
             raise DatasetError(

@@ -294,6 +294,6 @@ def _load_module(module_name: str, name: str) -> ModuleType:
 
 
 def _report(error: BaseException, source: str) -> None:
-    """Say what a module of the user's raised while it was imported; interrupts pass."""
+    """Report what a user's module raised while it was imported; interrupts pass."""
     if isinstance(error, Exception | SystemExit):
         raise ConfigError(f"{source!r} cannot be imported: {_describe_failure(error)}. Fix it.") from error

@@ -96,7 +96,7 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
             if arguments.get(name) is not None:
                 raise ConfigError(f"`RLMECTrainer` does not support `{name}`. Leave it out.")
         self._refuse_unsupported(args)
-        # Checked before the model is loaded, as far as the arguments show it
+        # Before the model is loaded, where the arguments are enough to tell
         init_kwargs = args.model_init_kwargs or {}
         tp_size = init_kwargs.get("tp_size") if isinstance(model, str) else model.tp_size
         self._refuse_parallelism(args.parallelism_config, bool(init_kwargs.get("tp_plan")) or (tp_size or 1) > 1)

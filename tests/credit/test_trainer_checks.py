@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from rlmec_trl import GRMConfig, GRMTrainer, RLMECConfig, RLMECTrainer
 from rlmec_trl.credit.preparation import PREPARED_FEATURES
-from rlmec_trl.credit.trainer_checks import NonfiniteError
+from rlmec_trl.credit.trainer_checks import NonfiniteError, check_num_rows
 from rlmec_trl.data.errors import ConfigError, DatasetError
 from rlmec_trl.stages.training import train_and_save
 
@@ -477,3 +477,20 @@ def test_both_processes_stop_together_where_a_row_of_one_is_not_finite(
     for run in first[::2]:
         start = "Evaluation after optimizer step 1: the loss is nan on row 7 of the evaluation dataset. "
         assert run["evaluation"].startswith(start)
+
+
+def test_with_split_batches_a_batch_is_that_of_all_processes():
+    def args(split_batches):
+        config = types.SimpleNamespace(split_batches=split_batches)
+        return types.SimpleNamespace(
+            dataloader_drop_last=True, accelerator_config=config, train_batch_size=8, world_size=2, max_length=9
+        )
+
+    rows = Dataset.from_dict({"input_ids": [[1]] * 8})
+    check_num_rows(rows, "train", args(split_batches=True))
+    with pytest.raises(ConfigError, match="8 examples, fewer than the 16 of one batch"):
+        check_num_rows(rows, "train", args(split_batches=False))
+    with pytest.raises(ConfigError, match="7 examples, fewer than the 8 of one batch"):
+        check_num_rows(rows.select(range(7)), "train", args(split_batches=True))
+    with pytest.raises(DatasetError, match="No example of the train dataset is left"):
+        check_num_rows(rows.select([]), "train", args(split_batches=True))

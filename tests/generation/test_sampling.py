@@ -4,8 +4,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -240,17 +238,6 @@ def recipe(folder, server, output_dir):
     return [str(ROOT / "recipes" / "sample.py"), *words]
 
 
-def start(folder, server, output_dir):
-    return subprocess.Popen(
-        [sys.executable, *recipe(folder, server, output_dir)],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def prompts_of(exchanges):
     return Counter(tuple(exchange.body["prompt"]) for exchange in exchanges)
 
@@ -306,26 +293,23 @@ def test_two_processes_request_every_completion_once(on_two_processes, folder, t
     assert prompts_of(server.asked()) == dict.fromkeys(prompts, NUM_SAMPLES)
 
 
-def test_a_killed_run_requests_no_finished_shard_again(folder, serve, answer, on_two_processes, tokenizer):
+def test_a_killed_run_requests_no_finished_shard_again(folder, serve, answer, on_two_processes, tokenizer, scripts):
     prompts = [tuple(encode_prompt(tokenizer, prompt)) for prompt in load_from_disk(folder / "problems")["prompt"]]
     processes = []
 
     def kill_in_the_third_shard(prompt_ids, body):
         if tuple(prompt_ids) == prompts[2 * SHARD_SIZE + 1] and "seed" in body:
-            processes[0].send_signal(signal.SIGKILL)
-            processes[0].wait()
+            os.kill(processes[0], signal.SIGKILL)
         return answer(prompt_ids, body)
 
     with serve(kill_in_the_third_shard) as server:
-        processes.append(start(folder, server, "killed"))
-        processes[0].communicate(timeout=300)
-        assert processes[0].returncode == -signal.SIGKILL
+        processes += scripts.start(*recipe(folder, server, "killed"), cwd=folder)
+        assert scripts.wait().exit_code == -signal.SIGKILL
         assert prompts_of(server.asked()).keys() >= set(prompts[: 2 * SHARD_SIZE])
         assert not (folder / "killed").exists()
     with serve() as server:
-        process = start(folder, server, "killed")
-        output, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, output[-1000:] + errors[-3000:]
+        finished = scripts.run(*recipe(folder, server, "killed"), cwd=folder)
+        assert finished.exit_code == 0, finished.stdout[-1000:] + finished.stderr[-3000:]
         assert prompts_of(server.asked()) == dict.fromkeys(prompts[2 * SHARD_SIZE :], NUM_SAMPLES)
     # The same samples as those of two processes that were not killed
     assert load_from_disk(folder / "killed").to_list() == on_two_processes[0].to_list()

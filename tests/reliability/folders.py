@@ -88,7 +88,7 @@ def a_truncated_result(place):
     (data,) = Path(place.path("edits")).glob("*.arrow")
     data.write_bytes(data.read_bytes()[:-100])
     edit(place)
-    return "it is made again"
+    return "it is recomputed"
 
 
 def damaged_shard(change):
@@ -116,7 +116,7 @@ def damaged_shard(change):
         keep = partial(edit_shard, editor=lambda p, r, c: [(-1, completion) for completion in c])
         edited = map_shards(place.samples(), keep, place.path("edits"), {}, shard_size=1)
         assert len(edited) == 3
-        return "that shard is done again"
+        return "that shard is recomputed"
 
     return run
 

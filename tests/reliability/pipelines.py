@@ -41,6 +41,14 @@ CASES = [
     refuse("a seed twice", GOOD.replace("[0]", "[0, 0]"), "twice"),
     refuse("a title that is a number", GOOD.replace("Small", "5"), "`title` has to be a text"),
     refuse("a title that is null", GOOD.replace("Small", "null"), "`title`"),
+    refuse(
+        "a report above the folder", GOOD + "report: ../report.json\n", "`report` has to be a file in `output_dir`"
+    ),
+    refuse("a report that is a folder", GOOD + "report: ../../..\n", "`report` has to be a file in `output_dir`"),
+    refuse("a report anywhere else", GOOD + "report: /tmp/report.json\n", "`report` has to be a file in `output_dir`"),
+    refuse("an `output_dir` that is `.`", GOOD.replace("runs", "."), "is the working directory"),
+    refuse("an `output_dir` that is `..`", GOOD.replace("runs", ".."), "is the working directory"),
+    refuse("an `output_dir` that is empty", GOOD.replace("runs", "''"), "is the working directory"),
     refuse("an unknown recipe", GOOD.replace("recipe: task", "recipe: tusk"), "tusk"),
     refuse("a stage without a recipe", GOOD.replace(", recipe: task", ""), "recipe"),
     refuse("a stage that is a text", GOOD.replace("{name: task, recipe: task}", "task"), "mapping"),

@@ -89,7 +89,7 @@ CASES = [
     Case("edit: a completion with right-to-left text and NUL", partial(edit, change={"completion": "\u05d0\u202e\0"})),
     Case("edit: a completion that is empty", partial(edit, change={"completion": ""}), "Row 0, column 'completion'"),
     Case("edit: 10,000 characters in one step", partial(edit, change={"completion": "59 - 16 is 43 " * 700})),
-    Case("edit: a task without a teacher", partial(edit, task="gsm8k"), "has no editor of its own"),
+    Case("edit: a task without a teacher", partial(edit, task="gsm8k"), "has no editor"),
     Case("edit: `--dry_run` with a local teacher", partial(edit, dry_run=True), "need `--provider"),
     Case(
         "edit: a teacher that is not there",

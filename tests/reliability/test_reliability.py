@@ -22,6 +22,7 @@ from tests.reliability import (
     stages,
     tasks,
     training,
+    training_settings,
 )
 
 
@@ -39,6 +40,7 @@ SECTIONS = {
         servers,
         folders,
         training,
+        training_settings,
         configs,
         pipelines,
     )

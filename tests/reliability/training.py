@@ -7,6 +7,9 @@ from tests.reliability.case import Case
 
 
 SECTION = "Training the reward model and the policy"
+MESSAGES = [{"role": "user", "content": "59 - 16"}]
+# What TRL, or a library below it, says
+LIBRARY = r"(?<=with these settings: ).*"
 
 
 def rlmec(place, change=None, rows=4, **settings):
@@ -20,6 +23,22 @@ def grm(place, change=None, rows=4, **settings):
     data = [row | (change or {}) for row in place.rows[:rows]]
     place.train("train_grm", place.saved("edits", data), **settings)
     assert Path(place.path("model/grm_wording.json")).exists()
+    return "one step"
+
+
+def imitate(place, change=None, only=None, columns=None, **settings):
+    """SFT on the completions, with one row changed, or all."""
+    data = [row | ((change or {}) if only in (None, index) else {}) for index, row in enumerate(place.rows[:4])]
+    data = [{name: row[name] for name in columns or row} for row in data]
+    place.train("sft", place.file("rows.jsonl", data), **settings)
+    assert Path(place.path("model/model.safetensors")).exists()
+    return "one step"
+
+
+def grpo(place, change=None, only=None, columns=None):
+    data = [row | ((change or {}) if only in (None, index) else {}) for index, row in enumerate(place.problems(4))]
+    place.train("grpo", place.file("rows.jsonl", [{name: row[name] for name in columns or row} for row in data]))
+    assert Path(place.path("model/model.safetensors")).exists()
     return "one step"
 
 
@@ -134,4 +153,84 @@ CASES = [
     ),
     Case("reward model: a task that is not there", partial(grm, task="mine.py:TASK"), "There is no file 'mine.py'"),
     Case("reward model: `packing`", partial(grm, packing=True)),
+    Case("SFT: samples", imitate),
+    Case("SFT: another column", partial(imitate, completion_column="reference")),
+    Case("SFT: a column that is not there", partial(imitate, completion_column="solution"), "'solution' is missing"),
+    Case("SFT: a column of lists", partial(imitate, completion_column="token_probs"), "Row 0, column 'token_probs'"),
+    Case(
+        "SFT: a prompt that is null",
+        partial(imitate, change={"prompt": None}, only=2),
+        "Row 2, column 'prompt': found None",
+    ),
+    Case(
+        "SFT: a completion that is null",
+        partial(imitate, change={"completion": None}, only=1),
+        "Row 1, column 'completion'",
+    ),
+    Case(
+        "SFT: an empty completion", partial(imitate, change={"completion": " "}, only=1), "Row 1, column 'completion'"
+    ),
+    Case(
+        "SFT: completions that are numbers", partial(imitate, change={"completion": 5}), "Row 0, column 'completion'"
+    ),
+    Case(
+        "SFT: a completion that is a number",
+        partial(imitate, change={"completion": 5}, only=3),
+        "Row 3, column 'completion'",
+    ),
+    Case(
+        "SFT: texts, and messages in one row",
+        partial(imitate, change={"prompt": MESSAGES}, only=2),
+        "Row 2, column 'prompt'",
+    ),
+    Case(
+        "SFT: texts, and one completion that is messages",
+        partial(imitate, change={"completion": MESSAGES}, only=2),
+        "Row 2, column 'completion'",
+    ),
+    Case(
+        "SFT: messages, and a tokenizer without a chat template",
+        partial(imitate, change={"prompt": MESSAGES}),
+        "chat_template",
+        LIBRARY,
+    ),
+    Case("SFT: only correct rows", partial(imitate, only_correct=True)),
+    Case(
+        "SFT: only correct rows, without `correct`",
+        partial(imitate, columns=("prompt", "completion"), only_correct=True),
+        "'correct' is missing",
+    ),
+    Case(
+        "SFT: only correct rows, of which there are none",
+        partial(imitate, change={"correct": False}, only_correct=True),
+        "no row",
+    ),
+    Case(
+        "SFT: only correct rows, one with a verdict of null",
+        partial(imitate, change={"correct": None}, only=2, only_correct=True),
+        "Row 2, column 'correct'",
+    ),
+    Case("SFT: everything longer than `max_length`", partial(imitate, max_length=2), "Raise `max_length`"),
+    Case(
+        "SFT: fewer rows than the batch with `dataloader_drop_last`",
+        partial(imitate, per_device_train_batch_size=8, dataloader_drop_last=True),
+        "`dataloader_drop_last` drops incomplete batches",
+    ),
+    Case("SFT: a file of 0 bytes", lambda place: place.train("sft", place.file("rows.jsonl", b"")), "has no rows"),
+    Case("GRPO: problems", grpo),
+    Case("GRPO: no answers", partial(grpo, columns=("prompt", "reference")), "'answer' is missing"),
+    Case("GRPO: an answer that is null", partial(grpo, change={"answer": None}, only=1), "Row 1, column 'answer'"),
+    Case("GRPO: an answer that is a number", partial(grpo, change={"answer": 5}, only=1), "Row 1, column 'answer'"),
+    Case(
+        "GRPO: texts, and messages in one row",
+        partial(grpo, change={"prompt": MESSAGES}, only=2),
+        "Row 2, column 'prompt'",
+    ),
+    Case(
+        "GRPO: messages, and a tokenizer without a chat template",
+        partial(grpo, change={"prompt": MESSAGES}),
+        "chat_template",
+        LIBRARY,
+    ),
+    Case("GRPO: a file of 0 bytes", lambda place: place.train("grpo", place.file("rows.jsonl", b"")), "has no rows"),
 ]

@@ -218,5 +218,5 @@ def test_verified_rewrites_with_an_incorrect_step_are_counted(audit):
 
 def test_a_task_without_an_editor_cannot_be_audited():
     config = AuditConfig(dataset_name="scored", seen_dataset_name="edits", tokenizer="policy", task="math")
-    with pytest.raises(ValueError, match="needs a task with an editor of its own; 'math' has none"):
+    with pytest.raises(ValueError, match="needs a task with an editor; 'math' has none"):
         run(config)

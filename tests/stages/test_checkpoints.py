@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from rlmec_trl.data.errors import ConfigError
-from rlmec_trl.stages.checkpoints import RECORD, STATE, check_complete, last_complete, missing_from, missing_weights
+from rlmec_trl.stages.checkpoints import RECORD, STATE, check_complete, missing_from, missing_weights, read_record
 
 
 def write_state(folder, step=4, num_processes=None):
@@ -77,8 +77,9 @@ def test_every_shard_that_the_index_lists_has_to_be_there(checkpoint):
     assert missing_from(checkpoint) == [shards[1]]
     save_file({"b": torch.zeros(8)}, checkpoint / shards[1])
     assert missing_from(checkpoint) == []
-    index.write_text(index.read_text()[:20])
-    assert missing_from(checkpoint) == [index.name]
+    for content in (index.read_text()[:20], "{}", "[]"):
+        index.write_text(content)
+        assert missing_from(checkpoint) == [index.name]
 
 
 def test_an_adapter_counts_as_weights_and_each_has_to_be_there(checkpoint):
@@ -105,6 +106,29 @@ def test_the_random_numbers_of_every_process_have_to_be_there(tmp_path):
     assert missing_from(folder) == []
     (folder / "rng_state_0.pth").unlink()
     assert missing_from(folder) == ["rng_state_0.pth"]
+
+
+@pytest.mark.parametrize(
+    ("there", "missing"),
+    [
+        ({0, 1}, []),  # those of the other nodes are on their own disks
+        ({0, 1, 2, 3, 4}, []),
+        ({0, 1, 4}, []),
+        ({0, 1, 2}, [3]),
+        ({0, 2, 3, 4}, [1]),
+        ({2, 3, 4}, [0, 1]),
+    ],
+    ids=str,
+)
+def test_nodes_without_a_shared_disk_have_the_random_numbers_of_their_own_processes(there, missing, checkpoint):
+    """Three nodes of 2, 2 and 1 processes, seen from the first."""
+    (checkpoint / "rng_state.pth").unlink()
+    record = {"num_processes": 5, "num_local_processes": 2}
+    state = {"global_step": 4, "stateful_callbacks": {RECORD: {"attributes": record}}}
+    (checkpoint / STATE).write_text(json.dumps(state))
+    for index in there:
+        torch.save({}, checkpoint / f"rng_state_{index}.pth")
+    assert missing_from(checkpoint) == [f"rng_state_{index}.pth" for index in missing]
 
 
 def test_what_only_model_weights_were_saved_of_is_not_resumed_from(checkpoint):
@@ -160,20 +184,9 @@ def test_a_checkpoint_that_transformers_has_marked_as_unfinished_is_not_complete
     assert len(missing_from(checkpoint)) == 1
 
 
-def test_the_last_complete_one_is_taken_and_the_others_are_reported_and_kept(tmp_path):
-    for step in (2, 10, 9, 11):
-        write_checkpoint(tmp_path / f"checkpoint-{step}")
-    (tmp_path / "checkpoint-10" / STATE).unlink()
-    (tmp_path / "checkpoint-11" / "optimizer.pt").write_bytes(b"")
-    (tmp_path / "checkpoint-best").mkdir()
-    (tmp_path / "checkpoint-12").write_text("a file")
-    lines = []
-    assert last_complete(tmp_path, lines.append) == tmp_path / "checkpoint-9"
-    assert len(lines) == 2
-    assert "checkpoint-11" in lines[0] and "optimizer.pt" in lines[0]
-    assert "checkpoint-10" in lines[1] and STATE in lines[1]
-    assert len(list(tmp_path.iterdir())) == 6
-    assert last_complete(tmp_path / "nowhere", lines.append) is None
+@pytest.mark.parametrize("callbacks", [[], None, {RECORD: []}, {RECORD: None}, {"Other": {}}], ids=str)
+def test_a_state_of_another_program_has_no_record(callbacks):
+    assert read_record({"global_step": 4, "stateful_callbacks": callbacks}) is None
 
 
 def test_a_path_that_is_no_folder_is_refused():

@@ -81,7 +81,7 @@ def test_lowering_the_batch_size_keeps_what_is_finished(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("kwargs", "configs", "message"),
     [
-        ({"task": "math"}, (), "Task 'math' has no editor of its own"),
+        ({"task": "math"}, (), "Task 'math' has no editor"),
         ({"dry_run": True}, (), "`--dry_run` need `--provider server`"),
         ({"teacher": "nowhere.py:edit"}, (), "no file 'nowhere.py'"),
         ({"teacher": "a/model"}, (None, None, ModelConfig(model_revision="v2")), "`--teacher_revision`"),

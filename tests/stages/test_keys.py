@@ -1,6 +1,7 @@
 """A result's key holds what changes the result, and nothing else."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 
@@ -135,17 +136,18 @@ print(function_key(partial(check, Editor(1))), function_key("a".startswith))
 
 def test_functions_of_a_notebook_and_objects_are_known_by_their_content():
     """They have no file of their own; a memory address in a key would keep a run from ever resuming."""
-
-    def keys(*values):
-        code = "exec(compile(" + repr(NOTEBOOK.format(*values)) + ", '<cell>', 'exec'))"
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    variants = [NOTEBOOK.format(*values) for values in (("True", 1), ("False", 1), ("True", 2))]
+    code = f"for cell in {variants}: exec(compile(cell, '<cell>', 'exec'))"
+    printed = []
+    for seed in ("1", "2"):
+        command, environment = [sys.executable, "-c", code], os.environ | {"PYTHONHASHSEED": seed}
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
         assert result.returncode == 0, result.stderr
-        return result.stdout
-
-    first = keys("True", 1)
-    assert keys("True", 1) == first
-    assert keys("False", 1) != first
-    assert keys("True", 2) != first
+        printed.append(result.stdout)
+    assert printed[0] == printed[1], "the same in another process"
+    lines = printed[0].splitlines()
+    keys = [tuple(lines[start : start + 2]) for start in range(0, 6, 2)]
+    assert len(set(keys)) == 3, "another content is another key"
 
 
 def test_how_the_reward_model_is_loaded_is_in_the_key_of_the_scores(model, tokenizer):

@@ -1,6 +1,7 @@
 """An output folder is replaced only where everything in it is our own, and held by one run at a time."""
 
 import errno
+import json
 import logging
 import os
 import re
@@ -15,14 +16,15 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlmec_trl.data.errors import DatasetError
+from rlmec_trl.data.loading import load_rows
+from rlmec_trl.data.marks import MARK, find_damage
 from rlmec_trl.stages.output import (
-    MARK,
     OutputError,
     check_replaceable,
     check_result_file,
     claim,
     claim_file,
-    find_damage,
     is_finished,
     publish,
     save_rows,
@@ -400,6 +402,43 @@ def test_a_truncated_result_is_named_moved_aside_and_made_again(tmp_path_factory
     assert load_from_disk(folder / "out").to_list() == DATASET.to_list()
     assert contents(folder / "out.damaged-1") == left
     assert sorted(path.name for path in folder.iterdir()) == ["out", "out.damaged-1"]
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_a_result_that_has_changed_at_the_same_size_is_not_taken_for_finished(tmp_path_factory, data):
+    """A byte that the disk has lost, or a block of zeros after a power failure."""
+    folder = tmp_path_factory.mktemp("folder")
+    save(DATASET, folder / "out", "key")
+    path = data.draw(st.sampled_from(sorted(path for path in (folder / "out").iterdir() if path.name != MARK)))
+    content = path.read_bytes()
+    start = data.draw(st.integers(0, len(content) - 1))
+    path.write_bytes(content[:start] + bytes([content[start] ^ 0xFF]) + content[start + 1 :])
+    left = contents(folder / "out")
+    assert not is_finished(folder / "out", "key")
+    with pytest.raises(DatasetError, match=f"{path.name} has changed.*run the stage that wrote it again"):
+        load_rows(str(folder / "out"))
+    save(DATASET, folder / "out", "key")
+    assert load_rows(str(folder / "out")).to_list() == DATASET.to_list()
+    assert contents(folder / "out.damaged-1") == left
+
+
+def test_a_result_of_an_earlier_version_without_hashes_is_finished(tmp_path):
+    save(DATASET, tmp_path / "out", "key")
+    mark = json.loads((tmp_path / "out" / MARK).read_text())
+    del mark["hashes"]
+    (tmp_path / "out" / MARK).write_text(json.dumps(mark))
+    assert is_finished(tmp_path / "out", "key")
+    assert load_rows(str(tmp_path / "out")).to_list() == DATASET.to_list()
+
+
+def test_a_dataset_that_the_user_has_saved_over_a_result_loads_without_the_mark(tmp_path):
+    save(DATASET, tmp_path / "out", "key")
+    DATASET.map(lambda row: {"number": row["number"] + 1}).save_to_disk(tmp_path / "out")
+    with pytest.raises(DatasetError, match=f"delete {re.escape(MARK)}"):
+        load_rows(str(tmp_path / "out"))
+    (tmp_path / "out" / MARK).unlink()
+    assert load_rows(str(tmp_path / "out"))["number"][0] == 1
 
 
 def test_the_user_is_told_of_a_truncated_result_before_the_work(tmp_path, caplog):

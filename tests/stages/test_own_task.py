@@ -1,9 +1,6 @@
 """A user-defined task, checker and teacher, in a file outside the package, through every recipe."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -50,7 +47,7 @@ TASK = Task("digits", check_by_reward(parity), WORDING, read_row=read_row, check
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, scripts):
     folder = tmp_path_factory.mktemp("elsewhere")
     (folder / "mine.py").write_text(TASK_FILE, encoding="utf-8")
     rows = [
@@ -70,16 +67,8 @@ def folder(tmp_path_factory):
 
     def run(recipe, **settings):
         words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
-        result = subprocess.run(
-            [sys.executable, ROOT / "recipes" / f"{recipe}.py", *words],
-            cwd=folder,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-3000:]
-        return result.stdout
+        finished = scripts.run(ROOT / "recipes" / f"{recipe}.py", *words, cwd=folder)
+        assert finished.exit_code == 0, finished.stdout[-1000:] + finished.stderr[-3000:]
 
     run("sample", task="mine.py:TASK", dataset_name="problems.jsonl", model_name_or_path="policy",
         output_dir="samples", temperature=1.0, top_p=1.0, max_new_tokens=64, num_samples=2)  # fmt: skip

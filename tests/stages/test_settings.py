@@ -167,6 +167,15 @@ def test_a_value_that_cannot_work_is_refused_when_it_is_parsed(parse_text, recip
         ("grpo", ["--num_generations", "0"], "`num_generations` must be at least 2"),  # TRL divides by it
         ("grpo", ["--per_device_train_batch_size", "0", "--generation_batch_size", "8"], "must be at least 1, got 0"),
         ("sft", ["--learning_rate", "inf"], "`learning_rate` must be finite"),
+        ("sft", ["--learning_rate", "fast"], "argument --learning_rate/--learning-rate: invalid float value: 'fast'"),
+        ("sft", ["--loss_type", "dpo"], "argument --loss_type/--loss-type: invalid choice: 'dpo'"),
+        # A number or a text ("auto"), which the parser leaves a text
+        ("sft", ["--pad_to_multiple_of", "1000000000"], "`pad_to_multiple_of` must be at least 1 and at most 65,536"),
+        ("sft", ["--pad_to_multiple_of", "2.5"], "`pad_to_multiple_of` must be an integer"),
+        ("sft", ["--accelerator_config", '{"foo": 1}'], "unexpected keyword argument 'foo' (in transformers."),
+        ("rlmec", ["--accelerator_config", '{"foo": 1}'], "unexpected keyword argument 'foo' (in transformers."),
+        ("sample", ["--use_peft", "--lora_task_type", "foo"], "Invalid task type"),
+        ("evaluate", ["--load_in_4bit", "--bnb_4bit_quant_storage", "foo"], "`bnb_4bit_quant_storage` must be"),
         ("sft", ["--learning_rat", "1", "--nothing", "3"], "There is no argument '--nothing'."),
         ("sft", ["--max_stepz", "3"], "There is no argument '--max_stepz'. Did you mean 'max_steps'"),
         ("sft", ["--config"], "`--config` needs a YAML file"),
@@ -174,6 +183,33 @@ def test_a_value_that_cannot_work_is_refused_when_it_is_parsed(parse_text, recip
 )
 def test_the_command_line_is_checked_too(recipe, words, message):
     assert message in refusal(parse, recipe, *words)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("sft", ["--save_total_limit", "-1"]),  # Transformers takes 0 and less for no limit
+        ("sft", ["--save_total_limit", "0"]),
+        ("grpo", ["--top_k", "-1"]),  # vLLM's name for all ids
+        ("grpo", ["--top_k", "0"]),
+        ("sft", ["--pad_to_multiple_of", "auto"]),
+        ("sft", ["--pad_to_multiple_of", "8"]),
+        ("sft", ["--use_peft", "--lora_r", "4096"]),
+    ],
+)
+def test_what_a_library_takes_is_not_refused(recipe, words):
+    parse(recipe, *words)
+
+
+def test_a_mistake_in_the_type_of_our_own_code_keeps_its_traceback(monkeypatch):
+    from rlmec_trl.trainers.rlmec_config import RLMECConfig
+
+    def broken(self):
+        raise TypeError("ours")
+
+    monkeypatch.setattr(RLMECConfig, "__post_init__", broken)
+    with pytest.raises(TypeError, match="ours"):
+        parse("rlmec")
 
 
 # Values of every kind that YAML has

@@ -19,6 +19,7 @@ from rlmec_trl import GRMConfig, GRMTrainer, RLMECConfig, RLMECTrainer
 from rlmec_trl.data.errors import ConfigError
 from rlmec_trl.stages.checkpoints import RECORD, missing_from
 from rlmec_trl.stages.output import OutputError
+from rlmec_trl.stages.run_folder import MARK
 from rlmec_trl.stages.training import set_model_init_kwargs, train_and_save, training_run
 from rlmec_trl.tasks.arithmetic import WORDING
 
@@ -63,7 +64,9 @@ def terminate():
 def make(tmp_path, make_policy, make_rows, tokenizer):
     """Make trainers that save to `tmp_path`, and may be stopped `at` a step by a function."""
 
-    def make(kind="rlmec", output_dir="run", at=None, dropout=0.0, lora=None, rows=10, **config):
+    def make(
+        kind="rlmec", output_dir="run", at=None, dropout=0.0, lora=None, rows=10, rows_seed=0, model=None, **config
+    ):
         trainer_class, config_class = {
             "rlmec": (RLMECTrainer, RLMECConfig),
             "grm": (GRMTrainer, GRMConfig),
@@ -88,16 +91,16 @@ def make(tmp_path, make_policy, make_rows, tokenizer):
         policy = make_policy(sharpness=10.0)
         for layer in policy.model.layers:
             layer.self_attn.attention_dropout = dropout
-        rows = make_rows(rows)
+        rows = make_rows(rows, rows_seed)
         if kind == "sft":
             rows = [{"prompt": row["prompt"], "completion": row["rewrite"]} for row in rows]
         trainer = trainer_class(
-            policy,
+            policy if model is None else model,
             config_class(**(defaults | config)),
             train_dataset=Dataset.from_list(rows),
             eval_dataset=Dataset.from_list(rows[:3]) if "eval_strategy" in config else None,
             processing_class=tokenizer,
-            peft_config=None if lora is None else LoraConfig(**LORA, **lora),
+            peft_config=None if lora is None else LoraConfig(**(LORA | lora)),
             **({"wording": WORDING} if kind == "grm" else {}),
         )
         if at is not None:
@@ -310,16 +313,129 @@ def test_a_finished_training_with_more_steps_continues_from_its_checkpoint(make,
 def test_other_settings_than_those_of_the_checkpoint_are_named(make, caplog):
     run(make(at=(4, kill)))
     run(make(per_device_train_batch_size=1, learning_rate=0.1, rows=9))
-    assert "number of rows 10 -> 9, per_device_train_batch_size 2 -> 1, learning_rate 0.01 -> 0.1" in caplog.text
+    assert "number of rows 10 -> 9, learning_rate 0.01 -> 0.1, per_device_train_batch_size 2 -> 1" in caplog.text
 
 
 @pytest.mark.parametrize("save_strategy", ["no", "steps"])
 def test_a_finished_training_is_not_taken_for_one_with_other_settings(save_strategy, make, tmp_path):
     run(make(save_strategy=save_strategy))
     weights = saved(tmp_path / "run")
-    with pytest.raises(ConfigError, match="already finished, with other settings: learning_rate 0.01 -> 0.1"):
-        run(make(save_strategy=save_strategy, learning_rate=0.1))
+    for settings, change in (
+        ({"learning_rate": 0.1}, "learning_rate 0.01 -> 0.1"),
+        ({"policy_coef": 0.5, "epsilon": 0.2}, "epsilon 0.3 -> 0.2, policy_coef 1.0 -> 0.5"),
+        ({"positive_reward_range": [0.0, 0.4]}, "other training rows, positive_reward_range"),
+        ({"optim": "adafactor", "weight_decay": 0.1}, "optim adamw_torch.* -> adafactor, weight_decay 0.0 -> 0.1"),
+        ({"max_length": 32}, "max_length 1024 -> 32"),
+        ({"seed": 1}, "seed 42 -> 1"),
+        ({"max_steps": STEPS - 1}, "max_steps 8 -> 7"),
+        ({"lora": {}}, "adapter.default none -> "),
+        ({"rows": 9}, "number of rows 10 -> 9"),
+        ({"rows_seed": 1}, "other training rows"),
+        ({"kind": "grm"}, "trainer RLMECTrainer -> GRMTrainer"),
+        ({"kind": "sft"}, "trainer RLMECTrainer -> SFTTrainer"),
+    ):
+        with pytest.raises(ConfigError, match=f"already finished, with other settings: .*{change}"):
+            run(make(save_strategy=save_strategy, **settings))
+    with pytest.raises(ConfigError, match=r"other settings: depends on\.task none -> math"):
+        train_and_save(make(save_strategy=save_strategy), depends_on={"task": "math"})
     assert saved(tmp_path / "run") == weights
+
+
+def test_what_changes_no_weight_is_not_compared(make, tmp_path, steps_trained, caplog):
+    settings = {"logging_steps": 1, "save_steps": 4, "save_total_limit": 5, "gradient_checkpointing": True}
+    settings |= {"dataloader_num_workers": 0, "run_name": "another", "pad_to_multiple_of": 8}
+    run(make(at=(4, kill)))
+    run(make(**settings))
+    assert "other settings" not in caplog.text
+    (tmp_path / "run").rename(tmp_path / "moved")
+    steps_trained.clear()
+    assert run(make(output_dir="moved", max_steps=-1, num_train_epochs=1.6, rows=10)) == "finished"
+    assert not steps_trained
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "change"),
+    [
+        ({}, {"kind": "sft"}, "trainer RLMECTrainer -> SFTTrainer"),
+        ({}, {"optim": "sgd"}, "optim adamw_torch.* -> sgd"),
+        ({}, {"lora": {}}, "adapter.default none -> "),
+        ({"lora": {}}, {}, "adapter.default .* -> none"),
+        ({"lora": {}}, {"lora": {"r": 4}}, "adapter.default.r 2 -> 4"),
+        ({}, {"model": "other"}, "model None -> .*other"),
+    ],
+    ids=str,
+)
+def test_what_a_checkpoint_cannot_be_continued_as_is_named(before, after, change, make, tmp_path, tokenizer):
+    if "model" in after:
+        make().model.save_pretrained(tmp_path / "other")
+        tokenizer.save_pretrained(tmp_path / "other")
+        after = {"model": str(tmp_path / "other")}
+    run(make(at=(4, kill), **before))
+    with pytest.raises(ConfigError, match=f"checkpoint-3' cannot be continued.*: {change}.*another `--output_dir`"):
+        run(make(**after))
+    assert run(make(resume_from_checkpoint="false", max_steps=1, **after)) == "finished"
+
+
+def test_a_model_that_was_trained_again_is_another_one(make, tmp_path, tokenizer):
+    model = str(tmp_path / "model")
+    trainer = make()
+    trainer.model.save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    assert run(make(model=model)) == "finished"
+    trainer.model.get_input_embeddings().weight.data.mul_(1.01)
+    trainer.model.save_pretrained(model)
+    with pytest.raises(ConfigError, match="other settings: the model .*model has changed"):
+        run(make(model=model))
+
+
+def test_a_checkpoint_beyond_the_last_step_is_not_taken_for_the_end(make, tmp_path, steps_trained):
+    run(make(at=(7, kill)))
+    steps_trained.clear()
+    with pytest.raises(ConfigError, match="checkpoint-6' has been trained for 6 steps, more than the 5"):
+        run(make(max_steps=5))
+    with pytest.raises(ConfigError, match="checkpoint-6' has all 6 steps.*max_steps 8 -> 6"):
+        run(make(max_steps=6))
+    assert not steps_trained and not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_finished_training_that_cannot_be_continued_is_not_replaced(make, tmp_path):
+    """Without a checkpoint, more steps would begin again."""
+    run(make(save_strategy="no"))
+    weights = saved(tmp_path / "run")
+    with pytest.raises(ConfigError, match="already finished, with other settings: max_steps 8 -> 11"):
+        run(make(save_strategy="no", max_steps=STEPS + 3))
+    assert saved(tmp_path / "run") == weights
+
+
+def test_a_training_that_was_started_over_and_killed_does_not_become_the_one_before(make, tmp_path, steps_trained):
+    run(make())
+    assert run(make(at=(2, kill), resume_from_checkpoint="false")) == "killed"
+    steps_trained.clear()
+    assert run(make()) == "finished"
+    assert len(steps_trained) == STEPS
+
+
+@pytest.mark.parametrize("save_strategy", ["no", "steps"])
+def test_an_evaluation_that_fails_is_done_again_and_the_training_is_not(
+    save_strategy, make, tmp_path, steps_trained, monkeypatch
+):
+    settings = {"save_strategy": save_strategy, "eval_strategy": "steps", "eval_steps": 100}
+    assert run(make(output_dir="straight", **settings)) == "finished"
+    trainer = make(**settings)
+    evaluate = trainer.evaluate
+    # `Trainer` evaluates at the last step, too
+    monkeypatch.setattr(trainer, "evaluate", lambda **kwargs: evaluate(**kwargs) if trainer.is_in_train else kill())
+    assert run(trainer) == "killed"
+    steps_trained.clear()
+    again = make(**settings)
+    assert run(again) == "finished"
+    assert not steps_trained
+    assert saved(tmp_path / "run") == saved(tmp_path / "straight")
+    results = [json.loads((tmp_path / name / "eval_results.json").read_text()) for name in ("run", "straight")]
+    assert results[0]["eval_loss"] == results[1]["eval_loss"]
+    states = [json.loads((tmp_path / name / "trainer_state.json").read_text()) for name in ("run", "straight")]
+    assert [state["global_step"] for state in states] == [STEPS, STEPS]
+    assert ["eval_loss" in state["log_history"][-1] for state in states] == [True, True]
 
 
 def test_with_the_same_settings_nothing_is_warned_of(make, caplog):
@@ -398,12 +514,14 @@ def test_training_can_be_told_to_resume(yes, make, steps_trained):
     assert len(steps_trained) == STEPS - 3
 
 
-def test_a_checkpoint_without_our_record_is_resumed_from(make, tmp_path):
-    make(max_steps=4, lr_scheduler_type="constant").train()
-    state = json.loads((tmp_path / "run" / "checkpoint-4" / "trainer_state.json").read_text())
-    assert RECORD not in state["stateful_callbacks"]
-    resumed, straight = make(lr_scheduler_type="constant"), make(lr_scheduler_type="constant", output_dir="straight")
-    assert run(resumed) == run(straight) == "finished"
+def test_a_checkpoint_of_another_program_is_resumed_from_by_its_name(make, tmp_path):
+    make(max_steps=4, lr_scheduler_type="constant", output_dir="plain").train()
+    checkpoint = tmp_path / "plain" / "checkpoint-4"
+    assert RECORD not in json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]
+    with pytest.raises(OutputError, match=r"To continue from 'checkpoint-\d', name it as `--resume_from_checkpoint`"):
+        run(make(lr_scheduler_type="constant", output_dir="plain"))
+    assert run(make(lr_scheduler_type="constant", resume_from_checkpoint=str(checkpoint))) == "finished"
+    assert run(make(lr_scheduler_type="constant", output_dir="straight")) == "finished"
     assert saved(tmp_path / "run") == saved(tmp_path / "straight")
 
 
@@ -445,6 +563,33 @@ def test_a_thread_trains_without_handling_signals(make):
     thread.start()
     thread.join()
     assert handlers == [before]
+
+
+# --- Folders of others -----------------------------------------------------------------------------------------------
+
+
+def test_a_training_in_python_does_not_overwrite_files_of_others(make, tmp_path, steps_trained):
+    (tmp_path / "run").mkdir()
+    for name in ("README.md", "config.json"):
+        (tmp_path / "run" / name).write_text("mine")
+    with pytest.raises(OutputError, match="no training of rlmec-trl was started there"):
+        train_and_save(make())
+    assert {path.name: path.read_text() for path in (tmp_path / "run").iterdir()} == {
+        "README.md": "mine",
+        "config.json": "mine",
+    }
+    assert not steps_trained
+
+
+def test_the_folder_is_marked_before_anything_is_written(make, tmp_path):
+    seen = []
+    trainer = make(max_steps=1)
+    trainer.add_callback(At(1, lambda: seen.extend(os.listdir(tmp_path / "run"))))
+    run(trainer)
+    assert seen == [MARK]
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert run(make(max_steps=1)) == "finished"
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
 # --- Two runs at once ------------------------------------------------------------------------------------------------

@@ -90,6 +90,12 @@ def test_an_answer_is_extracted_from_the_solution(tokenizer):
     assert rows["answer"][:] == ["2", r"\frac{1}{2}", "72"]
 
 
+def test_only_rows_without_an_answer_have_it_extracted(tokenizer):
+    # JSON lines give a row without the key a null
+    dataset = Dataset.from_dict({"problem": ["a", "b"], "solution": ["The answer is 1"] * 2, "answer": ["2", None]})
+    assert to_task_rows(dataset, TASK, tokenizer)["answer"][:] == ["2", "1"]
+
+
 def test_a_solution_without_an_answer_is_reported_with_its_row(tokenizer):
     dataset = Dataset.from_dict({"problem": ["a", "b"], "solution": ["The answer is 1", "Who knows?"]})
     with pytest.raises(DatasetError, match="Row 1, column 'solution': found a solution that states no final"):

@@ -7,8 +7,6 @@ import importlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import traceback
 import zlib
 from collections import Counter
@@ -32,6 +30,7 @@ from tests.fake_anthropic import BROKEN, KEY, FakeAnthropic, read_row
 
 
 ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "edit.py"
 TASK = load_task("arithmetic")
 both_ways = pytest.mark.parametrize("use_batches", [False, True], ids=["messages", "batches"])
 
@@ -655,15 +654,11 @@ def recipe_words(tmp_path, server, samples, *words):
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))] + list(words)
 
 
-def recipe_after(statements):
-    """The recipe, in a process that runs other code first."""
-    script = f"import runpy, sys; {statements}; sys.argv = sys.argv[1:]; "
-    script += "runpy.run_path(sys.argv[0], run_name='__main__')"
-    return [sys.executable, "-c", script, str(ROOT / "recipes/edit.py")]
-
-
-def environment(**variables):
-    return os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"} | variables
+def recipe_after(statements, tmp_path):
+    """A script that runs other code before the recipe."""
+    script = tmp_path / "script.py"
+    script.write_text(f"import runpy\n{statements}\nrunpy.run_path({str(RECIPE)!r}, run_name='__main__')\n")
+    return script
 
 
 @both_ways
@@ -675,7 +670,7 @@ def test_two_processes_share_the_work_and_give_the_dataset_of_one(
     samples = make_samples(60)
     samples = concatenate_datasets([samples, samples.select(range(7))])
     words = recipe_words(tmp_path, server, samples, "--use_batches", str(use_batches).lower())
-    run_on_two(ROOT / "recipes/edit.py", *words)
+    run_on_two(RECIPE, *words)
     expected, _ = edit(tmp_path / "alone", server, samples, use_batches=use_batches)
     found = load_from_disk(tmp_path / "edited")
     assert found.to_list() == expected.to_list() == edit_correctly(samples)
@@ -688,21 +683,19 @@ def test_two_processes_share_the_work_and_give_the_dataset_of_one(
     assert sum(map(len, answers)) == 60
 
 
-def test_ctrl_c_keeps_the_answers_in_flight(server, make_samples, tmp_path):
+def test_ctrl_c_keeps_the_answers_in_flight(server, make_samples, tmp_path, scripts):
     # Never all at once, so that some request is always in flight
     server.delay = lambda user: 0.1 + number(user) % 10 / 50
     samples = make_samples(200)
     # Tests may run where Ctrl-C is ignored, such as in the background of a script
-    command = recipe_after("import signal; signal.signal(signal.SIGINT, signal.default_int_handler)")
-    command += recipe_words(tmp_path, server, samples)
-    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as process:
-        try:
-            server.wait_until(lambda: server.paid.total() >= 20)
-            process.send_signal(signal.SIGINT)
-            process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode != 0
+    script = recipe_after("import signal; signal.signal(signal.SIGINT, signal.default_int_handler)", tmp_path)
+    (process,) = scripts.start(script, *recipe_words(tmp_path, server, samples), cwd=tmp_path)
+    try:
+        server.wait_until(lambda: server.paid.total() >= 20)
+        os.kill(process, signal.SIGINT)
+    finally:
+        finished = scripts.wait()
+    assert finished.exit_code != 0
     records = journal_records(tmp_path / "edited-journal")
     assert len({record["key"] for record in records}) == len(records) == server.paid.total() == len(server.asked)
     assert 20 <= len(records) < 100, "the run has stopped"
@@ -729,19 +722,17 @@ def test_the_key_is_in_no_error(server, make_samples, tmp_path, use_batches, sta
 
 
 @both_ways
-def test_the_key_is_in_no_file_and_no_output_of_a_run(server, make_samples, tmp_path, use_batches):
+def test_the_key_is_in_no_file_and_no_output_of_a_run(server, make_samples, tmp_path, use_batches, scripts):
     server.echo_key = True
     samples = make_samples(20)
     unlucky = samples[5]["completion"]
     server.fault = lambda user, attempt: "400" if unlucky in user else None
     server.faults = {("create", 0): "500", ("retrieve", 1): "500"}
     # Everything that any library logs
-    command = recipe_after("import logging; logging.basicConfig(level=logging.DEBUG)")
-    command += recipe_words(tmp_path, server, samples, "--use_batches", str(use_batches).lower())
-    result = subprocess.run(
-        command, env=environment(ANTHROPIC_LOG="debug"), capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    script = recipe_after("import logging; logging.basicConfig(level=logging.DEBUG, force=True)", tmp_path)
+    words = recipe_words(tmp_path, server, samples, "--use_batches", str(use_batches).lower())
+    result = scripts.run(script, *words, cwd=tmp_path, environments=[{"ANTHROPIC_LOG": "debug"}])
+    assert result.exit_code == 0, result.stderr[-3000:]
     assert "/v1/messages" in result.stderr, "the client logs its requests"
     outcomes = load_from_disk(tmp_path / "edited")["edit_outcome"]
     assert ("status 400" in outcomes[5]) == (not use_batches)

@@ -1,9 +1,6 @@
 """A teacher behind an OpenAI-compatible server, over real HTTP: what is requested, how often, and what is kept."""
 
 import json
-import os
-import subprocess
-import sys
 import traceback
 from collections import Counter
 from contextlib import nullcontext
@@ -344,18 +341,16 @@ def test_a_teacher_that_may_not_send_requests_answers_from_the_journal(rows, edi
 # --- The recipe ------------------------------------------------------------------------------------------------------
 
 
-def test_the_recipe_edits_through_a_server_and_a_second_run_requests_nothing(rows, tokenizer, tmp_path):
+def test_the_recipe_edits_through_a_server_and_a_second_run_requests_nothing(rows, tokenizer, tmp_path, scripts):
     samples = Dataset.from_list(rows).select_columns(SAMPLE_COLUMNS)
     samples.save_to_disk(tmp_path / "samples")
 
     def run(server, *words):
-        command = [sys.executable, str(ROOT / "recipes" / "edit.py"), "--dataset_name", "samples"]
-        command += ["--output_dir", "edits", "--task", "arithmetic", "--provider", "server", "--teacher", "policy"]
-        command += ["--base_url", server.url, "--concurrency", "3", *words]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-        assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-3000:]
-        return result.stdout
+        words = ["--dataset_name", "samples", "--task", "arithmetic", "--output_dir", "edits", *words]
+        words += ["--provider", "server", "--teacher", "policy", "--base_url", server.url, "--concurrency", "3"]
+        finished = scripts.run(ROOT / "recipes" / "edit.py", *words, cwd=tmp_path)
+        assert finished.exit_code == 0, finished.stdout[-1000:] + finished.stderr[-3000:]
+        return finished.stdout
 
     with FakeServer(tokenizer, chat=teach) as server:
         output = run(server, "--dry_run", "true")

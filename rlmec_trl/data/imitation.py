@@ -1,0 +1,70 @@
+"""Rows to imitate in supervised fine-tuning: prompts, and one column of the dataset as completions."""
+
+from datasets import Dataset
+
+from .errors import DatasetError
+from .messages import is_conversational
+from .row_checks import check_text, check_verdict, row_error
+
+
+# TRL passes these on to the chat template
+_KEPT = {"chat_template_kwargs"}
+
+
+def prompt_completion_rows(
+    dataset: Dataset, completion_column: str = "completion", only_correct: bool = False
+) -> Dataset:
+    """
+    Turn rows into the prompt-completion format of [`~trl.SFTTrainer`]. Every row that is kept is checked.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Rows with `prompt` and the column to imitate, both texts, both messages, or messages and a text, which
+            becomes a message of the assistant.
+        completion_column (`str`, *optional*, defaults to `"completion"`):
+            The column to imitate.
+        only_correct (`bool`, *optional*, defaults to `False`):
+            Whether to keep only the rows that are `correct`.
+
+    Returns:
+        [`~datasets.Dataset`]: Rows with `prompt` and `completion`, and `chat_template_kwargs` if `dataset` has them.
+
+    Raises:
+        [`~rlmec_trl.data.errors.DatasetError`]: If a column is missing, a row has an invalid value or another form
+            than the first, or no row is left.
+    """
+    for name in ("prompt", completion_column, *(("correct",) if only_correct else ())):
+        if name not in dataset.column_names:
+            raise DatasetError(
+                f"Column {name!r} is missing, which fine-tuning with `completion_column={completion_column!r}` and "
+                f"`only_correct={only_correct}` reads. The columns are {', '.join(map(repr, dataset.column_names))}."
+            )
+    numbers = range(len(dataset))
+    if only_correct:
+        numbers = [number for number, correct in enumerate(dataset["correct"]) if check_verdict(number, correct)]
+        dataset = dataset.select(numbers)
+    if not numbers:
+        left = ": `only_correct` leaves out all, and none is `correct`" if only_correct else ""
+        raise DatasetError(f"There is no row to imitate{left}. Sample more rows, or name another dataset.")
+
+    has_messages = None
+    for number, prompt, completion in zip(numbers, dataset["prompt"], dataset[completion_column], strict=True):
+        check_text(number, "prompt", prompt, "Give every problem a text.", may_be_messages=True)
+        check_text(number, completion_column, completion, "Drop the row, or fix its source.", may_be_messages=True)
+        if has_messages is None:
+            has_messages = is_conversational(prompt)
+        if is_conversational(prompt) != has_messages:
+            fix = "The rows before have another form: use strings or messages in all."
+            raise row_error(number, "prompt", prompt, fix)
+        if is_conversational(completion) and not has_messages:
+            fix = "The prompt is a string, so the completion must be one too."
+            raise row_error(number, completion_column, completion, fix)
+
+    def convert(row: dict) -> dict:
+        completion = row[completion_column]
+        if has_messages and isinstance(completion, str):
+            completion = [{"role": "assistant", "content": completion}]
+        return {"prompt": row["prompt"], "completion": completion}
+
+    removed = [name for name in dataset.column_names if name not in _KEPT]
+    return dataset.map(convert, remove_columns=removed, desc="Reading rows")

@@ -1,0 +1,88 @@
+"""The mark of a finished dataset, which says what was written, so that damage is noticed before the rows are used."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+
+MARK = "rlmec_trl.json"
+
+
+def make_mark(folder: Path, key: str) -> dict[str, Any]:
+    """
+    What the mark of a folder says.
+
+    Args:
+        folder (`Path`):
+            The finished folder, without a mark.
+        key (`str`):
+            What it was made from and how.
+
+    Returns:
+        `dict`: `key`, and the sizes of the `files` and their `hashes` by name.
+    """
+    files = list_files(folder)
+    return {"key": key, "files": files, "hashes": {name: _hash(folder / name) for name in files}}
+
+
+def read_mark(folder: Path) -> dict[str, Any] | None:
+    """The mark of a finished dataset, `None` where it has none. Earlier versions wrote no `hashes`."""
+    try:
+        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(mark, dict) or not isinstance(mark.get("key"), str) or not isinstance(mark.get("files"), dict):
+        return None
+    mark.setdefault("hashes", {})
+    valid = isinstance(mark["hashes"], dict) and all(isinstance(size, int) for size in mark["files"].values())
+    return mark if valid else None
+
+
+def find_damage(folder: Path, contents: bool = False) -> list[str]:
+    """
+    What is wrong with each file of a finished dataset that is missing or truncated.
+
+    Args:
+        folder (`Path`):
+            The dataset. One without a mark has no damage.
+        contents (`bool`, *optional*, defaults to `False`):
+            Whether to read all files (about a second per gigabyte), and to find those that have changed, too.
+    """
+    mark = read_mark(folder)
+    if mark is None:
+        return []
+    found = list_files(folder)
+    damage = []
+    for name, size in mark["files"].items():
+        if name not in found:
+            damage.append(f"{name} is missing")
+        elif found[name] < size:
+            damage.append(f"{name} has {found[name]} of {size} bytes")
+        elif contents and mark["hashes"].get(name) not in (None, _hash(folder / name)):
+            damage.append(f"{name} has changed")
+    return damage
+
+
+def list_files(folder: Path) -> dict[str, int]:
+    """
+    Files below a folder by their paths relative to it, with their sizes in bytes; links and empty folders have size 0.
+    """
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        is_link = path.is_symlink()
+        is_folder = path.is_dir() and not is_link
+        if not is_folder or not any(path.iterdir()):
+            found[path.relative_to(folder).as_posix()] = 0 if is_link or is_folder else path.stat().st_size
+    return found
+
+
+def _hash(path: Path) -> str | None:
+    """Hash of a file; `None` for a link or a folder."""
+    if path.is_symlink() or not path.is_file():
+        return None
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

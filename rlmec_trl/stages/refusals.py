@@ -1,0 +1,115 @@
+"""Training settings that cannot work: what is known before the model is loaded, and what only the libraries know."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from trl import ModelConfig, SFTConfig
+
+from ..data.errors import ConfigError, ModelError
+from ..generation.loading import load_tokenizer
+from .library_errors import refused_by
+
+
+# What the libraries refuse a setting with, on building a trainer and on its first use of an optimizer or a scheduler:
+# a value that they do not know, a package or a file that is not there, and keys of `*_kwargs` that nobody takes
+_REFUSALS = (ValueError, ImportError, OSError, TypeError, KeyError, RuntimeError)
+
+
+def check_training_settings(training_args: TrainingArguments, eval_dataset_name: str | None = None) -> None:
+    """
+    Check what TRL and Transformers would notice only after the model is loaded, or not at all.
+
+    Args:
+        training_args ([`~transformers.TrainingArguments`]):
+            Configuration of a trainer.
+        eval_dataset_name (`str`, *optional*):
+            What the recipe evaluates on.
+
+    Raises:
+        [`~rlmec_trl.data.errors.ConfigError`]: If a setting cannot work.
+    """
+    evaluates = training_args.eval_strategy != "no" or training_args.eval_on_start
+    if evaluates and eval_dataset_name is None:
+        name = "eval_on_start" if training_args.eval_strategy == "no" else "eval_strategy"
+        raise ConfigError(
+            f"`{name}` is set, and there is no dataset to evaluate on. Name one with `--eval_dataset_name`, where the "
+            f"recipe has this argument, or leave `{name}` out."
+        )
+    if not isinstance(training_args, SFTConfig):
+        return
+    if training_args.activation_offloading and (training_args.use_cpu or not torch.accelerator.is_available()):
+        raise ConfigError("`activation_offloading` needs an accelerator (such as a GPU). Leave it out on a CPU.")
+    template = training_args.chat_template_path
+    if template is not None and not template.endswith((".jinja", ".j2")):
+        try:
+            load_tokenizer(ModelConfig(template), training_args.trust_remote_code)
+        except ModelError as error:
+            raise ConfigError(
+                f"`chat_template_path` must be a .jinja file, or a model whose tokenizer has the template. {error}"
+            ) from None
+
+
+@contextmanager
+def refused_settings(trainer: Trainer | None = None) -> Iterator[None]:
+    """
+    Turn what TRL, Transformers, PEFT and Accelerate raise for a setting into one message, which quotes them and says
+    where it comes from. Use it around the building of a trainer, and around its training, of which only the beginning
+    counts: until the first optimizer step is done.
+
+    An exception counts as a refusal if it was raised in one of these libraries (or below), and no code of ours runs
+    between the library that was called first and the error, except constructors that hand on settings. Anything else
+    keeps its traceback, and so does every [`~rlmec_trl.data.errors.UserError`].
+
+    Args:
+        trainer ([`~transformers.Trainer`], *optional*):
+            The trainer that is about to train.
+
+    Raises:
+        [`~rlmec_trl.data.errors.ConfigError`]: Instead of the library's exception.
+    """
+    first_use = _FirstUse()
+    if trainer is not None:
+        trainer.add_callback(first_use)
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except first_use.refusals as error:
+        where = refused_by(error)
+        if where is None:
+            raise
+        # The text of a `KeyError` is the `repr` of its message
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        text = " ".join(text.split()).rstrip(".")
+        raise ConfigError(
+            f"Training cannot start with these settings: {text} ({type(error).__name__} in {where})."
+        ) from None
+    finally:
+        if trainer is not None:
+            trainer.remove_callback(first_use)
+
+
+class _FirstUse(TrainerCallback):
+    """
+    Follows a training until all settings have been used, and checks the one whose values depend on what an evaluation
+    gives.
+    """
+
+    def __init__(self):
+        self.refusals = _REFUSALS
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        # The other types may be failures of the model or the machine. GRPO reads some settings only here
+        if self.refusals:
+            self.refusals = (ValueError, ImportError)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.refusals = ()
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        name = args.metric_for_best_model
+        if name is not None and f"eval_{name.removeprefix('eval_')}" not in metrics:
+            known = ", ".join(sorted(metric.removeprefix("eval_") for metric in metrics if metric != "epoch"))
+            raise ConfigError(f"`metric_for_best_model` is {name!r}, which the evaluation does not give: {known}.")

@@ -1,0 +1,236 @@
+"""
+Output folders of trainings.
+
+[`~transformers.Trainer`] writes file by file into its output folder, under names that others use too. A training
+therefore begins only in a folder that is missing or empty, or that an earlier training of this package began. Such a
+folder carries a mark, `_training_run.json`, and so does each checkpoint. `Trainer` does not push files of the folder
+whose names begin with `_`.
+
+The mark has the identifier of the run. A training that is started over in the same folder is another run: checkpoints
+that the first one left are no longer resumed from, though they may be of later steps.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+from ..data.errors import ConfigError
+from .checkpoints import (
+    STATE,
+    check_complete,
+    checkpoints,
+    is_model_only,
+    missing_from,
+    missing_weights,
+    read_record,
+    read_state,
+)
+from .output import LOCK, OutputError, a_few, check_path, writing
+
+
+logger = logging.getLogger(__name__)
+
+MARK = "_training_run.json"
+# What `Trainer`, tokenizers, PEFT and our trainers write into a checkpoint, by the first part of the name
+_WRITTEN = re.compile(
+    r"(model|pytorch_model|adapter|optimizer|scheduler|scaler|rng_state|training_args|trainer_state|tokenizer|vocab"
+    r"|merges|special_tokens|added_tokens|chat_template|spiece|sentencepiece|generation_config|config|global_step|zero_"
+    r"|processor|preprocessor|latest|README\.md|checkpoint-is-incomplete|grm_wording|" + re.escape(MARK) + ").*"
+)
+
+
+@dataclass(frozen=True)
+class Start:
+    """
+    Where a training starts from.
+
+    Args:
+        checkpoint (`Path` or `None`):
+            Checkpoint to resume from.
+        num_done (`int`):
+            Steps of the finished model in the output folder, 0 where there is none, or it is to be trained again.
+        run (`str`):
+            Identifier of the run.
+    """
+
+    checkpoint: Path | None
+    num_done: int
+    run: str
+
+
+def check_folder(output_dir: str | os.PathLike) -> None:
+    """
+    Check that a training may write to a folder.
+
+    Raises:
+        [`~rlmec_trl.stages.output.OutputError`]: If it is not a folder, is the working directory or a folder around
+            it, or holds files and no training of ours began there.
+    """
+    target = check_path(output_dir)
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise OutputError(f"{str(output_dir)!r} is a file, not a folder. Choose another `--output_dir`.")
+    with writing(output_dir):
+        # Some trainers make folders when they are created, such as GRPO's for its completions
+        names = {path.name for path in target.iterdir() if path.name != LOCK and not _is_empty_folder(path)}
+    if not names or is_ours(target) or any(is_ours(path) for _, path in checkpoints(target)):
+        return
+    of_others = [path.name for _, path in checkpoints(target)]
+    hint = f" To continue from {of_others[0]!r}, name it as `--resume_from_checkpoint`." if of_others else ""
+    raise OutputError(
+        f"{str(output_dir)!r} holds files, and no training of rlmec-trl was started there ({a_few(names)}). Nothing "
+        f"was changed. Choose another `--output_dir`.{hint}"
+    )
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a training of ours has begun to write this output folder or checkpoint."""
+    if (folder / MARK).is_file():
+        return True
+    # Earlier versions have only recorded themselves in the state
+    state = read_state(folder)
+    return state is not None and read_record(state) is not None
+
+
+def find_start(args: TrainingArguments, report: Callable[[str], None]) -> Start:
+    """
+    Find out what there is of a training.
+
+    Args:
+        args ([`~transformers.TrainingArguments`]):
+            Their `output_dir` is the folder. `resume_from_checkpoint` is a path, `True` (there has to be a checkpoint)
+            or `False` (train from the start).
+        report (`Callable[[str], None]`):
+            Gets a line for each checkpoint that is passed over.
+
+    Raises:
+        [`~rlmec_trl.stages.output.OutputError`]: If the folder cannot be used.
+        [`~rlmec_trl.data.errors.ConfigError`]: If `resume_from_checkpoint` does not name a complete checkpoint.
+    """
+    check_folder(args.output_dir)
+    output_dir = Path(args.output_dir)
+    # A command line gives text
+    chosen = {"true": True, "false": False}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
+    if chosen is False:
+        return Start(None, 0, uuid.uuid4().hex)
+    if chosen not in (None, True):
+        check_complete(Path(chosen))
+        return Start(Path(chosen), 0, uuid.uuid4().hex)
+    run = _read_run(output_dir)
+    checkpoint = _last_complete(output_dir, run, report)
+    num_done = _num_steps_done(output_dir)
+    if chosen and checkpoint is None:
+        raise ConfigError(
+            f"`resume_from_checkpoint`: {args.output_dir!r} has no complete checkpoint. Leave it out to train from "
+            "the start."
+        )
+    model_only = [path for _, path in sorted(checkpoints(output_dir)) if is_model_only(path)]
+    if checkpoint is None and model_only and num_done == 0:
+        raise ConfigError(
+            f"{str(model_only[-1])!r} has weights but no optimizer (`save_only_model`), so training cannot be "
+            "resumed from it. Name it as `--model_name_or_path` with another `--output_dir` to train it further, "
+            "or pass `--resume_from_checkpoint false` to train from the start."
+        )
+    run = run or (checkpoint and _read_run(checkpoint)) or uuid.uuid4().hex
+    return Start(checkpoint, num_done, run)
+
+
+def begin(output_dir: Path, start: Start) -> None:
+    """
+    Mark a folder before anything else is written there. What it has of a training that is started over is no longer
+    finished.
+    """
+    with writing(output_dir):
+        if _read_run(output_dir) != start.run:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            if start.num_done == 0:
+                (output_dir / STATE).unlink(missing_ok=True)
+            _mark(output_dir, start.run)
+
+
+def make_room(output_dir: Path, step: int, run: str, in_the_way: Callable[[int, Path], bool]) -> None:
+    """
+    Mark the checkpoint that is about to be saved, and remove those that are in its way. Only what a run of ours wrote
+    is deleted; links and what others wrote are renamed.
+
+    Args:
+        output_dir (`Path`):
+            The output folder.
+        step (`int`):
+            Step of the checkpoint.
+        run (`str`):
+            Identifier of the run.
+        in_the_way (`Callable[[int, Path], bool]`):
+            Says of the step and the folder of a checkpoint whether it is.
+    """
+    with writing(output_dir):
+        new = output_dir / f"checkpoint-{step}"
+        for number, path in {(step, new), *checkpoints(output_dir)}:
+            if os.path.lexists(path) and in_the_way(number, path):
+                _remove(path)
+        new.mkdir(parents=True, exist_ok=True)
+        _mark(new, run)
+
+
+def _remove(checkpoint: Path) -> None:
+    if not checkpoint.is_symlink() and checkpoint.is_dir() and is_ours(checkpoint) and _has_only_ours(checkpoint):
+        shutil.rmtree(checkpoint)
+        return
+    # `Trainer` neither counts nor pushes what does not begin with "checkpoint-"
+    asides = (checkpoint.with_name(f"_{checkpoint.name}.replaced-{number}") for number in range(1, 10_000))
+    aside = next(path for path in asides if not os.path.lexists(path))
+    logger.warning(f"{str(checkpoint)!r} is not of this training and in its way. It is renamed to {aside.name!r}.")
+    checkpoint.rename(aside)
+
+
+def _has_only_ours(checkpoint: Path) -> bool:
+    """Whether a checkpoint holds only what is written into checkpoints. A folder in it may be that of an adapter."""
+    return all(
+        _WRITTEN.fullmatch(path.name) or (path.is_dir() and (path / "adapter_config.json").is_file())
+        for path in checkpoint.iterdir()
+    )
+
+
+def _last_complete(output_dir: Path, run: str | None, report: Callable[[str], None]) -> Path | None:
+    """The last complete checkpoint of a run in an output folder."""
+    for _, path in sorted(checkpoints(output_dir), reverse=True):
+        if run is not None and _read_run(path) not in (None, run):
+            report(f"Skipped the checkpoint {str(path)!r}: it is of a training that was started over since then.")
+            continue
+        missing = missing_from(path)
+        if not missing:
+            return path
+        report(f"Skipped the incomplete checkpoint {str(path)!r}. Missing or cut off: {a_few(missing)}.")
+    return None
+
+
+def _num_steps_done(output_dir: Path) -> int:
+    """Steps of the finished model in the output folder, 0 where there is none."""
+    state = read_state(output_dir)
+    return 0 if state is None or missing_weights(output_dir) else state["global_step"]
+
+
+def _mark(folder: Path, run: str) -> None:
+    (folder / MARK).write_text(json.dumps({"run": run}) + "\n", encoding="utf-8")
+
+
+def _read_run(folder: Path) -> str | None:
+    """The identifier in the mark of a folder, `None` where it has no mark, or one that was cut off."""
+    try:
+        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return mark.get("run") if isinstance(mark, dict) else None

@@ -1,0 +1,263 @@
+"""Which folders a training may begin in, and what it removes there."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import Trainer, TrainingArguments
+
+from rlmec_trl.data.errors import ConfigError, UserError
+from rlmec_trl.stages import output
+from rlmec_trl.stages.checkpoints import RECORD, STATE
+from rlmec_trl.stages.output import LOCK, OutputError, hold
+from rlmec_trl.stages.run_folder import MARK, Start, begin, check_folder, find_start, make_room
+from rlmec_trl.stages.training import training_run
+from tests.stages.test_checkpoints import write_checkpoint, write_state
+
+
+def arguments(output_dir, **settings):
+    return TrainingArguments(output_dir=str(output_dir), use_cpu=True, report_to="none", **settings)
+
+
+def start(folder, report=print, **settings):
+    return find_start(arguments(folder, **settings), report)
+
+
+def tree(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- Where a training may begin --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "trainer_state.json", ".hidden", "src/main.py"])
+def test_a_folder_with_files_of_others_is_refused_before_any_work(name, tmp_path):
+    path = tmp_path / "project" / name
+    path.parent.mkdir(parents=True)
+    path.write_text('{"mine": true}')
+    with pytest.raises(
+        OutputError, match=rf"project' holds files.*\({path.relative_to(tmp_path / 'project').parts[0]}"
+    ):
+        with training_run(arguments(tmp_path / "project")):
+            raise AssertionError("the work of the run")
+    assert tree(tmp_path) == {f"project/{name}": b'{"mine": true}'}
+
+
+@pytest.mark.parametrize("path", [".", "", "..", "/", "here/.."])
+def test_the_working_directory_and_the_folders_around_it_are_refused(path, tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    args = arguments("elsewhere")
+    args.output_dir = path
+    with pytest.raises(OutputError, match=rf"^'{path}' is the working directory, or a folder around it"):
+        with training_run(args):
+            raise AssertionError("the work of the run")
+    assert tree(tmp_path) == {}
+
+
+def test_a_folder_that_a_trainer_makes_when_it_is_created_does_not_count_as_files_of_others(tmp_path):
+    (tmp_path / "out" / "completions").mkdir(parents=True)  # as GRPO's does with `log_completions`
+    check_folder(tmp_path / "out")
+    (tmp_path / "out" / "completions" / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match="completions"):
+        check_folder(tmp_path / "out")
+
+
+def test_a_folder_that_is_missing_or_empty_or_ours_is_accepted(tmp_path):
+    check_folder(tmp_path / "missing")
+    check_folder(tmp_path)
+    begin(tmp_path, start(tmp_path))
+    (tmp_path / "notes.txt").write_text("added later")
+    check_folder(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "added later"
+
+
+@pytest.mark.parametrize("place", [".", "checkpoint-4"])
+def test_a_training_of_an_earlier_version_is_accepted_by_its_record(place, tmp_path):
+    (tmp_path / place).mkdir(exist_ok=True)
+    write_state(tmp_path / place, num_processes=1)
+    (tmp_path / "README.md").write_text("a model card")
+    check_folder(tmp_path)
+    write_state(tmp_path / place)
+    with pytest.raises(OutputError):
+        check_folder(tmp_path)
+
+
+def test_a_link_to_a_folder_that_is_missing_leads_to_a_new_one(tmp_path):
+    (tmp_path / "link").symlink_to("there/run")
+    args = arguments(tmp_path / "link")
+    with training_run(args):
+        os.makedirs(args.output_dir, exist_ok=True)  # as `Trainer` does
+    assert (tmp_path / "there" / "run").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"resume_from_checkpoint": "nowhere"}, "'nowhere' is not a folder"),
+        ({"resume_from_checkpoint": "true"}, "has no complete checkpoint"),
+    ],
+)
+def test_a_checkpoint_to_resume_from_is_looked_for_before_any_work(settings, message, tmp_path):
+    with pytest.raises(ConfigError, match=message), training_run(arguments(tmp_path / "run", **settings)):
+        raise AssertionError("the work of the run")
+
+
+def test_a_training_is_refused_on_all_processes_together(run_on_two, tmp_path):
+    (tmp_path / "of others").mkdir()
+    (tmp_path / "of others" / "README.md").write_text("mine")
+    run_on_two(Path(__file__).parents[1] / "refusal_worker.py", tmp_path, cwd=tmp_path)
+    ends = [(tmp_path / f"ends-{index}.txt").read_text().splitlines() for index in (0, 1)]
+    assert ends[0] == ["ConfigError", "ConfigError", "OutputError", "OutputError", "began"]
+    assert ends[1] == ["1", "1", "1", "1", "began"]
+
+
+def test_files_that_begin_with_an_underscore_are_not_pushed(tmp_path, monkeypatch):
+    """Of the output folder, `Trainer` pushes all but these and the checkpoints."""
+    ignored = []
+    trainer = Trainer.__new__(Trainer)
+    trainer.args = arguments(tmp_path, hub_model_id="me/model")
+    trainer.hub_model_id = "me/model"
+    trainer.model = trainer.state = trainer.control = None
+    for name in ("save_model", "create_model_card", "_finish_current_push"):
+        monkeypatch.setattr(Trainer, name, lambda self, *args, **kwargs: None)
+    monkeypatch.setattr(Trainer, "is_world_process_zero", lambda self: True)
+    trainer.callback_handler = type("Handler", (), {"on_push_begin": lambda *args: None})()
+    source = Trainer.push_to_hub.__globals__
+    upload = lambda **kwargs: ignored.extend(kwargs["ignore_patterns"])  # noqa: E731
+    if "hf_api" in source:
+        monkeypatch.setitem(source, "hf_api", lambda: type("Api", (), {"upload_folder": staticmethod(upload)}))
+    else:
+        monkeypatch.setitem(source, "upload_folder", upload)
+    trainer.push_to_hub()
+    assert "_*" in ignored and MARK.startswith("_") and LOCK.startswith("_")
+
+
+# --- The lock --------------------------------------------------------------------------------------------------------
+
+
+def test_the_lock_is_in_the_folder_where_nothing_can_be_written_beside_it(tmp_path, monkeypatch):
+    folder = tmp_path / "mounted" / "run"
+    folder.mkdir(parents=True)
+    # The user who runs the tests may be allowed to write everywhere
+    monkeypatch.setattr(output.os, "access", lambda path, mode: Path(path) != folder.parent)
+    with hold(folder):
+        assert os.listdir(folder.parent) == ["run"] and os.listdir(folder) == [LOCK]
+        check_folder(folder)  # the lock of a killed run is nobody's file
+        with pytest.raises(OutputError, match="Another run is writing"), hold(folder):
+            raise AssertionError("the work of the second run")
+    assert os.listdir(folder) == []
+
+
+# --- Which checkpoints are of the training ---------------------------------------------------------------------------
+
+
+def checkpoint_of(folder, step, run):
+    path = write_checkpoint(folder / f"checkpoint-{step}", num_processes=1)
+    (path / MARK).write_text(json.dumps({"run": run}))
+    return path
+
+
+def test_the_last_complete_checkpoint_is_taken_and_the_others_are_reported_and_kept(tmp_path):
+    begin(tmp_path, start(tmp_path))
+    for step in (2, 10, 9, 11):
+        write_checkpoint(tmp_path / f"checkpoint-{step}")
+    (tmp_path / "checkpoint-10" / STATE).unlink()
+    (tmp_path / "checkpoint-11" / "optimizer.pt").write_bytes(b"")
+    (tmp_path / "checkpoint-best").mkdir()
+    (tmp_path / "checkpoint-12").write_text("a file")
+    lines = []
+    assert start(tmp_path, lines.append).checkpoint == tmp_path / "checkpoint-9"
+    assert len(lines) == 2
+    assert "checkpoint-11" in lines[0] and "optimizer.pt" in lines[0]
+    assert "checkpoint-10" in lines[1] and STATE in lines[1]
+    assert len(list(tmp_path.iterdir())) == 7
+    assert start(tmp_path / "nowhere").checkpoint is None
+
+
+def test_a_training_that_was_started_over_does_not_resume_from_what_it_replaces(tmp_path):
+    first = start(tmp_path)
+    begin(tmp_path, first)
+    checkpoint_of(tmp_path, 8, first.run)
+    assert start(tmp_path) == Start(tmp_path / "checkpoint-8", 0, first.run)
+    second = start(tmp_path, resume_from_checkpoint="false")
+    begin(tmp_path, second)
+    lines = []
+    assert start(tmp_path, lines.append) == second, "killed before its first checkpoint"
+    assert len(lines) == 1 and "checkpoint-8" in lines[0] and "started over" in lines[0]
+    checkpoint_of(tmp_path, 3, second.run)
+    assert start(tmp_path).checkpoint == tmp_path / "checkpoint-3"
+
+
+def test_a_finished_model_is_not_finished_once_its_training_is_started_over(tmp_path):
+    begin(tmp_path, start(tmp_path))
+    write_checkpoint(tmp_path / "model")
+    for path in (tmp_path / "model").iterdir():
+        shutil.move(path, tmp_path)
+    assert start(tmp_path).num_done == 4
+    begin(tmp_path, start(tmp_path, resume_from_checkpoint="false"))
+    assert start(tmp_path).num_done == 0
+
+
+def test_checkpoints_that_were_copied_to_a_new_folder_keep_their_run(tmp_path):
+    checkpoint_of(tmp_path, 3, "first")
+    assert start(tmp_path).run == "first"
+
+
+# --- Room for a checkpoint -------------------------------------------------------------------------------------------
+
+
+def room(folder, step=6):
+    make_room(folder, step, "this", lambda number, path: number == step)
+
+
+def test_what_a_killed_run_of_ours_left_is_deleted(tmp_path):
+    room(tmp_path)
+    (tmp_path / "checkpoint-6" / "model.safetensors").write_bytes(b"cut off")
+    (tmp_path / "checkpoint-6" / "adapter" / "adapter_config.json").parent.mkdir()
+    (tmp_path / "checkpoint-6" / "adapter" / "adapter_config.json").write_text("{}")
+    room(tmp_path)
+    assert set(tree(tmp_path)) == {f"checkpoint-6/{MARK}"}
+
+
+@pytest.mark.parametrize("kind", ["weights of others", "notes in ours", "link", "link to nothing", "file"])
+def test_what_no_run_of_ours_wrote_is_renamed(kind, tmp_path):
+    path, elsewhere = tmp_path / "checkpoint-6", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / MARK).write_text("{}")
+    (elsewhere / "model.safetensors").write_bytes(b"weeks of work")
+    if kind == "weights of others":
+        path.mkdir()
+        (path / "model.safetensors").write_bytes(b"weeks of work")
+        (path / STATE).write_text(json.dumps({"global_step": 6, "stateful_callbacks": {"TrainerControl": {}}}))
+    elif kind == "notes in ours":
+        room(tmp_path)
+        (path / "notes.txt").write_text("mine")
+    elif kind == "file":
+        path.write_text("mine")
+    else:
+        path.symlink_to("elsewhere" if kind == "link" else "nowhere")
+    before = os.readlink(path) if path.is_symlink() else tree(path) if path.is_dir() else path.read_bytes()
+    for number in (1, 2):
+        room(tmp_path)
+        aside = tmp_path / "_checkpoint-6.replaced-1"
+        after = os.readlink(aside) if aside.is_symlink() else tree(aside) if aside.is_dir() else aside.read_bytes()
+        assert after == before, number
+    assert set(tree(path)) == {MARK} and not path.is_symlink()
+    assert (elsewhere / "model.safetensors").read_bytes() == b"weeks of work"
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(UserError, match="cannot be written"):
+        room(tmp_path / "run")
+
+
+def test_the_record_of_an_earlier_version_marks_its_checkpoints(tmp_path):
+    (tmp_path / "checkpoint-6").mkdir()
+    state = {"global_step": 6, "stateful_callbacks": {RECORD: {"attributes": {"num_processes": 1}}}}
+    (tmp_path / "checkpoint-6" / STATE).write_text(json.dumps(state))
+    room(tmp_path)
+    assert set(tree(tmp_path)) == {f"checkpoint-6/{MARK}"}
