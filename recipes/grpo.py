@@ -9,19 +9,18 @@ accelerate launch recipes/grpo.py --model_name_or_path runs/arithmetic/seed-0/wa
 The dataset has one row per problem. Samples are not suitable: there, a problem has as many rows as it has samples.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from rlmec_trl.data.loading import load_rows
-from rlmec_trl.data.messages import message_text
 from rlmec_trl.data.schema import check_dataset
 from rlmec_trl.stages.command import run_command
 from rlmec_trl.stages.keys import task_key
+from rlmec_trl.stages.outcomes import outcome_reward
 from rlmec_trl.stages.refusals import check_training_settings, refused_settings
 from rlmec_trl.stages.training import set_model_init_kwargs, train_and_save, training_run
-from rlmec_trl.tasks.task import Task, load_task
+from rlmec_trl.tasks.task import load_task
 
 
 @dataclass
@@ -37,16 +36,6 @@ def make_parser() -> TrlParser:
     return TrlParser((GRPOArguments, GRPOConfig, ModelConfig))
 
 
-def make_reward(task: Task) -> Callable[..., list[float]]:
-    def outcome_reward(prompts, completions, answer, **kwargs):
-        return [
-            float(task.is_correct(message_text(completion), correct, task.raw_problem(prompt)))
-            for prompt, completion, correct in zip(prompts, completions, answer, strict=True)
-        ]
-
-    return outcome_reward
-
-
 def main(args: GRPOArguments, training_args: GRPOConfig, model_args: ModelConfig) -> None:
     check_training_settings(training_args)
     with training_run(training_args):
@@ -57,7 +46,7 @@ def main(args: GRPOArguments, training_args: GRPOConfig, model_args: ModelConfig
         with refused_settings():
             trainer = GRPOTrainer(
                 model=model_args.model_name_or_path,
-                reward_funcs=make_reward(task),
+                reward_funcs=outcome_reward(task),
                 args=training_args,
                 train_dataset=dataset,
                 quantization_config=get_quantization_config(model_args),

@@ -16,8 +16,12 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from rlmec_trl import OnlineRLMECConfig, OnlineRLMECTrainer
 from rlmec_trl.data.loading import load_rows
+from rlmec_trl.data.schema import check_dataset
 from rlmec_trl.stages.command import run_command
+from rlmec_trl.stages.contents import named_model, rows_hash
+from rlmec_trl.stages.keys import task_key
 from rlmec_trl.stages.outcomes import outcome_reward, rewrite_verifier
+from rlmec_trl.stages.refusals import check_training_settings, refused_settings
 from rlmec_trl.stages.training import set_model_init_kwargs, train_and_save, training_run
 from rlmec_trl.tasks.task import load_task
 
@@ -45,22 +49,32 @@ def make_parser() -> TrlParser:
 
 
 def main(args: OnlineRLMECArguments, training_args: OnlineRLMECConfig, model_args: ModelConfig) -> None:
-    task = load_task(args.task)
+    check_training_settings(training_args)
     with training_run(training_args):
-        set_model_init_kwargs(training_args, model_args)
+        task = load_task(args.task)
+        dataset = load_rows(args.dataset_name, args.dataset_split)
+        check_dataset(dataset, "grpo")
         replay = load_rows(args.replay_dataset_name, args.dataset_split) if args.replay_dataset_name else None
-        trainer = OnlineRLMECTrainer(
-            model=model_args.model_name_or_path,
-            reward_funcs=outcome_reward(task) if args.outcome else None,
-            args=training_args,
-            train_dataset=load_rows(args.dataset_name, args.dataset_split),
-            quantization_config=get_quantization_config(model_args),
-            peft_config=get_peft_config(model_args),
-            grm=args.grm,
-            replay_dataset=replay,
-            rewrite_verifier=rewrite_verifier(task),
-        )
-        train_and_save(trainer, args.dataset_name)
+        set_model_init_kwargs(training_args, model_args)
+        with refused_settings():
+            trainer = OnlineRLMECTrainer(
+                model=model_args.model_name_or_path,
+                reward_funcs=outcome_reward(task) if args.outcome else None,
+                args=training_args,
+                train_dataset=dataset,
+                quantization_config=get_quantization_config(model_args),
+                peft_config=get_peft_config(model_args),
+                grm=args.grm,
+                replay_dataset=replay,
+                rewrite_verifier=rewrite_verifier(task),
+            )
+        depends_on = {
+            "task": task_key(task, args.task),
+            "outcome": args.outcome,
+            "grm": None if args.grm is None else named_model(args.grm, training_args.grm_revision),
+            "replay rows": None if replay is None else rows_hash(replay),
+        }
+        train_and_save(trainer, args.dataset_name, depends_on)
 
 
 if __name__ == "__main__":

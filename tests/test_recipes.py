@@ -11,7 +11,6 @@ import runpy
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,8 +21,6 @@ from filelock import FileLock
 
 from rlmec_trl.stages.pipeline import Job, PipelineError, fill_run, plan_run
 from rlmec_trl.stages.pipeline_file import load_pipeline
-from rlmec_trl.tasks.task import Task
-from rlmec_trl.tasks.wording import WORDING
 
 
 ROOT = Path(__file__).parents[1]
@@ -125,23 +122,6 @@ def test_a_task_is_described_in_the_same_words_everywhere():
     }
     assert {"sample", "edit", "train_grm", "score", "rlmec", "evaluate", "audit", "grpo"} <= texts.keys()
     assert len(set(texts.values())) == 1, texts
-
-
-@pytest.mark.parametrize("conversational", [False, True])
-def test_the_reward_of_grpo_checks_the_answer_to_the_raw_problem(conversational):
-    checked = []
-
-    def check_answer(completion, answer, problem):
-        checked.append((completion, answer, problem))
-        return completion == answer
-
-    task = Task("small", check_answer, replace(WORDING, policy="Solve this: {problem}"))
-    texts = {"user": ["Solve this: 1 + 1"] * 2, "assistant": ["2", "3"]}
-    if conversational:
-        texts = {role: [[{"role": role, "content": text}] for text in column] for role, column in texts.items()}
-    reward = importlib.import_module("recipes.grpo").make_reward(task)
-    assert reward(prompts=texts["user"], completions=texts["assistant"], answer=["2", "2"]) == [1.0, 0.0]
-    assert checked == [("2", "2", "1 + 1"), ("3", "2", "1 + 1")]
 
 
 @pytest.mark.parametrize(

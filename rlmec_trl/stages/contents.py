@@ -10,6 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
+from ..data.errors import ModelError
+from ..generation.loading import model_fingerprint
+
 
 # What decides, beside the weights, what a training makes of a model
 _SETTINGS = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -44,6 +47,19 @@ def _update(digest, array: pa.Array) -> None:
         digest.update(array.drop_null().to_numpy(zero_copy_only=False).tobytes())
     else:
         digest.update(repr(array.to_pylist()).encode("utf-8", "surrogatepass"))
+
+
+def named_model(name: str, revision: str = "main") -> dict[str, str | None]:
+    """
+    The name of a model, and what tells its content from another's: [`model_hash`] of a folder, the commit on the Hub.
+    `None` for a folder that is no longer there.
+    """
+    if Path(name).is_dir():
+        return {"name": name, "content": model_hash(Path(name))}
+    try:
+        return {"name": name, "content": model_fingerprint(name, revision)}
+    except ModelError:
+        return {"name": name, "content": None}
 
 
 def model_hash(folder: Path) -> str:

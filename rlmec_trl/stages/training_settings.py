@@ -14,9 +14,7 @@ from transformers import PreTrainedConfig, Trainer
 from transformers.trainer_utils import has_length
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..data.errors import ModelError
-from ..generation.loading import model_fingerprint
-from .contents import model_hash, rows_hash
+from .contents import named_model, rows_hash
 
 
 # Arguments that change only speed, memory, what is logged and saved, and where to. All others are compared, those of
@@ -32,6 +30,8 @@ NO_EFFECT = frozenset(
     dataset_num_proc dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
     dataloader_prefetch_factor dataloader_multiprocessing_context local_rank debug skip_memory_metrics
     do_train do_eval do_predict resume_from_checkpoint
+
+    grm_batch_size
 
     logging_strategy logging_steps logging_first_step log_on_each_node logging_nan_inf_filter log_level
     log_level_replica include_num_input_tokens_seen disable_tqdm report_to run_name project trackio_space_id
@@ -141,12 +141,7 @@ def _model(config: PreTrainedConfig, revision: str) -> dict[str, str | None]:
     name = config._name_or_path
     if not name:  # made in Python
         return {"name": None, "content": None}
-    if Path(name).is_dir():
-        return {"name": name, "content": model_hash(Path(name))}
-    try:
-        return {"name": name, "content": model_fingerprint(name, revision)}
-    except ModelError:  # a folder that is no longer there
-        return {"name": name, "content": None}
+    return named_model(name, revision)
 
 
 def _different_model(before: dict[str, str | None], now: dict[str, str | None]) -> str | None:

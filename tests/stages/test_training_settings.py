@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from trl import GRPOConfig, SFTConfig
 
-from rlmec_trl import GRMConfig, RLMECConfig
+from rlmec_trl import GRMConfig, OnlineRLMECConfig, RLMECConfig
 from rlmec_trl.stages.contents import model_hash, rows_hash
 from rlmec_trl.stages.training_settings import EVALUATION, FIXED, NO_EFFECT, changed_settings
 
 
-CONFIGS = (RLMECConfig, GRMConfig, SFTConfig, GRPOConfig)
+CONFIGS = (RLMECConfig, OnlineRLMECConfig, GRMConfig, SFTConfig, GRPOConfig)
 
 
 # --- Arguments -------------------------------------------------------------------------------------------------------
