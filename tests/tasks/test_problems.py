@@ -59,7 +59,7 @@ def test_numbers_become_texts(tokenizer):
 
 def test_an_answer_that_is_missing_in_a_row_is_reported(tokenizer):
     dataset = Dataset.from_dict({"problem": ["a", "b"], "solution": ["a", "b"], "answer": ["1", None]})
-    with pytest.raises(DatasetError, match="Row 1, column 'answer': found None"):
+    with pytest.raises(DatasetError, match="Row 1, column 'solution': found a solution that states no final answer"):
         check_dataset(to_task_rows(dataset, TASK, tokenizer), "task")
 
 
