@@ -135,7 +135,7 @@ class FakeAnthropic:
         self._thread.join()
         self._socket.close()
 
-    def wait_until(self, condition, seconds=60.0):
+    def wait_until(self, condition, seconds=600.0):
         """Wait until a condition holds. The limit is only for a test that would never end."""
         end = time.monotonic() + seconds
         while not condition():

@@ -475,8 +475,8 @@ def unscored(tmp_path_factory, tokenizer, make_rows):
 
 
 @pytest.fixture(scope="module")
-def train(unscored):
-    """Launch the recipe on 1 or 2 processes, as users do, with the same number of rows in a step."""
+def train(unscored, scripts):
+    """Run the recipe on 1 process, or launch it on 2, with the same number of rows in a step."""
 
     def train(num_processes):
         output_dir = unscored / f"out-{num_processes}"
@@ -496,12 +496,14 @@ def train(unscored):
             "optim": "sgd",
         }
         words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
-        launch = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"]
-        if num_processes == 2:
+        recipe = ROOT / "recipes" / "rlmec.py"
+        if num_processes == 1:
+            output = run_recipe(scripts, recipe, *words, "--use_cpu", "true", cwd=unscored)
+        else:
             config = ROOT / "recipes" / "accelerate_configs" / "cpu2.yaml"
             launch = ["-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file", config]
-            launch += [ROOT / "tests" / "on_two.py"]
-        output = run_command(*launch, ROOT / "recipes" / "rlmec.py", *words, cwd=unscored, ACCELERATE_USE_CPU="true")
+            recipe = [ROOT / "tests" / "on_two.py", recipe]
+            output = run_command(*launch, *recipe, *words, cwd=unscored, ACCELERATE_USE_CPU="true")
         assert output.count(f"Model saved to {output_dir}") == 1
         return output_dir
 

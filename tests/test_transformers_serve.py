@@ -98,7 +98,7 @@ def start(model, log):
 
 
 def becomes_ready(process, port):
-    for _ in range(480):
+    for _ in range(2400):
         if process.poll() is not None:
             return False
         if answers(f"http://127.0.0.1:{port}/health"):
@@ -151,14 +151,12 @@ def test_prompts_are_completed_even_if_no_text_gives_the_shortest_one(server, pr
     assert nothing == [] and something[-1] == tokenizer.eos_token_id
 
 
-def test_the_recipe_samples_from_the_server(server, folder, problems, policy, tokenizer):
-    command = [sys.executable, str(ROOT / "recipes" / "sample.py")]
-    command += ["--task", "arithmetic", "--temperature", "1.0", "--top_p", "1.0", "--max_new_tokens", "64"]
-    command += ["--model_name_or_path", "policy", "--dataset_name", "problems", "--output_dir", "samples"]
-    command += ["--base_url", server.base_url, "--served_model", server.served_model, "--num_samples", "3"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-3000:]
+def test_the_recipe_samples_from_the_server(server, folder, problems, policy, tokenizer, scripts):
+    words = ["--task", "arithmetic", "--temperature", "1.0", "--top_p", "1.0", "--max_new_tokens", "64"]
+    words += ["--model_name_or_path", "policy", "--dataset_name", "problems", "--output_dir", "samples"]
+    words += ["--base_url", server.base_url, "--served_model", server.served_model, "--num_samples", "3"]
+    result = scripts.run(ROOT / "recipes" / "sample.py", *words, cwd=folder)
+    assert result.exit_code == 0, result.stdout[-1000:] + result.stderr[-3000:]
     samples = load_from_disk(folder / "samples")
     check_dataset(samples, "samples", tokenizer.eos_token_id)
     sampled = Counter(samples["prompt"])

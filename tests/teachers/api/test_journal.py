@@ -128,7 +128,7 @@ for number in range(50):
 os.kill(os.getpid(), signal.SIGKILL)
 """
     process = start(code, tmp_path)
-    assert process.wait(timeout=60) == -signal.SIGKILL, process.stderr.read()
+    assert process.wait(timeout=600) == -signal.SIGKILL, process.stderr.read()
     with Journal(tmp_path) as journal:
         assert [journal.answers(str(number))[0].text for number in range(50)] == [f"text {n}" for n in range(50)]
 
@@ -161,7 +161,7 @@ with Journal(sys.argv[1]) as journal:
     journal.record_answer("third", Answer("text", "end_turn"))
 """
     process = start(code, tmp_path)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=600)
     assert (process.returncode, output) == (0, "no room\n"), errors
     with Journal(tmp_path) as journal:
         assert [len(journal.answers(key)) for key in ("first", "second", "third")] == [1, 0, 1]
@@ -271,7 +271,7 @@ with Journal(directory, index, 3) as journal:
         process.stdin.close()
         process.stdin = None
     for process in processes:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
     # A run with fewer processes
     with Journal(tmp_path) as journal:
@@ -330,7 +330,7 @@ sys.stdin.read()
     with pytest.raises(JournalInUseError):
         Journal(tmp_path)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     with Journal(tmp_path) as journal:
         assert len(journal.answers("a")) == 1
 
