@@ -72,6 +72,7 @@ def page_files(tmp_path, monkeypatch, byte_tokenizer):
 @pytest.fixture
 def page(page_files, byte_tokenizer, monkeypatch):
     """What all code of the page defines, and the questions that its judge was asked."""
+
     def answer(body):
         return ("The first incorrect line is 2.", "stop")
 
