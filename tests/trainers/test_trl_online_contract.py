@@ -71,11 +71,13 @@ def generate(trainer):
 
 
 def test_our_constructor_takes_what_grpo_trainer_takes_in_its_order():
+    """... and more by name, which help() shows too."""
     theirs = inspect.signature(GRPOTrainer.__init__).parameters
-    ours = inspect.signature(OnlineRLMECTrainer.__init__, follow_wrapped=False).parameters
-    assert list(theirs)[:4] == list(ours)[:4] == ["self", "model", "reward_funcs", "args"]
-    added = {name for name, parameter in ours.items() if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
-    assert added == {"token_reward_funcs", "grm", "replay_dataset", "rewrite_verifier"} and not added & theirs.keys()
+    shown = inspect.signature(OnlineRLMECTrainer.__init__).parameters
+    ours = ["token_reward_funcs", "grm", "replay_dataset", "rewrite_verifier"]
+    assert list(shown) == [*theirs, *ours] and list(theirs)[:4] == ["self", "model", "reward_funcs", "args"]
+    for name, parameter in theirs.items():
+        assert shown[name].default == (None if name == "reward_funcs" else parameter.default), name
     # These are looked at before `GRPOTrainer` is
     assert {"environment_factory", "tools", "rollout_func", "train_dataset"} <= theirs.keys()
 
