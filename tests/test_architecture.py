@@ -86,7 +86,7 @@ def test_no_module_imports_upwards(path):
         ("generation", "from ..tasks.task import Task"),
         ("teachers", "from ..credit.token_rewards import clip_token_rewards"),
         ("grm", "from ..trainers.losses import imitation_loss"),
-        ("trainers", "from ..grm.generative_reward_model import GenerativeRewardModel"),
+        ("trainers", "from ..grm.grm_trainer import GRMTrainer"),
         ("trainers", "from ..grm import grm_config"),
         ("trainers", "import rlmec_trl.tasks"),
         ("trainers", "from recipes.pipeline import main"),

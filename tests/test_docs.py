@@ -190,6 +190,17 @@ def test_the_readme_has_the_figures_of_the_evidence_and_the_rows_of_the_pipeline
     assert [row[0] for row in rows] == [f"`{stage.evaluate}`" for stage in pipeline.stages if stage.evaluate]
 
 
+def test_the_contract_tests_are_those_that_the_page_of_the_architecture_names():
+    files = sorted((ROOT / "tests" / "trainers").glob("test_trl_*contract.py"))
+    written = re.findall(
+        r"^def (test_\w+)\(", "".join(path.read_text(encoding="utf-8") for path in files), re.MULTILINE
+    )
+    page = PAGES["docs/architecture.md"]
+    tables = page[page.index("## Private parts of TRL") :]
+    named = set(re.findall(r"`(test_\w+)`", tables))
+    assert len(files) == 2 and named == set(written)
+
+
 def test_both_quick_starts_train_the_same_objective():
     code = next(code for code in blocks(README, "python") if "RLMECTrainer(" in code)
     calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]

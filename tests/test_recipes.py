@@ -102,6 +102,22 @@ def test_the_comparison_is_the_demo_and_grpo_over_three_seeds():
     assert demo.output_dir == comparison.output_dir and demo.report != comparison.report
 
 
+def test_the_online_pipeline_is_the_demo_and_online_stages_of_equal_completions():
+    demo, online = (load_pipeline(ROOT / "recipes" / "arithmetic" / f"{name}.yaml") for name in ("pipeline", "online"))
+    steps, more = plan_run(demo, 0), plan_run(online, 0)
+    assert more[: len(steps)] == steps, "so that both share the finished stages of seed 0"
+    assert demo.output_dir == online.output_dir and demo.report != online.report
+    trained = [step for step in more[len(steps) :] if step.recipe == "online_rlmec"]
+    names = ["online_place", "online_imitation", "online_distill", "rewrite_all_online", "rewrite_all_grpo"]
+    assert [step.name for step in trained] == names
+    assert [stage.evaluate for stage in online.stages if stage.recipe == "online_rlmec"] == names
+    for step in trained:
+        assert (step.settings["max_steps"], step.settings["per_device_train_batch_size"]) == (250, 64)
+        offline = step.name.startswith("rewrite_all")
+        assert step.settings["model_name_or_path"].endswith("/rewrite_all" if offline else "/warmup")
+        assert ("grm" in step.settings) == (step.name != "rewrite_all_grpo")
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_help_is_there(recipe, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [f"{recipe}.py", "--help"])
@@ -120,7 +136,8 @@ def test_a_task_is_described_in_the_same_words_everywhere():
         for action in parser._actions
         if action.dest == "task"
     }
-    assert {"sample", "edit", "train_grm", "score", "rlmec", "evaluate", "audit", "grpo"} <= texts.keys()
+    recipes = {"sample", "edit", "train_grm", "score", "rlmec", "online_rlmec", "evaluate", "audit", "grpo"}
+    assert recipes <= texts.keys()
     assert len(set(texts.values())) == 1, texts
 
 

@@ -140,9 +140,11 @@ RANGES: dict[str, dict[str, Range]] = {
         "imitation_label_smoothing": _SMOOTHING,
     },
     "OnlineRLMECConfig": {
+        "token_reward_weights": between(-1_000_000, 1_000_000, "nothing would be left of the outcome"),
         "reward_baseline": between(0, 1, "it is a probability, and all rewards would have one sign"),
         "positive_reward_range": between(-1, 1, "a reward is the difference of two probabilities"),
         "negative_reward_range": between(-1, 1, "a reward is the difference of two probabilities"),
+        "correct_reward": between(-1e9, 1e9, "all completions would be correct, or none"),
         "imitation_coef": _COEF,
         "edited_weight": _COEF,
         "unedited_weight": _COEF,

@@ -3,8 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
-from inspect import signature
+from inspect import Parameter, Signature, signature
 from typing import Any
 
 import torch
@@ -112,7 +111,6 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
     _name = "OnlineRLMEC"
     _paper = PAPER
 
-    @wraps(GRPOTrainer.__init__)  # so that help() and editors show its arguments, which are also ours
     def __init__(
         self,
         model,
@@ -165,6 +163,21 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
             self._tokenizer.pad_token_id, policy=False, pad_to_multiple_of=args.pad_to_multiple_of
         )
         self._credit: _Credit | None = None
+
+    # What help() and editors show: the arguments of `GRPOTrainer`, of which `reward_funcs` may be left out, and ours
+    __init__.__signature__ = Signature(
+        [
+            *(
+                parameter.replace(default=None) if parameter.name == "reward_funcs" else parameter
+                for parameter in signature(GRPOTrainer.__init__).parameters.values()
+            ),
+            *(
+                parameter
+                for parameter in signature(__init__).parameters.values()
+                if parameter.kind is Parameter.KEYWORD_ONLY
+            ),
+        ]
+    )
 
     def _check_arguments(self, args: OnlineRLMECConfig, arguments: dict[str, Any], grm: Any) -> None:
         num_sources = len(self._token_names)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import TrainingArguments
 from trl import GRPOConfig, ModelConfig, SFTConfig
 
 import rlmec_trl
@@ -77,7 +78,7 @@ ENTRIES = [
 
 def make(kind, **changed):
     names = {field.name for field in dataclasses.fields(kind)}
-    common = {**REQUIRED, **(TRAINING if issubclass(kind, SFTConfig) else {})}
+    common = {**REQUIRED, **(TRAINING if issubclass(kind, TrainingArguments) else {})}
     return kind(**({name: value for name, value in common.items() if name in names} | changed))
 
 
@@ -105,7 +106,16 @@ def wrap(kind, name, number):
 
 
 def test_the_walk_finds_the_configs_it_should():
-    known = {"RLMECConfig", "GRMConfig", "SampleConfig", "EditConfig", "ScoreConfig", "EvaluateConfig", "AuditConfig"}
+    known = {
+        "RLMECConfig",
+        "OnlineRLMECConfig",
+        "GRMConfig",
+        "SampleConfig",
+        "EditConfig",
+        "ScoreConfig",
+        "EvaluateConfig",
+        "AuditConfig",
+    }
     known |= {"TeacherConfig", "ServerConfig", "ProblemConfig", "TaskArguments", "ScoreArguments", "Pipeline"}
     assert known <= CONFIGS.keys()
     assert len(NUMERIC) > 45
@@ -241,14 +251,18 @@ def test_a_config_checks_its_numbers_when_it_is_made(kind, name):
         make(kind, **WITH_OTHERS.get(name, {}), **{name: wrap(kind, name, math.nan)})
 
 
-INHERITED = [kind for kind in CONFIGS.values() if issubclass(kind, SFTConfig)]
+OUT_OF_RANGE = [("warmup_steps", None), ("per_device_train_batch_size", 0), ("learning_rate", math.nan)]
+OUT_OF_RANGE += [("max_length", 1), ("num_generations", 1)]
+INHERITED = [
+    (kind, name, value)
+    for kind in CONFIGS.values()
+    if issubclass(kind, TrainingArguments)
+    for name, value in OUT_OF_RANGE
+    if name in kind.__dataclass_fields__
+]
 
 
-@pytest.mark.parametrize("kind", INHERITED, ids=by_name)
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("warmup_steps", None), ("per_device_train_batch_size", 0), ("learning_rate", math.nan), ("max_length", 1)],
-)
+@pytest.mark.parametrize(("kind", "name", "value"), INHERITED, ids=by_name)
 def test_an_inherited_number_is_checked_before_the_library_fails_on_it(kind, name, value):
     with pytest.raises(ConfigError, match=f"`{name}` must "):
         make(kind, **{name: value})
