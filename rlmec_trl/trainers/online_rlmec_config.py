@@ -247,27 +247,7 @@ class OnlineRLMECConfig(GRPOConfig):
             bounds = getattr(self, name)
             if len(bounds) != 2 or bounds[0] > bounds[1]:
                 raise ConfigError(f"`{name}` must be two numbers, the lower bound first, got {bounds}.")
-        if self.token_credit not in ("outcome", "none"):
-            self._refuse_sequence_level()
         if self.token_credit == "none" and self.imitation_coef == 0 and self.attempt_coef == 0:
             raise ConfigError(
                 "`token_credit='none'` with `imitation_coef` and `attempt_coef` 0 leaves nothing to train on."
-            )
-
-    def _refuse_sequence_level(self) -> None:
-        fix = "Set `token_credit='outcome'`, or change this setting."
-        if self.importance_sampling_level == "sequence":
-            raise ConfigError(
-                f"`importance_sampling_level='sequence'` has one ratio, and one clipping decision, for a whole "
-                f"completion, so `token_credit={self.token_credit!r}` would not reach its tokens. {fix}"
-            )
-        if self.loss_type == "luspo":
-            raise ConfigError(
-                f"`loss_type='luspo'` is a loss of whole sequences, without `token_credit={self.token_credit!r}`. "
-                f"{fix}"
-            )
-        if self.multi_objective_aggregation == "normalize_then_sum" and self.token_credit == "add":
-            raise ConfigError(
-                "`multi_objective_aggregation='normalize_then_sum'` brings every reward function to the same scale, "
-                f"from which the token rewards of `token_credit='add'` would be left out. {fix}"
             )

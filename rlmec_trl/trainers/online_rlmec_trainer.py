@@ -179,8 +179,26 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         ]
     )
 
+    @staticmethod
+    def _refuse_sequence_level(args: OnlineRLMECConfig) -> None:
+        credit, fix = f"`token_credit={args.token_credit!r}`", "Set `token_credit='outcome'`, or change this setting."
+        if args.importance_sampling_level == "sequence":
+            raise ConfigError(
+                "`importance_sampling_level='sequence'` has one ratio, and one clipping decision, for a whole "
+                f"completion, so {credit} would not reach its tokens. {fix}"
+            )
+        if args.loss_type == "luspo":
+            raise ConfigError(f"`loss_type='luspo'` is a loss of whole sequences, without {credit}. {fix}")
+        if args.multi_objective_aggregation == "normalize_then_sum" and args.token_credit == "add":
+            raise ConfigError(
+                "`multi_objective_aggregation='normalize_then_sum'` brings every reward function to the same scale, "
+                f"from which the token rewards of {credit} would be left out. {fix}"
+            )
+
     def _check_arguments(self, args: OnlineRLMECConfig, arguments: dict[str, Any], grm: Any) -> None:
         num_sources = len(self._token_names)
+        if num_sources > 0 and args.token_credit not in ("outcome", "none"):
+            self._refuse_sequence_level(args)
         if args.token_reward_weights is not None and len(args.token_reward_weights) != num_sources:
             raise ConfigError(
                 f"`token_reward_weights` has {len(args.token_reward_weights)} numbers for {num_sources} sources of "
@@ -290,11 +308,12 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
 
     def _reward_kwargs(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         keys = [key for key in inputs[0] if key not in ("prompt", "completion", "completion_ids")]
-        return {key: [row[key] for row in inputs] for key in keys} | {
+        kwargs = {key: [row[key] for row in inputs] for key in keys} | {
             "trainer_state": self.state,
             "log_extra": self._log_completion_extra,
             "log_metric": self._log_metric,
         }
+        return kwargs if self.environments is None else kwargs | {"environments": self.environments}
 
     def _judge(
         self, inputs, prompts, completions, completion_ids: list[list[int]], outcome: list[float] | None
@@ -330,14 +349,15 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         if outcome is None:
             correct = [not any(margin < 0 for margin in row) for row in margins]
         else:
-            correct = [reward >= self.args.correct_reward for reward in outcome]
+            # Of a completion that the reward function gives no reward, nothing is known
+            correct = [None if math.isnan(reward) else reward >= self.args.correct_reward for reward in outcome]
         if self.args.token_credit == "add":
             rewards.append(self._clipped_rewards(token_probs, correct, completion_ids))
         else:
             rewards.append(margins)
         credit = _Credit(self._combine(rewards, completion_ids), margins, completion_ids, states=states)
         if self._rewrites:
-            wanted = [self.args.rewrite_samples == "all" or not is_correct for is_correct in correct]
+            wanted = [self.args.rewrite_samples == "all" or is_correct is False for is_correct in correct]
             rewrite_ids = rewrite_flagged(
                 self.grm, wanted, token_probs, *samples, self.args.reward_baseline, template_kwargs
             )
@@ -345,12 +365,12 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         return credit
 
     def _clipped_rewards(
-        self, token_probs: list[list[float] | None], correct: list[bool], completion_ids: list[list[int]]
+        self, token_probs: list[list[float] | None], correct: list[bool | None], completion_ids: list[list[int]]
     ) -> list[list[float]]:
-        """The paper's rewards, NaN for completions without a reference."""
+        """The paper's rewards, NaN for completions without a reference or an outcome."""
         rows = []
         for probs, is_correct, ids in zip(token_probs, correct, completion_ids, strict=True):
-            if probs is None:
+            if probs is None or is_correct is None:
                 rows.append(_no_opinion(ids))
                 continue
             row = clip_token_rewards(
@@ -501,7 +521,7 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
                     }
                 )
         if self._replays:
-            drawn = self._replay.draw(round(self.args.replay_fraction * num_rows))
+            drawn = self._replay.draw(math.ceil(self.args.replay_fraction * num_rows))
             for index, row in enumerate(drawn):
                 examples[index % num_rows].append(row)
         return examples

@@ -440,9 +440,9 @@ def test_the_grm_as_an_adapter_shares_the_base_model(tmp_path, make_policy, toke
 @pytest.mark.parametrize(
     ("settings", "extra", "said"),
     [
-        ({"importance_sampling_level": "sequence"}, {}, "importance_sampling_level"),
-        ({"loss_type": "luspo"}, {}, "luspo"),
-        ({"multi_objective_aggregation": "normalize_then_sum"}, {}, "normalize_then_sum"),
+        ({"importance_sampling_level": "sequence"}, {"token_reward_funcs": passes}, "importance_sampling_level"),
+        ({"loss_type": "luspo"}, {"token_reward_funcs": passes}, "luspo"),
+        ({"multi_objective_aggregation": "normalize_then_sum"}, {"token_reward_funcs": passes}, "normalize_then_sum"),
         ({"token_credit": "none", "imitation_coef": 0.0}, {}, "nothing to train on"),
         ({"token_credit": "none"}, {}, "leaves the policy term out"),
         ({"attempt_coef": 1.0}, {}, "needs a `grm`"),
@@ -583,3 +583,23 @@ def test_a_loss_that_is_not_finite_stops_training_before_the_weights_change(
         trainer.train()
     fresh = dict(make_policy().named_parameters())
     assert all(torch.equal(parameter, fresh[name]) for name, parameter in trainer.model.named_parameters())
+
+
+def test_settings_of_whole_sequences_are_grpo_where_there_are_no_token_rewards(
+    make_policy, tokenizer, problems, arguments
+):
+    config = OnlineRLMECConfig(**arguments(importance_sampling_level="sequence", loss_type="grpo", max_steps=1))
+    train(make_trainer(make_policy, tokenizer, problems, config))
+
+
+def test_a_completion_without_an_outcome_is_neither_rewarded_nor_rewritten_as_wrong(
+    make_policy, make_grm, tokenizer, problems, arguments
+):
+    config = OnlineRLMECConfig(**arguments())
+    trainer = make_trainer(make_policy, tokenizer, problems, config, grm=make_grm(), rewrite_verifier=passes)
+    rows, completion = [problems[0]] * 2, "59 - 16 is 43"
+    ids = tokenizer(completion)["input_ids"]
+    samples = (rows, [rows[0]["prompt"]] * 2, [completion] * 2, [ids] * 2)
+    credit = trainer._judge(*samples, [math.nan, 0.0])
+    assert all(math.isnan(value) for value in credit.values[0]) and credit.rewrite_ids[0] is None
+    assert not any(math.isnan(value) for value in credit.values[1]) and credit.rewrite_ids[1] is not None
