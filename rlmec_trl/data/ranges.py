@@ -100,6 +100,7 @@ RANGES: dict[str, dict[str, Range]] = {
     },
     "ScoreConfig": {
         "rewrite_topk": at_least(0, "it is a number of ids; 0 stores none"),
+        "attempt_topk": at_least(0, "it is a number of ids; 0 stores none"),
         "rewrite_max_new_tokens": _NEW_TOKENS,
         "score_batch_size": _BATCH,
         "shard_size": _SHARD,
@@ -136,6 +137,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "unedited_weight": _COEF,
         "imitation_temperature": at_least(_COLDEST, "the log-probabilities divided by it would overflow"),
         "imitation_label_smoothing": _SMOOTHING,
+        "attempt_coef": _COEF,
     },
     "OnlineRLMECConfig": {
         "reward_baseline": between(0, 1, "it is a probability, and all rewards would have one sign"),
