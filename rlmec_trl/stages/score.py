@@ -254,8 +254,8 @@ def run(
             check_topk_tokenizer(policy_tokenizer, grm_tokenizer, name)
         if k > len(grm_tokenizer):
             raise ConfigError(
-                f"`{name}` is {k}, but the vocabulary has only {len(grm_tokenizer)} tokens. Lower it: a few dozen hold "
-                "nearly all of the distribution."
+                f"`{name}` is {k}, but the vocabulary has only {len(grm_tokenizer)} tokens. Lower it: a few dozen "
+                "hold nearly all of the distribution."
             )
     wording = load_wording(config.grm, config.grm_revision, config.allow_untrained_grm)
     policy_ends = load_eos_token_ids(model_args, policy_tokenizer, trust_remote_code)
