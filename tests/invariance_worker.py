@@ -29,6 +29,8 @@ RUNS = {
     "policy_only": {"loss_type": "ppo", "normalize_by": "completion_tokens", "imitation_coef": 0.0},
     # The soft-target head, too
     "soft": {"loss_type": "ppo", "correct_samples": "rewrite", "imitation_label_smoothing": 0.1},
+    # Some rows have no distribution
+    "attempt": {"attempt_coef": 0.5, "policy_coef": 0.0, "imitation_label_smoothing": 0.1},
     "grm": None,
 }
 

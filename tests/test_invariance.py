@@ -55,6 +55,11 @@ def folder(tmp_path_factory, tokenizer, make_rows):
         row["token_probs"] = row["token_probs"][: length - len(neutral)] + neutral
         if index % 6 == 1 and share > 0:  # and rows with nothing to imitate
             row["rewrite"] = None
+        # A distribution at each token of the attempt, and none for a whole process in every other step
+        ids, probs = row["completion_ids"], row["token_probs"]
+        has_distribution = index % 16 not in range(4, 8)
+        row["attempt_topk_ids"] = [[token_id, 5 + index % 7] for token_id in ids] if has_distribution else None
+        row["attempt_topk_logps"] = [[-0.5, -1.0 - prob] for prob in probs] if has_distribution else None
     Dataset.from_list(rows).save_to_disk(folder / "rows")
     return folder
 

@@ -28,6 +28,8 @@ PREPARED_FEATURES = Features(
         "num_edited": Value("int64"),
         "imitation_topk_ids": List(List(Value("int64"))),
         "imitation_topk_logps": List(List(Value("float32"))),
+        "attempt_topk_ids": List(List(Value("int64"))),
+        "attempt_topk_logps": List(List(Value("float32"))),
         "length": Value("int64"),
         "completion_truncated": Value("bool"),
         "imitation_truncated": Value("bool"),
@@ -51,13 +53,18 @@ class RewardSettings:
     correct_samples: str
     truncated_rewrites: str
     imitation_targets: str
+    distill: bool = False
 
     @classmethod
     def from_config(cls, config: Any) -> "RewardSettings":
-        """Read them from a configuration that has all of these fields, such as [`~rlmec_trl.RLMECConfig`]."""
-        values = {field.name: getattr(config, field.name) for field in fields(cls)}
+        """
+        Read them from a configuration that has all of these fields, such as [`~rlmec_trl.RLMECConfig`]. `distill` is
+        whether its `attempt_coef` is not 0: the rows are the same for all other values.
+        """
+        values = {field.name: getattr(config, field.name) for field in fields(cls) if field.name != "distill"}
         # Lists cannot be hashed
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return cls(**values, distill=config.attempt_coef > 0)
 
 
 def token_rewards(row: dict[str, Any], correct: bool, settings: RewardSettings) -> list[float]:
@@ -93,14 +100,19 @@ def is_copied(row: dict[str, Any]) -> bool:
     return False
 
 
+def num_before_flag(token_probs: list[float | None], baseline: float) -> int:
+    """Number of tokens before the first flagged one, or of all tokens if none is flagged."""
+    flagged = (index for index, prob in enumerate(token_probs) if prob is not None and prob < baseline)
+    return next(flagged, len(token_probs))
+
+
 def imitation_target(
     row: dict[str, Any], correct: bool, processing_class: PreTrainedTokenizerBase, settings: RewardSettings
 ) -> tuple[list[int], list[float], list[bool]]:
     """The token ids to imitate, their weights, and whether the minimum edit script changes them."""
     completion_ids = row["completion_ids"]
     if correct and settings.correct_samples == "cut":
-        flagged = [prob is not None and prob < settings.reward_baseline for prob in row["token_probs"]]
-        keep = flagged.index(True) if True in flagged else len(flagged)
+        keep = num_before_flag(row["token_probs"], settings.reward_baseline)
         weights = [settings.unedited_weight] * keep + [0.0] * (len(completion_ids) - keep)
         return completion_ids, weights, [False] * len(completion_ids)
     if correct and settings.correct_samples == "keep":
@@ -137,8 +149,8 @@ def prepare_row(
     Args:
         row (`dict`):
             Columns `prompt`, `completion`, `completion_ids`, `token_probs` and `correct` (or `token_rewards`), and
-            `rewrite` or `rewrite_ids`; optionally `old_logps`, `rewrite_topk_ids`, `rewrite_topk_logps` and
-            `chat_template_kwargs`.
+            `rewrite` or `rewrite_ids`; optionally `old_logps`, `rewrite_topk_ids`, `rewrite_topk_logps`,
+            `attempt_topk_ids`, `attempt_topk_logps` and `chat_template_kwargs`.
         number (`int`):
             Number of the row in its dataset.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
@@ -152,7 +164,8 @@ def prepare_row(
         `dict`: The columns `PREPARED_COLUMNS`. Prompt and completion, and prompt and imitation target, are truncated
         to `max_length` tokens, and every per-token list with them. `completion_truncated` is whether the completion
         lost tokens, `imitation_truncated` whether the imitation target lost tokens with a weight. With
-        `truncated_rewrites="drop"`, such a target is left out. `length` is what `Trainer` can group rows
+        `truncated_rewrites="drop"`, such a target is left out. The distributions on the attempt end with its first
+        flagged token, and are empty unless the settings say `distill`. `length` is what `Trainer` can group rows
         by, and `row` the number of the row.
 
     Raises:
@@ -177,6 +190,13 @@ def prepare_row(
     if settings.imitation_targets == "soft" and imitation_ids == row.get("rewrite_ids"):
         topk_ids, topk_logps = row["rewrite_topk_ids"] or [], row["rewrite_topk_logps"] or []
 
+    attempt_ids, attempt_logps = [], []
+    if settings.distill:
+        # With the first flagged token: its prefix is still one that the reward model has seen
+        num_distilled = num_before_flag(row["token_probs"], settings.reward_baseline) + 1
+        attempt_ids = (row["attempt_topk_ids"] or [])[:num_distilled]
+        attempt_logps = (row["attempt_topk_logps"] or [])[:num_distilled]
+
     completion_ids = row["completion_ids"]
     if settings.max_length is None:
         room = max(len(completion_ids), len(imitation_ids))
@@ -195,6 +215,8 @@ def prepare_row(
         "num_edited": sum(edited[:kept]),
         "imitation_topk_ids": topk_ids[:kept],
         "imitation_topk_logps": topk_logps[:kept],
+        "attempt_topk_ids": attempt_ids[:room],
+        "attempt_topk_logps": attempt_logps[:room],
         "length": len(prompt_ids) + max(len(completion_ids[:room]), len(imitation_ids[:kept])),
         "completion_truncated": len(completion_ids) > room,
         "imitation_truncated": imitation_truncated,

@@ -102,6 +102,7 @@ RANGES: dict[str, dict[str, Range]] = {
     },
     "ScoreConfig": {
         "rewrite_topk": at_least(0, "it is a number of ids; 0 stores none"),
+        "attempt_topk": at_least(0, "it is a number of ids; 0 stores none"),
         "rewrite_max_new_tokens": _NEW_TOKENS,
         "score_batch_size": _BATCH,
         "shard_size": _SHARD,
@@ -138,6 +139,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "unedited_weight": _COEF,
         "imitation_temperature": at_least(_COLDEST, "the log-probabilities divided by it would overflow"),
         "imitation_label_smoothing": _SMOOTHING,
+        "attempt_coef": _COEF,
     },
     "OnlineRLMECConfig": {
         "token_reward_weights": between(-1_000_000, 1_000_000, "nothing would be left of the outcome"),

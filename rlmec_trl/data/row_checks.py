@@ -26,7 +26,7 @@ _ONE_EACH = "It must have one for each token, EOS included: score exactly the `c
 _FINITE = "It must be finite, otherwise the loss of the whole batch is NaN. Drop the row, or fix its source."
 _LOGPS = "It must be a log-probability, which is not over 0 (not a probability). Score the row again."
 _RESCORE = "Score the row again with `recipes/score.py`."
-_CANDIDATES = f"It must be a list of candidates for each token of the rewrite. {_RESCORE}"
+_CANDIDATES = "It must be a list of candidates for each token of the {}. " + _RESCORE
 # What the other columns must hold
 _NUMBER_FIXES = {
     "completion_ids": "It must be a list of token ids. Drop the row, or sample it again with `recipes/sample.py`.",
@@ -36,13 +36,21 @@ _NUMBER_FIXES = {
     "token_probs": _NUMBERS,
     "token_rewards": _NUMBERS,
     "old_logps": _NUMBERS,
-    "rewrite_topk_ids": _CANDIDATES,
-    "rewrite_topk_logps": _CANDIDATES,
+    "rewrite_topk_ids": _CANDIDATES.format("rewrite"),
+    "rewrite_topk_logps": _CANDIDATES.format("rewrite"),
+    "attempt_topk_ids": _CANDIDATES.format("completion"),
+    "attempt_topk_logps": _CANDIDATES.format("completion"),
 }
 # What Arrow raises where values have no common type, and Python where a value does not fit
 _NO_ARRAY = (pa.ArrowException, OverflowError, UnicodeEncodeError)
 TEXT_COLUMNS = frozenset(_TEXT_FIXES)
 NUMBER_COLUMNS = frozenset(_NUMBER_FIXES)
+# The reward model's distributions: ids, their log-probabilities, and the ids at whose tokens they are
+_TOPK = (
+    ("rewrite_topk_ids", "rewrite_topk_logps", "rewrite_ids"),
+    ("attempt_topk_ids", "attempt_topk_logps", "completion_ids"),
+)
+TOPK_COLUMNS = tuple(name for columns in _TOPK for name in columns[:2])
 
 
 class RowCheck:
@@ -78,7 +86,9 @@ class RowCheck:
         if self.stage == "policy":
             _check_rewrite_texts(texts, batch, rows)
         self._check_token_lists(batch, rows)
-        _check_topk(batch, rows, self.vocab_size)
+        for columns in _TOPK:
+            if columns[0] in batch:
+                _check_topk(batch, rows, *columns, self.vocab_size)
 
     @staticmethod
     def to_arrow(name: str, values: list[Any], rows: Sequence[int]) -> pa.Array:
@@ -248,18 +258,22 @@ def _check_verdicts(batch: dict[str, Any], rows: np.ndarray) -> None:
         _refuse_first(error_steps < -1, error_steps, rows, "error_step", fix)
 
 
-def _check_topk(batch: dict[str, Any], rows: np.ndarray, vocab_size: int | None) -> None:
-    """The reward model's distribution on its rewrite: for each token as many ids as log-probabilities."""
-    if "rewrite_topk_ids" not in batch:
-        return
+def _check_topk(
+    batch: dict[str, Any], rows: np.ndarray, ids_name: str, logps_name: str, of: str, vocab_size: int | None
+) -> None:
+    """The reward model's distribution at the tokens of a rewrite or completion: as many ids as log-probabilities."""
     fix = _RESCORE
-    tokens = _lengths(batch["rewrite_ids"])
+    tokens = _lengths(batch[of])
+    if of == "completion_ids":
+        # Rows that were scored without a distribution on the attempt may be among others
+        has_none = ~(batch[ids_name].is_valid().to_numpy(False) | batch[logps_name].is_valid().to_numpy(False))
+        tokens = np.where(has_none, 0, tokens)
     num_candidates = {}
-    for name, is_element in (("rewrite_topk_ids", pa.types.is_integer), ("rewrite_topk_logps", _is_number)):
+    for name, is_element in ((ids_name, pa.types.is_integer), (logps_name, _is_number)):
         must = _NUMBER_FIXES[name]
         lists = _flat(batch[name], rows, name, _is_list, must, optional=True)
         for index in np.flatnonzero(lists.lengths != tokens)[:1]:
-            found = f"candidates for {lists.lengths[index]} tokens, where rewrite_ids has {tokens[index]}"
+            found = f"candidates for {lists.lengths[index]} tokens, where {of} has {tokens[index]}"
             raise row_error(rows[index], name, found, fix, quote=False)
         num_candidates[name] = _lengths(lists.values)
         for index in np.flatnonzero(num_candidates[name] == 0)[:1]:
@@ -273,16 +287,32 @@ def _check_topk(batch: dict[str, Any], rows: np.ndarray, vocab_size: int | None)
                 lists.rows[index], name, found, f"Every token of a row must have as many. {fix}", quote=False
             )
         candidates = _flat(lists.values, lists.rows, name, is_element, must)
-        if name == "rewrite_topk_ids":
+        if name == ids_name:
             _check_vocabulary(candidates, name, vocab_size)
         else:
-            logps = candidates.values.to_numpy()
-            _refuse_first(np.isnan(logps), logps, candidates.rows, name, must)
-    differ = num_candidates["rewrite_topk_ids"] != num_candidates["rewrite_topk_logps"]
+            _check_candidate_logps(candidates, lists.rows, num_candidates[name], name, must)
+    differ = num_candidates[ids_name] != num_candidates[logps_name]
     for index in np.flatnonzero(differ)[:1]:
         counts = [num_candidates[name][index] for name in num_candidates]
-        found = f"{counts[1]} log-probabilities at a token where rewrite_topk_ids has {counts[0]} ids"
-        raise row_error(lists.rows[index], "rewrite_topk_logps", found, fix, quote=False)
+        found = f"{counts[1]} log-probabilities at a token where {ids_name} has {counts[0]} ids"
+        raise row_error(lists.rows[index], logps_name, found, fix, quote=False)
+
+
+def _check_candidate_logps(
+    candidates: "_FlatLists", token_rows: np.ndarray, num_candidates: np.ndarray, name: str, must: str
+) -> None:
+    """Log-probabilities of the candidates: a candidate may have none (`-inf`), but not all of a token's."""
+    logps = candidates.values.to_numpy()
+    _refuse_first(np.isnan(logps), logps, candidates.rows, name, must)
+    # Not 0: with logits in bfloat16, a token that is nearly certain gets a little more
+    _refuse_first(logps > 1, logps, candidates.rows, name, _LOGPS)
+    if len(logps) == 0:
+        return
+    with np.errstate(over="ignore"):
+        highest = np.maximum.reduceat(logps.astype(np.float32), np.cumsum(num_candidates) - num_candidates)
+    for index in np.flatnonzero(np.isneginf(highest))[:1]:
+        found = "a token all of whose candidates have the probability 0"
+        raise row_error(token_rows[index], name, found, must, quote=False)
 
 
 class _FlatLists(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .errors import DatasetError
-from .row_checks import NUMBER_COLUMNS, TEXT_COLUMNS, RowCheck
+from .row_checks import NUMBER_COLUMNS, TEXT_COLUMNS, TOPK_COLUMNS, RowCheck
 
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ _OPTIONAL: dict[str, tuple[str, ...]] = {
     "task": (),
     "samples": (),
     "edits": ("answer", "completion_ids"),
-    "scores": ("reference", "answer", "rewrite_topk_ids", "rewrite_topk_logps"),
-    "policy": ("completion", "correct", "old_logps", "rewrite_topk_ids", "rewrite_topk_logps"),
+    "scores": ("reference", "answer", *TOPK_COLUMNS),
+    "policy": ("completion", "correct", "old_logps", *TOPK_COLUMNS),
     "grpo": (),
 }
 _SOURCE = {
@@ -61,6 +61,8 @@ _SOURCE = {
     "old_logps": "`recipes/score.py` writes it",
     "rewrite_topk_ids": "`recipes/score.py` writes it",
     "rewrite_topk_logps": "`recipes/score.py` writes it",
+    "attempt_topk_ids": "`recipes/score.py` writes it",
+    "attempt_topk_logps": "`recipes/score.py` writes it",
 }
 _BATCH_SIZE = 5_000
 _BIG = 50_000
@@ -98,6 +100,8 @@ def column_features(messages: bool = False) -> dict[str, FeatureType]:
         "old_logps": floats,
         "rewrite_topk_ids": List(integers),
         "rewrite_topk_logps": List(floats),
+        "attempt_topk_ids": List(integers),
+        "attempt_topk_logps": List(floats),
     }
 
 
@@ -225,6 +229,7 @@ def _columns_to_check(column_names: list[str], stage: str) -> list[str]:
     columns = [name for name in _SOURCE if name in readable and name in column_names]
 
     companions = [("rewrite_topk_ids", "rewrite_topk_logps"), ("rewrite_topk_logps", "rewrite_topk_ids")]
+    companions += [("attempt_topk_ids", "attempt_topk_logps"), ("attempt_topk_logps", "attempt_topk_ids")]
     companions.append(("rewrite_topk_ids", "rewrite_ids"))
     if "token_rewards" not in columns:
         # Probabilities become rewards only together with the verdict on the sample

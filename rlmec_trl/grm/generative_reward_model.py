@@ -40,9 +40,19 @@ class TokenizerMismatchError(UserError, ValueError):
     """
 
 
-def check_topk_tokenizer(policy_tokenizer: PreTrainedTokenizerBase, reward_tokenizer: PreTrainedTokenizerBase) -> None:
+def check_topk_tokenizer(
+    policy_tokenizer: PreTrainedTokenizerBase,
+    reward_tokenizer: PreTrainedTokenizerBase,
+    setting: str = "rewrite_topk",
+) -> None:
     """
-    Check that policy and reward model have the same tokens, which soft imitation needs.
+    Check that policy and reward model have the same tokens, which soft imitation and distillation need.
+
+    Args:
+        policy_tokenizer, reward_tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The two tokenizers.
+        setting (`str`, *optional*, defaults to `"rewrite_topk"`):
+            The setting of the score stage that asks for the distributions.
 
     Raises:
         [`TokenizerMismatchError`]: If their vocabularies differ.
@@ -52,7 +62,7 @@ def check_topk_tokenizer(policy_tokenizer: PreTrainedTokenizerBase, reward_token
     policy, reward = policy_tokenizer.get_vocab(), reward_tokenizer.get_vocab()
     token = min(set(policy.items()) ^ set(reward.items()))[0]
     raise TokenizerMismatchError(
-        f"`rewrite_topk` stores the reward model's distribution over its own tokens, and the policy's tokenizer "
+        f"`{setting}` stores the reward model's distribution over its own tokens, and the policy's tokenizer "
         f"({len(policy)} tokens) and the reward model's ({len(reward)}) differ, first at {token!r}. Leave it at 0, or "
         "use a reward model with the policy's tokenizer: train it from the policy, or from a model of its family."
     )
@@ -415,7 +425,7 @@ class GenerativeRewardModel:
     ) -> tuple[list[list[list[int]]], list[list[list[float]]]]:
         """
         The model's distribution at each token of a rewrite, at temperature 1: the k most likely ids and their
-        log-probabilities.
+        log-probabilities. [`attempt_topk`] gives it at each token of the attempt.
 
         Args:
             prompts, references, completions (`Sequence`):
@@ -436,17 +446,60 @@ class GenerativeRewardModel:
         """
         if not self.shares_tokenizer:
             check_topk_tokenizer(self.policy_processing_class, self.processing_class)
+        contexts = self._encode(encode_rewrite_prompt, prompts, references, completions, chat_template_kwargs)
+        return self._topk(contexts, rewrite_ids, k, "Soft targets")
+
+    def attempt_topk(
+        self,
+        prompts: Sequence[str | list[dict]],
+        references: Sequence[str],
+        completions: Sequence[str | list[dict]],
+        completion_ids: Sequence[list[int]],
+        k: int,
+        chat_template_kwargs: Sequence[dict | None] | None = None,
+    ) -> tuple[list[list[list[int]]], list[list[list[float]]]]:
+        """
+        The distributions that [`score`] reads the attempt's own tokens from: the k most likely ids at each token of
+        the attempt and their log-probabilities, at temperature 1.
+
+        Args:
+            prompts, references, completions (`Sequence`):
+                The problems, their correct solutions, and the attempts.
+            completion_ids (`Sequence[list[int]]`):
+                Token ids of the attempts, as sampled, EOS included.
+            k (`int`):
+                Number of ids a token.
+            chat_template_kwargs (`Sequence[dict | None]`, *optional*):
+                Arguments of the chat template.
+
+        Returns:
+            `tuple`: Ids and log-probabilities, of shape `(tokens, k)` for each attempt.
+
+        Raises:
+            [`TokenizerMismatchError`]: If the policy has another tokenizer than the model, or the ids are not those of
+                the completion.
+            [`~rlmec_trl.data.errors.ConfigError`]: If there are fewer than k ids.
+        """
+        if not self.shares_tokenizer:
+            check_topk_tokenizer(self.policy_processing_class, self.processing_class, "attempt_topk")
+        self._check_tokenizer(completions, completion_ids)
+        contexts = self._encode(encode_rewrite_prompt, prompts, references, completions, chat_template_kwargs)
+        return self._topk(contexts, completion_ids, k, "Attempts' targets")
+
+    def _topk(
+        self, contexts: list[list[int]], target_ids: Sequence[list[int]], k: int, title: str
+    ) -> tuple[list[list[list[int]]], list[list[list[float]]]]:
+        """The k most likely ids, and their log-probabilities, at each token of the targets after their contexts."""
         vocab_size = self.model.config.get_text_config().vocab_size
         if k > vocab_size:
             raise ConfigError(f"`k` is {k}, but the vocabulary has only {vocab_size} tokens.")
-        contexts = self._encode(encode_rewrite_prompt, prompts, references, completions, chat_template_kwargs)
-        sequences = [context + list(ids) for context, ids in zip(contexts, rewrite_ids, strict=True)]
+        sequences = [context + list(ids) for context, ids in zip(contexts, target_ids, strict=True)]
         all_ids, all_logps = [None] * len(sequences), [None] * len(sequences)
         pad_token_id = padding_id(self.processing_class)
         with self._adapter(), evaluation_mode(self.model):
-            for batch in length_batches([len(ids) for ids in sequences], self.batch_size, self._desc("Soft targets")):
+            for batch in length_batches([len(ids) for ids in sequences], self.batch_size, self._desc(title)):
                 rows = [torch.tensor(sequences[index]) for index in batch]
-                # With left padding, all rewrites end at the last position, so that only their logits are computed
+                # With left padding, all targets end at the last position, so that only their logits are computed
                 inputs = {
                     "input_ids": pad(rows, pad_token_id, padding_side="left"),
                     "attention_mask": pad([torch.ones_like(row) for row in rows], padding_side="left"),
@@ -454,10 +507,10 @@ class GenerativeRewardModel:
                 }
                 logits = self.model(
                     **{name: tensor.to(self.model.device) for name, tensor in inputs.items()},
-                    logits_to_keep=max(len(rewrite_ids[index]) for index in batch) + 1,
+                    logits_to_keep=max(len(target_ids[index]) for index in batch) + 1,
                 ).logits
                 for row, index in enumerate(batch):
-                    top = logits[row, -len(rewrite_ids[index]) - 1 : -1].float().log_softmax(dim=-1).topk(k)
+                    top = logits[row, -len(target_ids[index]) - 1 : -1].float().log_softmax(dim=-1).topk(k)
                     all_ids[index], all_logps[index] = top.indices.tolist(), top.values.tolist()
         return all_ids, all_logps
 

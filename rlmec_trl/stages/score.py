@@ -57,6 +57,9 @@ class ScoreConfig:
             Whether samples with a correct answer are rewritten too. If `False`, they are kept as their own rewrites.
         rewrite_topk (`int`, *optional*, defaults to `0`):
             Number of ids of the reward model's distribution on each token of the rewrite to store, for soft imitation.
+        attempt_topk (`int`, *optional*, defaults to `0`):
+            Number of ids of the reward model's distribution on each token of the completion to store, for distillation
+            (`attempt_coef` of [`~rlmec_trl.RLMECConfig`]).
         rewrite_max_new_tokens (`int`, *optional*, defaults to `512`):
             Maximum number of tokens that a rewrite may add to the steps it keeps.
         score_batch_size (`int`, *optional*, defaults to `16`):
@@ -121,6 +124,13 @@ class ScoreConfig:
             "imitation.",
         },
     )
+    attempt_topk: int = field(
+        default=0,
+        metadata={
+            "help": "Number of ids of the reward model's distribution on each token of the completion to store, for "
+            "distillation (`attempt_coef`).",
+        },
+    )
     rewrite_max_new_tokens: int = field(
         default=512,
         metadata={
@@ -156,6 +166,7 @@ class ScoreConfig:
         "locate_by": "value",
         "rewrite_correct": "value",
         "rewrite_topk": "value",
+        "attempt_topk": "value",
         "rewrite_max_new_tokens": "value",
         "score_batch_size": "none",
         "shard_size": "none",
@@ -212,14 +223,14 @@ def run(
         [`~datasets.Dataset`]: The rows with the columns of [`score_dataset`].
 
     Raises:
-        [`~rlmec_trl.data.errors.ConfigError`]: If no reward model or no task is named, `rewrite_topk` exceeds the
-            vocabulary, or under ZeRO-3, whose sharded models cannot generate.
+        [`~rlmec_trl.data.errors.ConfigError`]: If no reward model or no task is named, `rewrite_topk` or
+            `attempt_topk` exceeds the vocabulary, or under ZeRO-3, whose sharded models cannot generate.
         [`~rlmec_trl.grm.prompts.WordingError`]: If `grm` was not trained as a generative reward model.
         [`~rlmec_trl.generation.loading.ModelError`]: If a model cannot be loaded.
         [`~rlmec_trl.stages.runner.EmptyResultError`]: If a server is used and gave no answer at all. An earlier result
             stays.
-        [`~rlmec_trl.grm.generative_reward_model.TokenizerMismatchError`]: If `rewrite_topk` is set, and policy and
-            reward model have different tokenizers.
+        [`~rlmec_trl.grm.generative_reward_model.TokenizerMismatchError`]: If `rewrite_topk` or `attempt_topk` is set,
+            and policy and reward model have different tokenizers.
         [`~rlmec_trl.stages.output.OutputError`]: If `output_dir` cannot be replaced, or another run is writing to it.
         [`~rlmec_trl.data.schema.DatasetError`]: If a row breaks the contract of its columns.
     """
@@ -237,13 +248,15 @@ def run(
     grm_args = config.grm_model_args(model_args)
     policy_tokenizer = load_tokenizer(model_args, trust_remote_code)
     grm_tokenizer = load_tokenizer(grm_args, trust_remote_code)
-    if config.rewrite_topk > 0:
-        check_topk_tokenizer(policy_tokenizer, grm_tokenizer)
-    if config.rewrite_topk > len(grm_tokenizer):
-        raise ConfigError(
-            f"`rewrite_topk` is {config.rewrite_topk}, but the vocabulary has only {len(grm_tokenizer)} tokens. Lower "
-            "it: a few dozen hold nearly all of the distribution."
-        )
+    for name in ("rewrite_topk", "attempt_topk"):
+        k = getattr(config, name)
+        if k > 0:
+            check_topk_tokenizer(policy_tokenizer, grm_tokenizer, name)
+        if k > len(grm_tokenizer):
+            raise ConfigError(
+                f"`{name}` is {k}, but the vocabulary has only {len(grm_tokenizer)} tokens. Lower it: a few dozen "
+                "hold nearly all of the distribution."
+            )
     wording = load_wording(config.grm, config.grm_revision, config.allow_untrained_grm)
     policy_ends = load_eos_token_ids(model_args, policy_tokenizer, trust_remote_code)
     vocab_size = load_vocab_size(model_args, trust_remote_code)
@@ -299,6 +312,7 @@ def run(
             config.locate_by,
             config.rewrite_correct,
             config.rewrite_topk,
+            config.attempt_topk,
         )
         if server is not None and server.left_out:
             logger.warning(f"The server gave no usable answer, so far in this run: {dict(server.left_out)}")
@@ -350,6 +364,7 @@ def score_dataset(
     locate_by: str = "question",
     rewrite_correct: bool = True,
     rewrite_topk: int = 0,
+    attempt_topk: int = 0,
 ) -> Dataset:
     """
     Add `token_probs`, `rewrite`, `rewrite_ids` and, with a policy, `old_logps`.
@@ -370,6 +385,8 @@ def score_dataset(
             Whether samples with a correct answer are rewritten too. Otherwise each is its own rewrite.
         rewrite_topk (`int`, *optional*, defaults to `0`):
             Number of ids of the reward model's distribution on each token of the rewrite to keep, for soft imitation.
+        attempt_topk (`int`, *optional*, defaults to `0`):
+            Number of ids of the reward model's distribution on each token of the completion to keep, for distillation.
 
     Returns:
         [`~datasets.Dataset`]: The rows with their new columns. `rewrite` and `rewrite_ids` are `None` where the
@@ -377,11 +394,12 @@ def score_dataset(
         policy, some values of `token_probs` are `None` (see [`GenerativeRewardModel.score`]).
 
     Raises:
-        [`~rlmec_trl.grm.generative_reward_model.TokenizerMismatchError`]: If `rewrite_topk` is set, and policy and
-            reward model have different tokenizers.
+        [`~rlmec_trl.grm.generative_reward_model.TokenizerMismatchError`]: If `rewrite_topk` or `attempt_topk` is set,
+            and policy and reward model have different tokenizers.
     """
-    if rewrite_topk > 0 and not grm.shares_tokenizer:
-        check_topk_tokenizer(grm.policy_processing_class, grm.processing_class)
+    for name, k in (("rewrite_topk", rewrite_topk), ("attempt_topk", attempt_topk)):
+        if k > 0 and not grm.shares_tokenizer:
+            check_topk_tokenizer(grm.policy_processing_class, grm.processing_class, name)
     tokenizer = grm.policy_processing_class
     columns = {name: dataset[name][:] for name in ("prompt", "reference", "completion", "completion_ids")}
     inputs = tuple(columns.values())
@@ -434,6 +452,8 @@ def score_dataset(
         topk_ids, topk_logps = grm.rewrite_topk(*inputs[:3], rewrite_ids, rewrite_topk, kwargs)
         scored["rewrite_topk_ids"] = _where(verified, topk_ids)
         scored["rewrite_topk_logps"] = _where(verified, topk_logps)
+    if attempt_topk > 0:
+        scored["attempt_topk_ids"], scored["attempt_topk_logps"] = grm.attempt_topk(*inputs, attempt_topk, kwargs)
     kept = dataset.remove_columns([name for name in scored if name in dataset.column_names])
     for name, values in scored.items():
         # Typed, because every rewrite of a shard may be None

@@ -35,7 +35,7 @@ class RLMECConfig(SFTConfig):
 
         policy_coef (`float`, *optional*, defaults to `1.0`):
             Weight of the policy term. With `0.0`, sampled completions do not go through the model unless they are
-            imitated.
+            imitated or distilled.
         loss_type (`str`, *optional*, defaults to `"rlmec"`):
             `"rlmec"` weights the gradient of the log-probability by the clipped ratio, as in the paper; `"ppo"`
             computes the gradient through the ratio, so that clipped tokens get none.
@@ -67,6 +67,15 @@ class RLMECConfig(SFTConfig):
             Temperature of the soft targets.
         imitation_label_smoothing (`float`, *optional*, defaults to `0.0`):
             Fraction of every imitation target that is spread evenly over the vocabulary.
+
+        > Parameters that control the distillation on the attempt
+
+        attempt_coef (`float`, *optional*, defaults to `0.0`):
+            Weight of the cross-entropy to the reward model's distribution at each token of the sampled completion, up
+            to and including the first flagged one, from the columns `attempt_topk_ids` and `attempt_topk_logps`. It
+            needs no rewrite, and correct samples are distilled too. The stored probabilities are renormalized, at
+            temperature 1 and without smoothing. The reverse KL divergence needs the whole distribution, which only
+            [`OnlineRLMECTrainer`] has.
 
         > Parameters that control when training stops
 
@@ -110,7 +119,7 @@ class RLMECConfig(SFTConfig):
         default=1.0,
         metadata={
             "help": "Weight of the policy term. With `0.0`, sampled completions do not go through the model unless "
-            "they are imitated."
+            "they are imitated or distilled."
         },
     )
     loss_type: str = field(
@@ -185,6 +194,16 @@ class RLMECConfig(SFTConfig):
         metadata={"help": "Fraction of every imitation target that is spread evenly over the vocabulary."},
     )
 
+    # Parameters that control the distillation on the attempt
+    attempt_coef: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the cross-entropy to the reward model's distribution at each token of the sampled "
+            "completion, up to and including the first flagged one, from the columns `attempt_topk_ids` and "
+            "`attempt_topk_logps`."
+        },
+    )
+
     # Parameters that control when training stops
     stop_on_nonfinite: bool = field(
         default=True,
@@ -202,5 +221,7 @@ class RLMECConfig(SFTConfig):
             bounds = getattr(self, name)
             if len(bounds) != 2 or bounds[0] > bounds[1]:
                 raise ConfigError(f"`{name}` must be two numbers, the lower bound first, got {bounds}.")
-        if self.policy_coef == 0 and self.imitation_coef == 0:
-            raise ConfigError("`policy_coef` and `imitation_coef` are both 0, so there is nothing to train on.")
+        if self.policy_coef == 0 and self.imitation_coef == 0 and self.attempt_coef == 0:
+            raise ConfigError(
+                "`policy_coef`, `imitation_coef` and `attempt_coef` are all 0, so there is nothing to train on."
+            )

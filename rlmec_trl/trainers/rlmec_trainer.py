@@ -58,8 +58,8 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
             Rows with `prompt`, `completion`, `completion_ids`, either `token_probs` and `correct` or `token_rewards`,
             and `rewrite` (or `rewrite_ids`), standard or conversational. `old_logps` are the log-probabilities of the
             completion tokens under the policy that sampled them; without them, the importance ratio is one. Soft
-            imitation needs `rewrite_topk_ids` and `rewrite_topk_logps`. `chat_template_kwargs` are passed to the chat
-            template.
+            imitation needs `rewrite_topk_ids` and `rewrite_topk_logps`, and distillation on the attempt
+            `attempt_topk_ids` and `attempt_topk_logps`. `chat_template_kwargs` are passed to the chat template.
         eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or a `dict` of them, *optional*):
             Same format as `train_dataset`.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -123,13 +123,15 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
                 policy=args.policy_coef > 0,
                 imitation=args.imitation_coef > 0,
                 soft_targets=self._needs_targets,
+                distill=self._distills,
                 pad_to_multiple_of=args.pad_to_multiple_of,
             )
-        if self._needs_targets:
+        if self._needs_targets or self._distills:
             if is_deepspeed_zero3_enabled():
                 raise ConfigError(
-                    "Soft imitation and `imitation_label_smoothing` do not work under ZeRO-3, which shards the LM "
-                    "head outside its own forward. Use ZeRO-2 or FSDP, or hard targets without smoothing."
+                    "Soft imitation, `imitation_label_smoothing` and `attempt_coef` do not work under ZeRO-3, which "
+                    "shards the LM head outside its own forward. Use ZeRO-2 or FSDP, or hard targets without "
+                    "smoothing and `attempt_coef=0`."
                 )
             add_soft_target_head(self.model.get_base_model() if is_peft_model(self.model) else self.model)
         self._metric_sums = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
@@ -176,6 +178,10 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
         soft = self.args.imitation_targets == "soft" or self.args.imitation_label_smoothing > 0
         return soft and self.args.imitation_coef > 0
 
+    @property
+    def _distills(self) -> bool:
+        return self.args.attempt_coef > 0
+
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         check_input(dataset, dataset_name)
         column_names = get_dataset_column_names(dataset)
@@ -192,6 +198,12 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
                 "`imitation_targets='soft'` needs the columns `rewrite_topk_ids` and `rewrite_topk_logps`, which the "
                 f"{dataset_name} dataset does not have. Score it with `--rewrite_topk`, or set "
                 "`imitation_targets='hard'`."
+            )
+        if args.attempt_coef > 0 and not {"attempt_topk_ids", "token_probs"} <= set(column_names):
+            raise ConfigError(
+                "`attempt_coef` needs the columns `attempt_topk_ids`, `attempt_topk_logps` and `token_probs`, which "
+                f"the {dataset_name} dataset does not all have. Score it with `--attempt_topk`, or set "
+                "`attempt_coef=0`."
             )
         map_kwargs, filter_kwargs = {}, {}
         with errors_in(dataset_name):
@@ -214,13 +226,15 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
             )
             # Drop rows without a trained token: overlong prompts, or incorrect samples without reward and rewrite
             useful = prepared.filter(
-                lambda row, policy, imitation, every_token: (
+                lambda row, policy, imitation, distill, every_token: (
                     (policy and (any(row["token_rewards"]) or (every_token and len(row["completion_ids"]) > 0)))
                     or (imitation and any(row["imitation_weights"]))
+                    or (distill and len(row["attempt_topk_ids"]) > 0)
                 ),
                 fn_kwargs={
                     "policy": args.policy_coef > 0,
                     "imitation": args.imitation_coef > 0,
+                    "distill": args.attempt_coef > 0,
                     "every_token": args.normalize_by == "completion_tokens",
                 },
                 **filter_kwargs,
@@ -252,7 +266,8 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
     @staticmethod
     def _report_truncation(prepared: Dataset, args: RLMECConfig, dataset_name: str) -> None:
         # Counted from the prepared columns, so that a dataset loaded from the cache is reported too
-        num_completions = sum(prepared["completion_truncated"][:]) if args.policy_coef > 0 else 0
+        reads_completions = args.policy_coef > 0 or args.attempt_coef > 0
+        num_completions = sum(prepared["completion_truncated"][:]) if reads_completions else 0
         num_targets = sum(prepared["imitation_truncated"][:]) if args.imitation_coef > 0 else 0
         if num_completions or num_targets:
             what = {"drop": "left out of imitation", "keep": "imitated without their end"}[args.truncated_rewrites]
@@ -272,25 +287,29 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
             self._signature_columns = PREPARED_COLUMNS
 
     def _denominators(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Local counts that divide the policy term (N) and the imitation term (M), float32 of shape `(2,)`."""
+        """
+        Local counts that divide the policy term (N), the imitation term (M) and the distillation on the attempt (K),
+        float32 of shape `(3,)`.
+        """
         if self.args.normalize_by == "active_tokens":
             num_policy = batch["num_active"].sum()
         else:
             num_policy = batch["num_completion_tokens"].sum()
-        return torch.stack([num_policy, batch["num_weighted"].sum()])
+        return torch.stack([num_policy, batch["num_weighted"].sum(), batch["num_distilled"].sum()])
 
     def _mask_last_rows(self, batch: dict[str, torch.Tensor], num_rows: int) -> dict[str, torch.Tensor]:
         # Their sequences stay in the batch, because every process has to take part in each forward pass
         masked = torch.zeros_like(batch["num_active"], dtype=torch.bool)
         masked[-num_rows:] = True
         ignored = masked[batch["sequence_rows"]][:, None]
+        masks = [name for name in ("policy_mask", "attempt_mask") if name in batch]
         return {
             **batch,
             **{name: batch[name].masked_fill(masked, 0.0) for name in ROW_COUNTS},
             "labels": batch["labels"].masked_fill(ignored, -100),
             "token_rewards": batch["token_rewards"].masked_fill(ignored, 0.0),
             "imitation_weights": batch["imitation_weights"].masked_fill(ignored, 0.0),
-            "policy_mask": batch["policy_mask"].masked_fill(ignored, False),
+            **{name: batch[name].masked_fill(ignored, False) for name in masks},
         }
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
@@ -317,6 +336,12 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
                 "target_mask": inputs["imitation_weights"] != 0,
                 "label_smoothing": self.args.imitation_label_smoothing,
             }
+        if self._distills:
+            model_inputs |= {
+                "attempt_target_ids": inputs["attempt_target_ids"],
+                "attempt_target_probs": tempered_targets(inputs["attempt_target_logps"], temperature=1.0),
+                "attempt_mask": inputs["attempt_mask"],
+            }
         outputs = model(**model_inputs, use_cache=False, fused_lm_head=True)
 
         # Per-token values are shifted by one: position t predicts token t + 1. They are counted from the end, because
@@ -332,12 +357,18 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
         target_logps = outputs.expected_logps if self._needs_targets else logps
 
         is_global = num_items_in_batch is not None
-        num_policy, num_weighted = num_items_in_batch if is_global else self._denominators(inputs)
+        num_policy, num_weighted, num_distilled = num_items_in_batch if is_global else self._denominators(inputs)
         policy_term, policy_metrics = token_policy_loss(
             logps, old_logps, rewards, policy_mask, self.args.epsilon, num_policy, self.args.loss_type
         )
         imitation_term, _ = imitation_loss(target_logps, weights, num_weighted)
         loss = self.args.policy_coef * policy_term + self.args.imitation_coef * imitation_term
+        if self._distills:
+            # The cross-entropy of each token up to the first flagged one, all with the same weight
+            attempt_term, _ = imitation_loss(
+                outputs.attempt_expected_logps, inputs["attempt_mask"][:, 1:].float(), num_distilled
+            )
+            loss = loss + self.args.attempt_coef * attempt_term
         # The counts are global, but DDP averages gradients over processes: multiply by their number to get the sum.
         if is_global:
             loss = loss * self.accelerator.num_processes
@@ -346,7 +377,7 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
 
         with torch.no_grad():
-            local_num_policy, local_num_weighted = self._denominators(inputs)
+            local_num_policy, local_num_weighted, local_num_distilled = self._denominators(inputs)
             num_labels = label_mask.sum().float()
             num_completion_tokens = inputs["num_completion_tokens"].sum()
             metrics: Metrics = {
@@ -364,6 +395,8 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
                     torch.ones_like(num_labels),
                 ),
             }
+            if self._distills:
+                metrics["attempt_loss"] = (attempt_term * num_distilled.clamp(min=1), local_num_distilled)
             if self.aux_loss_enabled:
                 metrics["aux_loss"] = (outputs.aux_loss.detach(), torch.ones_like(num_labels))
         self._add_metrics(mode, metrics)
@@ -390,6 +423,8 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
         means = {name: total / max(count, 1) for name, (total, count) in self._metric_sums["eval"].items()}
         if means:
             loss = self.args.policy_coef * means["policy_loss"] + self.args.imitation_coef * means["imitation_loss"]
+            if self._distills:
+                loss = loss + self.args.attempt_coef * means["attempt_loss"]
             if self.aux_loss_enabled:
                 loss = loss + self.router_aux_loss_coef * means["aux_loss"]
             output.metrics[f"{metric_key_prefix}_loss"] = loss.item()

@@ -26,9 +26,12 @@ class SoftTargetOutput(FusedCausalLMOutput):
     Args:
         expected_logps (`torch.Tensor` of shape `(batch, seq_len - 1)`):
             Expected log-probability under the target distribution, zero outside `target_mask`.
+        attempt_expected_logps (`torch.Tensor` of shape `(batch, seq_len - 1)`):
+            The same under the distribution on the attempt, zero outside `attempt_mask`.
     """
 
     expected_logps: torch.Tensor | None = None
+    attempt_expected_logps: torch.Tensor | None = None
 
 
 def expected_logps(
@@ -98,7 +101,9 @@ def tempered_targets(target_logps: torch.Tensor, temperature: float) -> torch.Te
 def add_soft_target_head(model: PreTrainedModel) -> None:
     """
     Make `model(..., fused_lm_head=True, target_ids=..., target_probs=..., target_mask=...)` return `expected_logps`
-    in addition to the outputs of [`~trl.trainer.utils.add_fused_lm_head`], from the same hidden states.
+    in addition to the outputs of [`~trl.trainer.utils.add_fused_lm_head`], from the same hidden states. With
+    `attempt_target_ids`, `attempt_target_probs` and `attempt_mask`, it returns `attempt_expected_logps`, to which
+    `label_smoothing` does not apply.
 
     It patches the model's forward, because FSDP gathers the LM head's weight only there.
 
@@ -111,15 +116,26 @@ def add_soft_target_head(model: PreTrainedModel) -> None:
     """
     refuse_scaled_logits(
         model,
-        "Soft imitation and `imitation_label_smoothing`",
-        "Set `imitation_targets='hard'` and `imitation_label_smoothing=0`.",
+        "Soft imitation, `imitation_label_smoothing` and `attempt_coef`",
+        "Set `imitation_targets='hard'`, `imitation_label_smoothing=0` and `attempt_coef=0`.",
     )
     softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     fused_forward = model.forward
 
     @functools.wraps(type(model).forward)
-    def forward(self, *args, target_ids=None, target_probs=None, target_mask=None, label_smoothing=0.0, **kwargs):
-        if target_ids is None:
+    def forward(
+        self,
+        *args,
+        target_ids=None,
+        target_probs=None,
+        target_mask=None,
+        label_smoothing=0.0,
+        attempt_target_ids=None,
+        attempt_target_probs=None,
+        attempt_mask=None,
+        **kwargs,
+    ):
+        if target_ids is None and attempt_target_ids is None:
             return fused_forward(*args, **kwargs)
         captured = []
         hook = self.base_model.register_forward_hook(
@@ -134,19 +150,24 @@ def add_soft_target_head(model: PreTrainedModel) -> None:
         if isinstance(weight, DTensor):
             weight = weight.full_tensor()
             bias = None if bias is None else bias.full_tensor()
-        # The state at a position predicts the next token. Virtual prompt tokens, if any, come first.
-        hidden_states = captured[0][:, -target_ids.size(1) : -1]
-        mask = target_mask[:, 1:]
-        values = expected_logps(
-            hidden_states[mask],
-            weight,
-            bias,
-            target_ids[:, 1:][mask],
-            target_probs[:, 1:][mask],
-            label_smoothing,
-            softcap,
-        )
-        return SoftTargetOutput(**outputs, expected_logps=values.new_zeros(mask.shape).masked_scatter(mask, values))
+
+        def expected(ids, probs, mask, smoothing):
+            # The state at a position predicts the next token. Virtual prompt tokens, if any, come first.
+            hidden_states = captured[0][:, -ids.size(1) : -1]
+            mask = mask[:, 1:]
+            values = expected_logps(
+                hidden_states[mask], weight, bias, ids[:, 1:][mask], probs[:, 1:][mask], smoothing, softcap
+            )
+            return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+        added = {}
+        if target_ids is not None:
+            added["expected_logps"] = expected(target_ids, target_probs, target_mask, label_smoothing)
+        if attempt_target_ids is not None:
+            added["attempt_expected_logps"] = expected(
+                attempt_target_ids, attempt_target_probs, attempt_mask, smoothing=0.0
+            )
+        return SoftTargetOutput(**outputs, **added)
 
     model.forward = types.MethodType(forward, model)
 

@@ -317,6 +317,36 @@ def test_a_row_without_soft_targets_has_hard_ones():
     assert prepared["imitation_topk_ids"] == prepared["imitation_topk_logps"] == []
 
 
+def attempt_row(**columns):
+    columns = {"attempt_topk_ids": [[7, 4]] * 6, "attempt_topk_logps": [[-0.5, -1.0]] * 6} | columns
+    return make_row(**columns)
+
+
+@pytest.mark.parametrize(
+    ("probs", "num_distilled"),
+    [
+        ([0.4, 0.8, 0.7, 0.6, 0.25, 0.45], 1),
+        ([0.9, 0.8, 0.7, 0.6, 0.25, 0.45], 5),
+        ([0.9, 0.8, 0.7, 0.6, 0.9, 0.45], 6),
+        ([0.9, 0.8, 0.7, 0.5, 0.9, 0.9], 6),
+        ([None, 0.8, None, 0.1, 0.9, 0.9], 4),
+    ],
+)
+def test_an_attempt_is_distilled_up_to_its_first_flagged_token(probs, num_distilled):
+    prepared = prepare(attempt_row(token_probs=probs), distill=True)
+    assert prepared["attempt_topk_ids"] == [[7, 4]] * num_distilled
+    assert prepared["attempt_topk_logps"] == [[-0.5, -1.0]] * num_distilled
+    truncated = prepare(attempt_row(token_probs=probs), distill=True, max_length=PROMPT_LENGTH + 3)
+    assert len(truncated["attempt_topk_ids"]) == len(truncated["attempt_topk_logps"]) == min(num_distilled, 3)
+
+
+def test_without_distillation_no_distribution_on_the_attempt_is_kept():
+    off, none = prepare(attempt_row()), prepare(attempt_row(attempt_topk_ids=None, attempt_topk_logps=None))
+    assert off == none == prepare(make_row())
+    assert off["attempt_topk_ids"] == off["attempt_topk_logps"] == []
+    assert prepare(attempt_row(attempt_topk_ids=None, attempt_topk_logps=None), distill=True) == off
+
+
 PROMPT_LENGTH = len(ids("Tom has 5 nuts, finds 3."))
 
 
@@ -435,9 +465,9 @@ def test_the_settings_are_those_of_the_config():
         "truncated_rewrites": "keep",
         "imitation_targets": "soft",
     }
-    config = RLMECConfig("unused", use_cpu=True, bf16=False, report_to="none", **changed)
+    config = RLMECConfig("unused", use_cpu=True, bf16=False, report_to="none", attempt_coef=0.1, **changed)
     settings = dataclasses.asdict(RewardSettings.from_config(config))
     as_lists = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
-    assert as_lists == changed
+    assert as_lists == changed | {"distill": True}
     # The cache of the dataset is keyed by it
     hash(RewardSettings.from_config(config))

@@ -35,6 +35,8 @@ ROW = {
     "token_rewards": [0.0, -0.1],
     "rewrite_topk_ids": [[6, 5], [EOS, 5]],
     "rewrite_topk_logps": [[-0.1, -3.0], [-0.1, -4.0]],
+    "attempt_topk_ids": [[5, 6], [EOS, 5]],
+    "attempt_topk_logps": [[-0.1, -3.0], [-0.1, -4.0]],
 }
 # What is checked, and a row's values that fail the check
 INVALID = [
@@ -69,6 +71,10 @@ INVALID = [
     ("policy", {"rewrite_topk_ids": [[6, 5], [EOS]]}),
     ("policy", {"rewrite_topk_ids": [[6, 5], []]}),
     ("policy", {"rewrite_topk_logps": [[-0.1, -3.0], [-0.1, float("nan")]]}),
+    ("policy", {"attempt_topk_ids": [[-1, 5], [EOS, 5]]}),
+    ("policy", {"attempt_topk_ids": [[5, 6]]}),
+    ("policy", {"attempt_topk_logps": [[-0.1, 1.5], [-0.1, -4.0]]}),
+    ("policy", {"attempt_topk_logps": [[-float("inf")] * 2, [-0.1, -4.0]]}),
 ]
 PROBLEM = {"problem": "Which?\nOptions:\nsand\nwater", "solution": "The answer is water", "answer": "water"}
 LISTED = {"question": "Which?", "choices": {"text": ["sand", "water"], "label": ["A", "B"]}, "answerKey": ""}

@@ -149,6 +149,8 @@ LATE = {
     "old_logps": [-0.5, -1.5],
     "rewrite_topk_ids": [[5, 6], [7, 8]],
     "rewrite_topk_logps": [[-0.5, -1.0], [-0.5, -2.0]],
+    "attempt_topk_ids": [[5, 6], [7, 8]],
+    "attempt_topk_logps": [[-0.5, -1.0], [-0.5, -2.0]],
 }
 EARLY = dict.fromkeys(LATE) | {"token_probs": [0, 1], "old_logps": []}
 

@@ -31,6 +31,8 @@ ROW = {
     "token_rewards": [0.0, -0.1, 2.0],
     "rewrite_topk_ids": [[5, 6], [7, 4], [8, 9], [EOS, 5]],
     "rewrite_topk_logps": [[-0.1, -3.0], [-0.1, -4.0], [-1.0, -1.5], [-0.2, -2.0]],
+    "attempt_topk_ids": [[5, 6], [7, 6], [EOS, 5]],
+    "attempt_topk_logps": [[-0.1, -3.0], [0.01, -math.inf], [-1.0, -1.5]],
 }
 STAGES = {
     "task": ["prompt", "reference", "answer"],
@@ -98,6 +100,8 @@ def test_topk_columns_are_accepted_only_together():
     columns = STAGES["policy"]
     assert "'rewrite_topk_logps' is missing" in refusal(dataset([*columns, "rewrite_topk_ids"]), "policy")
     assert "'rewrite_topk_ids' is missing" in refusal(dataset([*columns, "rewrite_topk_logps"]), "policy")
+    assert "'attempt_topk_logps' is missing" in refusal(dataset([*columns, "attempt_topk_ids"]), "policy")
+    assert "'attempt_topk_ids' is missing" in refusal(dataset([*columns, "attempt_topk_logps"]), "policy")
     columns = [*STAGES["scores"], "rewrite_topk_ids", "rewrite_topk_logps"]
     assert "'rewrite_ids' is missing" in refusal(dataset(columns), "policy")
 
@@ -139,6 +143,19 @@ def test_topk_columns_are_accepted_only_together():
         ("policy", "rewrite_topk_ids", [[5, 6], [], [8, 9], [2, 5]], "without candidates", "score.py"),
         ("policy", "rewrite_topk_logps", [[-1.0, float("nan")], *[[0.0, 0.0]] * 3], "nan", "score.py"),
         ("policy", "rewrite_topk_ids", None, "0 tokens, where rewrite_ids has 4", "score.py"),
+        ("policy", "rewrite_topk_logps", [[-1.0, -2.0], [-0.1, 1.5], *[[0.0, 0.0]] * 2], "1.5", "not over 0"),
+        ("scores", "rewrite_topk_logps", [[-1.0, math.inf], *[[0.0, 0.0]] * 3], "inf", "not over 0"),
+        ("policy", "rewrite_topk_logps", [*[[0.0, -math.inf]] * 3, [-math.inf] * 2], "probability 0", "score.py"),
+        ("policy", "attempt_topk_ids", [[5], [7]], "2 tokens, where completion_ids has 3", "score.py"),
+        ("scores", "attempt_topk_logps", [[-1.0]] * 4, "4 tokens, where completion_ids has 3", "score.py"),
+        ("policy", "attempt_topk_logps", [[-1.0]] * 3, "where attempt_topk_ids has 2 ids", "score.py"),
+        ("policy", "attempt_topk_ids", [[5, 6], [], [2, 5]], "without candidates", "token of the completion"),
+        ("policy", "attempt_topk_ids", [[5, 6], [5], [2, 5]], "2 candidates for one token and 1", "as many"),
+        ("policy", "attempt_topk_logps", [[-1.0, float("nan")], *[[0.0, 0.0]] * 2], "nan", "score.py"),
+        ("policy", "attempt_topk_logps", [[-1.0, -2.0], [-1e308] * 2, [0.0, 0.0]], "probability 0", "score.py"),
+        ("scores", "attempt_topk_logps", [[-1.0, -2.0], [0.9, 1.1], [0.0, 0.0]], "1.1", "not over 0"),
+        ("policy", "attempt_topk_ids", None, "0 tokens, where completion_ids has 3", "score.py"),
+        ("policy", "attempt_topk_logps", None, "0 tokens, where completion_ids has 3", "score.py"),
         (
             "policy",
             "rewrite_topk_ids",
@@ -197,6 +214,8 @@ def test_what_is_no_probability_is_refused_beside_none_too(value):
         ("scores", "token_probs", [0.5, 0.5]),
         ("scores", "token_probs", [["a"], ["b"]]),
         ("policy", "rewrite_topk_ids", [[5, 6, 7, 2]] * 2),
+        ("policy", "attempt_topk_ids", [[5, 6, 2]] * 2),
+        ("policy", "attempt_topk_logps", [[["a"], ["b"], ["c"]]] * 2),
     ],
 )
 def test_a_column_of_the_wrong_type_is_reported_at_its_first_row(stage, name, values):
@@ -227,6 +246,15 @@ def test_rows_may_differ_in_their_number_of_candidates():
         "rewrite_topk_logps": [[-0.1]] * len(ROW["rewrite_ids"]),
     }
     check_dataset(dataset(**narrow), "policy", eos_token_ids=EOS)
+
+
+@pytest.mark.parametrize("stage", ["scores", "policy"])
+def test_rows_without_a_distribution_on_the_attempt_may_be_among_others(stage):
+    nothing = {"attempt_topk_ids": None, "attempt_topk_logps": None}
+    check_dataset(dataset(**nothing), stage)
+    check_dataset(Dataset.from_list([ROW | nothing] * 2), stage)
+    (read,) = read_stream([{name: ROW[name] for name in EVERYTHING} | nothing])
+    assert read["attempt_topk_ids"] is read["attempt_topk_logps"] is None
 
 
 def test_a_rewrite_without_ids_needs_the_completion():
@@ -467,6 +495,7 @@ def test_any_value_in_a_stream_is_taken_or_refused_by_its_row(name, value, numbe
         ("completion_ids", [5, 100, EOS]),
         ("rewrite_ids", [5, 7, 100, EOS]),
         ("rewrite_topk_ids", [[5, 6], [7, 4], [100, 9], [2, 5]]),
+        ("attempt_topk_ids", [[5, 6], [7, 100], [2, 5]]),
     ],
 )
 def test_an_id_outside_the_vocabulary_is_refused(name, value):

@@ -140,6 +140,7 @@ def test_chat_template_kwargs_reach_every_question(model, make_rows, thinking_to
         ("rewrite", lambda **kwargs: grm.rewrite(*attempts, [0, 0, 0], **kwargs)),
         ("rewrite", lambda **kwargs: grm.rewrite_ids(*attempts, [0, 0, 0], **kwargs)),
         ("rewrite", lambda **kwargs: grm.rewrite_topk(*attempts, k=2, **kwargs)),
+        ("rewrite", lambda **kwargs: grm.attempt_topk(*attempts, k=2, **kwargs)),
     ):
         asked.clear()
         call(chat_template_kwargs=template_kwargs)
@@ -160,6 +161,7 @@ def test_no_rows_give_no_results(make_reward_model):
     assert reward_model.rewrite_ids([], [], [], []) == []
     assert reward_model.rewrite([], [], [], []) == []
     assert reward_model.rewrite_topk([], [], [], [], k=3) == ([], [])
+    assert reward_model.attempt_topk([], [], [], [], k=3) == ([], [])
 
 
 @pytest.mark.parametrize("method", ["score", "rewrite", "rewrite_ids"])
@@ -308,7 +310,7 @@ def test_topk_with_the_whole_vocabulary_sums_to_one_and_holds_the_score(make_rew
     rows = make_rows(2)
     reward_model = make_reward_model()
     inputs = columns(rows, "prompt", "reference", "completion")
-    ids, logps = reward_model.rewrite_topk(*inputs, columns(rows, "completion_ids")[0], k=len(tokenizer))
+    ids, logps = reward_model.attempt_topk(*inputs, columns(rows, "completion_ids")[0], k=len(tokenizer))
     scores = reward_model.score(*columns(rows))
     for index, row in enumerate(rows):
         probs = torch.tensor(logps[index]).exp()

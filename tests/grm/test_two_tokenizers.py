@@ -142,6 +142,7 @@ def test_with_one_vocabulary_nothing_changes(make_policy, tokenizer, rows):
     assert one.score(*columns(rows)) == two.score(*columns(rows))
     assert one.rewrite_ids(*columns(rows), [0] * 6) == two.rewrite_ids(*columns(rows), [0] * 6)
     assert one.rewrite_topk(*columns(rows), 2) == two.rewrite_topk(*columns(rows), 2)
+    assert one.attempt_topk(*columns(rows), 2) == two.attempt_topk(*columns(rows), 2)
 
 
 def test_rewrites_are_ids_of_the_policy_and_keep_the_sampled_ones(grm, rows, write_with, tokenizer):
@@ -179,13 +180,14 @@ def test_the_step_of_the_first_flagged_token_is_found_by_the_policys_tokens(grm,
     assert grm.flagged_steps([text], [ids], [[*probs[:3], 0.9, *probs[4:17], 0.1, *probs[18:]]]) == [1]
 
 
-def test_soft_targets_are_refused(grm, rows):
-    message = "`rewrite_topk` stores the reward model's distribution over its own tokens"
+@pytest.mark.parametrize("name", ["rewrite_topk", "attempt_topk"])
+def test_distributions_are_refused(name, grm, rows):
+    message = f"`{name}` stores the reward model's distribution over its own tokens"
     with pytest.raises(TokenizerMismatchError, match=message):
-        grm.rewrite_topk(*columns(rows), 2)
+        getattr(grm, name)(*columns(rows), 2)
     grm.score = None  # before any work
     with pytest.raises(TokenizerMismatchError, match=message):
-        score_dataset(samples(rows), grm, TASK, rewrite_topk=2)
+        score_dataset(samples(rows), grm, TASK, **{name: 2})
 
 
 @pytest.mark.parametrize("method", ["score", "rewrite", "rewrite_ids"])

@@ -52,6 +52,8 @@ CASES = [
             "imitation_temperature": [0, "nan"],
             "imitation_label_smoothing": [1, -0.1, "nan"],
             "rewrite_topk": [-1, 2.5],
+            "attempt_topk": [-1],
+            "attempt_coef": ["nan", -1],
             "score_batch_size": [0],
             "shard_size": [0],
             "rewrite_max_new_tokens": [0],

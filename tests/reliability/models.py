@@ -115,6 +115,11 @@ CASES = [
         partial(other_tokens, rewrite_topk=2),
         "differ, first at",
     ),
+    Case(
+        "distributions on attempts of a reward model with another tokenizer",
+        partial(other_tokens, attempt_topk=2),
+        "differ, first at",
+    ),
     Case("a reward model from Python that is not there", partial(from_python, "runs/none"), "none", LIBRARY),
     Case("training a policy whose weights are truncated", partial(train, truncate), "copy", LIBRARY),
     Case("training a policy without its tokenizer", partial(train, remove("tokenizer.json")), "copy", LIBRARY),

@@ -13,6 +13,7 @@ from tests.reliability.case import Case
 
 SECTION = "Rows of samples, edits and scores"
 EOS = 1
+NAN, INF = float("nan"), float("inf")
 ROW = {
     "prompt": "1 + 1?",
     "reference": "1 + 1 = 2",
@@ -28,8 +29,9 @@ ROW = {
     "old_logps": [-0.5, -1.0, -2.0],
     "rewrite_topk_ids": [[8, 9], [EOS, 9]],
     "rewrite_topk_logps": [[-0.1, -3.0], [-0.1, -3.0]],
+    "attempt_topk_ids": [[8, 9], [6, 9], [EOS, 9]],
+    "attempt_topk_logps": [[-0.1, -3.0], [-0.1, -INF], [-0.1, -3.0]],
 }
-NAN, INF = float("nan"), float("inf")
 
 
 def check(stage, column, value, place):
@@ -145,6 +147,10 @@ CASES = [
     refuse("policy", "rewrite_topk_ids", "with a token without candidates", [[8, 9], []], "Score the row again"),
     refuse("policy", "rewrite_topk_logps", "with NaN", [[-0.1, NAN], [-0.1, -3.0]], "Score the row again"),
     refuse("policy", "rewrite_topk_logps", "with fewer candidates", [[-0.1], [-0.1]], "Score the row again"),
+    refuse("policy", "rewrite_topk_logps", "with 1.5", [[-0.1, 1.5], [-0.1, -3.0]], "not over 0"),
+    refuse("policy", "attempt_topk_ids", "for two tokens of three", [[8, 9], [6, 9]], "Score the row again"),
+    refuse("policy", "attempt_topk_ids", "None without its log-probabilities", None, "Score the row again"),
+    refuse("policy", "attempt_topk_logps", "without a probability", [[-INF, -INF]] * 3, "Score the row again"),
     without("task", "reference"),
     without("samples", "completion_ids"),
     without("edits", "error_step"),

@@ -113,6 +113,8 @@ CASES = [
     ),
     Case("score: `rewrite_topk` over the vocabulary", partial(score, rewrite_topk=1000), "rewrite_topk"),
     Case("score: `rewrite_topk` of the whole vocabulary", partial(score, rewrite_topk=60)),
+    Case("score: `attempt_topk` over the vocabulary", partial(score, attempt_topk=1000), "attempt_topk"),
+    Case("score: `attempt_topk` of the whole vocabulary", partial(score, attempt_topk=60)),
     Case("score: a task that cannot check the answers", partial(score, change={"answer": "no number"})),
     Case("score: no samples", lambda place: place.score(place.samples().select([])), "the dataset is empty"),
     Case(

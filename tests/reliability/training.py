@@ -105,6 +105,7 @@ CASES = [
         "needs the column `token_probs`",
     ),
     Case("policy: soft targets without them", partial(rlmec, imitation_targets="soft"), "rewrite_topk"),
+    Case("policy: distillation without distributions", partial(rlmec, attempt_coef=1.0), "attempt_topk"),
     Case("policy: `packing`", partial(rlmec, packing=True), "does not support `packing`"),
     Case(
         "policy: messages, and a tokenizer without a chat template",

@@ -78,8 +78,9 @@ def test_columns_and_shapes(grm, rows, rewrite_with, make_policy, tokenizer):
     rewrite_with(rows, [row["rewrite"] for row in rows])
     policy = make_policy(sharpness=10.0)
     dataset = samples(rows)
-    scored = score_dataset(dataset, grm, TASK, policy, rewrite_topk=5)
+    scored = score_dataset(dataset, grm, TASK, policy, rewrite_topk=5, attempt_topk=2)
     new = ["token_probs", "rewrite", "rewrite_ids", "old_logps", "rewrite_topk_ids", "rewrite_topk_logps"]
+    new += ["attempt_topk_ids", "attempt_topk_logps"]
     assert scored.column_names == [*SAMPLE_COLUMNS, *new]
     assert scored.select_columns(SAMPLE_COLUMNS).to_list() == dataset.to_list()
     check_dataset(scored, "scores", tokenizer.eos_token_id)
@@ -90,16 +91,21 @@ def test_columns_and_shapes(grm, rows, rewrite_with, make_policy, tokenizer):
         assert len(row["token_probs"]) == len(row["old_logps"]) == len(row["completion_ids"])
         assert [len(ids) for ids in row["rewrite_topk_ids"]] == [5] * len(row["rewrite_ids"])
         assert [len(logps) for logps in row["rewrite_topk_logps"]] == [5] * len(row["rewrite_ids"])
+        assert [len(ids) for ids in row["attempt_topk_ids"]] == [2] * len(row["completion_ids"])
+        assert [len(logps) for logps in row["attempt_topk_logps"]] == [2] * len(row["completion_ids"])
 
 
 def test_probabilities_and_topk_are_the_reward_models_own(grm, rows, rewrite_with):
     rewrite_with(rows, [row["rewrite"] for row in rows])
-    scored = score_dataset(samples(rows), grm, TASK, rewrite_topk=3)
+    scored = score_dataset(samples(rows), grm, TASK, rewrite_topk=3, attempt_topk=4)
     inputs = [[row[name] for row in rows] for name in ("prompt", "reference", "completion", "completion_ids")]
     assert scored["token_probs"][:] == grm.score(*inputs)
     topk_ids, topk_logps = grm.rewrite_topk(*inputs[:3], scored["rewrite_ids"][:], 3)
     assert scored["rewrite_topk_ids"][:] == topk_ids
     assert scored["rewrite_topk_logps"][:] == topk_logps
+    topk_ids, topk_logps = grm.attempt_topk(*inputs, 4)
+    assert scored["attempt_topk_ids"][:] == topk_ids
+    assert scored["attempt_topk_logps"][:] == topk_logps
 
 
 def test_old_logps_are_those_of_a_naive_softmax(grm, rows, rewrite_with, make_policy, tokenizer):
@@ -385,7 +391,7 @@ def score_to(output_dir, rows, config, model_args, **kwargs):
 
 
 def test_scores_on_disk_do_not_depend_on_the_shards(folder, rows, tokenizer):
-    config, model_args = settings(folder, shard_size=2, rewrite_topk=3, locate_by="probability")
+    config, model_args = settings(folder, shard_size=2, rewrite_topk=3, attempt_topk=2, locate_by="probability")
     scored = score.run(config, samples(rows), folder / "scored", model_args)
     # An untrained reward model corrects nothing: some shards have no rewrite at all
     assert scored[1]["rewrite"] is None
@@ -393,10 +399,11 @@ def test_scores_on_disk_do_not_depend_on_the_shards(folder, rows, tokenizer):
 
     grm = GenerativeRewardModel.from_pretrained(str(folder / "grm"), max_new_tokens=6, show_progress=False)
     policy = AutoModelForCausalLM.from_pretrained(folder / "policy")
-    expected = score_dataset(samples(rows), grm, TASK, policy, "probability", rewrite_topk=3)
+    expected = score_dataset(samples(rows), grm, TASK, policy, "probability", rewrite_topk=3, attempt_topk=2)
     assert scored.column_names == expected.column_names
     for row, other in zip(scored, expected, strict=True):
         assert row["rewrite_ids"] == other["rewrite_ids"]
+        assert row["attempt_topk_ids"] == other["attempt_topk_ids"]
         for name in ("token_probs", "old_logps"):
             assert row[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6)
 
@@ -407,13 +414,21 @@ def test_a_reward_model_has_to_be_named(folder, rows):
         score.run(config, samples(rows), folder / "scored", model_args)
 
 
-def test_topk_of_a_reward_model_with_another_tokenizer_is_refused_before_work_begins(folder, rows, tokenizer):
+@pytest.mark.parametrize("name", ["rewrite_topk", "attempt_topk"])
+def test_topk_over_the_vocabulary_is_refused_before_work_begins(name, folder, rows, tokenizer):
+    with pytest.raises(ValueError, match=f"`{name}` is 1000, but the vocabulary has only {len(tokenizer)} tokens"):
+        score_to(folder / "scored", rows, *settings(folder, **{name: 1000}))
+    assert not (folder / "scored").exists()
+
+
+@pytest.mark.parametrize("name", ["rewrite_topk", "attempt_topk"])
+def test_topk_of_a_reward_model_with_another_tokenizer_is_refused_before_work_begins(name, folder, rows, tokenizer):
     other = make_tokenizer()
     other.add_tokens(["<new>"])
     other.save_pretrained(folder / "grm")
-    message = rf"`rewrite_topk` .* \({len(tokenizer)} tokens\) .* \({len(other)}\) differ, first at '<new>'"
+    message = rf"`{name}` .* \({len(tokenizer)} tokens\) .* \({len(other)}\) differ, first at '<new>'"
     with pytest.raises(TokenizerMismatchError, match=message):
-        score_to(folder / "scored", rows, *settings(folder, rewrite_topk=2))
+        score_to(folder / "scored", rows, *settings(folder, **{name: 2}))
     assert not (folder / "scored").exists()
 
 

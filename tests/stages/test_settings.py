@@ -128,7 +128,7 @@ def test_a_value_of_another_type_names_the_key_and_the_file(parse_text, value):
         ("rlmec", "negative_reward_range: 0", "`negative_reward_range` must be a list of numbers"),
         ("rlmec", "negative_reward_range: [0]", "must be two numbers, the lower bound first"),
         ("rlmec", "loss_type: nll", "`loss_type` must be one of 'rlmec', 'ppo', got 'nll'"),
-        ("rlmec", "policy_coef: 0\nimitation_coef: 0", "are both 0, so there is nothing to train on"),
+        ("rlmec", "policy_coef: 0\nimitation_coef: 0", "are all 0, so there is nothing to train on"),
         ("train_grm", "locate_fraction: 2", "`locate_fraction` must be at least 0 and at most 1"),
         ("sft", "per_device_train_batch_size: 0", "`per_device_train_batch_size` must be at least 1"),
         ("sft", "learning_rate: null", "`learning_rate` must be a number, got None. Leave it out"),

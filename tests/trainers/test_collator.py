@@ -11,7 +11,15 @@ from rlmec_trl.trainers.collator import DataCollatorForRLMEC
 
 
 PAD = 0
-COUNTS = ["num_active", "num_completion_tokens", "num_weighted", "num_edited", "num_imitated", "reward_sum"]
+COUNTS = [
+    "num_active",
+    "num_completion_tokens",
+    "num_weighted",
+    "num_edited",
+    "num_imitated",
+    "num_distilled",
+    "reward_sum",
+]
 
 
 def make_row(prompt_ids=(5, 6), completion_ids=(7, 8, 1), imitation_ids=(7, 9, 1), **columns):
@@ -26,6 +34,8 @@ def make_row(prompt_ids=(5, 6), completion_ids=(7, 8, 1), imitation_ids=(7, 9, 1
         "num_edited": 1,
         "imitation_topk_ids": [],
         "imitation_topk_logps": [],
+        "attempt_topk_ids": [],
+        "attempt_topk_logps": [],
     }
     return row | columns
 
@@ -108,6 +118,7 @@ def test_counts_are_per_row_not_per_sequence():
         "num_weighted": [3, 3, 0, 1],
         "num_edited": [1, 0, 0, 1],
         "num_imitated": [3, 3, 0, 3],
+        "num_distilled": [0, 0, 0, 0],
     }
     torch.testing.assert_close(batch["reward_sum"], torch.tensor([0.15, 0.15, 0.0, 0.5]))
 
@@ -232,6 +243,52 @@ def test_rows_scored_with_different_k_fit_in_one_batch(narrow):
 def test_without_soft_targets_the_batch_has_none():
     batch = collate([soft_row([[7, 3]] * 3, [[-0.1, -3.0]] * 3)])
     assert "target_ids" not in batch and "target_logps" not in batch
+
+
+ATTEMPT = {"attempt_topk_ids": [[7, 3], [8, 4]], "attempt_topk_logps": [[-0.1, -3.0], [-0.5, -1.0]]}
+
+
+@pytest.mark.parametrize("options", [{}, {"soft_targets": True}, {"policy": False}, {"imitation": False}])
+def test_a_batch_without_distillation_does_not_change_with_the_columns(options):
+    batch, expected = (collate([make_row(**columns), make_row()], **options) for columns in (ATTEMPT, {}))
+    assert list(batch) == list(expected)
+    assert all(torch.equal(batch[name], expected[name]) for name in batch)
+
+
+@pytest.mark.parametrize("options", [{}, {"soft_targets": True}, {"policy": False}])
+def test_distillation_without_a_distribution_only_adds_its_own_tensors(options):
+    batch, expected = (collate([make_row()] * 2, distill=distill, **options) for distill in (True, False))
+    assert all(torch.equal(batch[name], expected[name]) for name in expected)
+    assert set(batch) - set(expected) == {"attempt_mask", "attempt_target_ids", "attempt_target_logps"}
+    assert not batch["attempt_mask"].any()
+    assert batch["attempt_target_ids"].shape == (*batch["input_ids"].shape, 1)
+
+
+@pytest.mark.parametrize("rewards", [[0.0, -0.1, 0.25], [0.0] * 3])
+def test_a_distilled_attempt_is_in_the_batch_with_or_without_rewards(rewards):
+    batch = collate([make_row(**ATTEMPT, token_rewards=rewards)], distill=True)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 1], [5, 6, 7, 9, 1]]
+    assert batch["attempt_mask"].tolist() == [[False, False, True, True, False], [False] * 5]
+    assert batch["attempt_target_ids"][0, 2:4].tolist() == ATTEMPT["attempt_topk_ids"]
+    torch.testing.assert_close(batch["attempt_target_logps"][0, 2:4], torch.tensor(ATTEMPT["attempt_topk_logps"]))
+    assert batch["num_distilled"].tolist() == [2]
+    assert batch["policy_mask"].any().item() == any(rewards)
+    assert batch["sequence_rows"].tolist() == [0, 0]
+
+
+def test_a_distilled_attempt_is_in_the_batch_without_the_other_terms():
+    batch = collate([make_row(**ATTEMPT)], policy=False, imitation=False, distill=True)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 1]]
+    assert not batch["policy_mask"].any() and not batch["imitation_weights"].any()
+
+
+def test_a_sequence_may_have_a_distribution_as_target_and_another_as_attempt():
+    row = soft_row([[7, 3], [8, 9], [1, 4]], [[-0.5, -1.0]] * 3, imitation_ids=(7, 8, 1), **ATTEMPT)
+    batch = collate([row], soft_targets=True, distill=True)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 1]]
+    assert batch["target_ids"][0, 2:].tolist() == [[7, 3], [8, 9], [1, 4]]
+    assert batch["attempt_target_ids"][0, 2:4].tolist() == [[7, 3], [8, 4]]
+    assert batch["policy_mask"].any()
 
 
 TOKENS = st.lists(st.integers(1, 3), max_size=4)

@@ -30,6 +30,7 @@ DEFAULTS = {
     "imitation_targets": "hard",
     "imitation_temperature": 1.0,
     "imitation_label_smoothing": 0.0,
+    "attempt_coef": 0.0,
     "stop_on_nonfinite": True,
 }
 
@@ -90,6 +91,7 @@ def test_the_config_accepts_exactly_the_choices_of_the_command_line(name):
         ({"edited_weight": -1.0}, "`edited_weight` must not be negative"),
         ({"unedited_weight": -1.0}, "`unedited_weight` must not be negative"),
         ({"policy_coef": 0.0, "imitation_coef": 0.0}, "nothing to train on"),
+        ({"attempt_coef": -0.1}, "`attempt_coef` must not be negative"),
         ({"epsilon": 0.0}, "`epsilon` must be positive"),
         ({"epsilon": -0.3}, "`epsilon` must be positive"),
         ({"imitation_temperature": 0.0}, "`imitation_temperature` must be at least 0.001"),
@@ -107,6 +109,7 @@ def test_an_invalid_value_is_refused(fields, message):
     [
         {"policy_coef": 0.0},
         {"imitation_coef": 0.0},
+        {"policy_coef": 0.0, "imitation_coef": 0.0, "attempt_coef": 0.1},
         {"unedited_weight": 0.0},
         {"edited_weight": 0.0},
         {"positive_reward_range": [0.0, 0.0]},

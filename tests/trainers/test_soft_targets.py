@@ -202,6 +202,24 @@ def test_soft_targets_in_the_model_are_those_of_its_own_logits(batch, make_soft_
             torch.testing.assert_close(outputs["expected_logps"][row, position - 1], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("both", [True, False])
+def test_distributions_on_the_attempt_are_not_smoothed(both, batch, make_soft_policy):
+    inputs, mask = batch
+    model = make_soft_policy()
+    ids = torch.randint(60, (*inputs["input_ids"].shape, 4), generator=torch.Generator().manual_seed(2))
+    probs = torch.rand(ids.shape, generator=torch.Generator().manual_seed(3)).softmax(dim=-1)
+    attempt = {"attempt_target_ids": ids, "attempt_target_probs": probs, "attempt_mask": mask}
+    target_ids, target_probs = one_hot_targets(inputs["input_ids"])
+    targets = {"target_ids": target_ids, "target_probs": target_probs, "target_mask": mask, "label_smoothing": 0.3}
+    outputs = model(**inputs, fused_lm_head=True, **attempt, **(targets if both else {}))
+    alone = model(**inputs, fused_lm_head=True, target_ids=ids, target_probs=probs, target_mask=mask)
+    assert torch.equal(outputs["attempt_expected_logps"], alone["expected_logps"])
+    assert ("expected_logps" in outputs) == both
+    if both:
+        smoothed = model(**inputs, fused_lm_head=True, **targets)
+        assert torch.equal(outputs["expected_logps"], smoothed["expected_logps"])
+
+
 def test_a_batch_without_imitated_tokens_supports_backward(batch, make_soft_policy):
     inputs, target_mask = batch
     model = make_soft_policy()
