@@ -55,7 +55,17 @@ def test_no_secret_is_recorded():
 
 @pytest.mark.parametrize(
     "name",
-    ["token", "use_auth_token", "hf_token", "key", "api_key", "WANDB_API_KEY", "accessToken", "password", "db_password"],
+    [
+        "token",
+        "use_auth_token",
+        "hf_token",
+        "key",
+        "api_key",
+        "WANDB_API_KEY",
+        "accessToken",
+        "password",
+        "db_password",
+    ],
 )
 def test_no_secret_in_a_mapping_of_arguments_is_recorded(tmp_path, policy, name):
     """`model_init_kwargs` may hold the token of a private model, and mappings of further models lie deeper."""
