@@ -8,7 +8,7 @@ from .row_checks import check_text, check_verdict, row_error
 
 
 # TRL passes these on to the chat template
-_KEPT = {"chat_template_kwargs"}
+_KEPT = {"chat_template_kwargs", "tools"}
 
 
 def prompt_completion_rows(

@@ -20,8 +20,8 @@ def refused_by(error: Exception) -> str | None:
             What was raised, with its traceback.
 
     Returns:
-        `str`, *optional*: `None` if the error may be one of ours, or of code that a library was given, such as a reward
-        function.
+        `str`, *optional*: `None` if the error may be one of ours, or of code that a library was given, such as a
+        reward function.
     """
     where, in_library = None, False
     for frame, _ in traceback.walk_tb(error.__traceback__):

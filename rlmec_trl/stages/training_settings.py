@@ -57,7 +57,7 @@ EVALUATION = frozenset(
 )
 # A checkpoint of one cannot be continued as another
 FIXED = ("trainer", "model", "adapter", "quantization", "optim", "optim_args", "optim_target_modules", "sharding")
-# Loading arguments of a model that change only speed, memory and where its files come from, or are compared by themselves
+# Loading arguments of a model that change only speed, memory and where its files are, or are compared by themselves
 _LOADING = frozenset(
     """
     attn_implementation device_map max_memory offload_folder offload_buffers offload_state_dict use_cache
