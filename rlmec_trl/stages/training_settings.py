@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -56,8 +57,16 @@ EVALUATION = frozenset(
 )
 # A checkpoint of one cannot be continued as another
 FIXED = ("trainer", "model", "adapter", "quantization", "optim", "optim_args", "optim_target_modules", "sharding")
-# Loading arguments of a model that change only speed and memory, or are compared by themselves
-_LOADING = ("attn_implementation", "device_map", "use_cache", "low_cpu_mem_usage", "revision", "quantization_config")
+# Loading arguments of a model that change only speed, memory and where its files are, or are compared by themselves
+_LOADING = frozenset(
+    """
+    attn_implementation device_map max_memory offload_folder offload_buffers offload_state_dict use_cache
+    low_cpu_mem_usage cache_dir local_files_only force_download proxies token use_auth_token trust_remote_code
+    revision quantization_config
+    """.split()
+)
+# Names of what may not get into a file that is pushed to the Hub. A `pad_token` may
+_SECRET = re.compile(r"(.*(api|access|auth|bearer|hub|hf|private|secret)_?)?(key|token)|.*(password|secret).*", re.I)
 # Parts of an adapter's configuration that say where it comes from
 _ADAPTER = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "runtime_config")
 
@@ -183,7 +192,7 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item) for key, item in value.items() if not _SECRET.fullmatch(str(key))}
     if isinstance(value, (set, frozenset)):
         return sorted(map(str, value))
     if isinstance(value, (list, tuple)):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from trl import GRPOConfig, SFTConfig
 
 from rlmec_trl import GRMConfig, RLMECConfig
 from rlmec_trl.stages.contents import model_hash, rows_hash
-from rlmec_trl.stages.training_settings import EVALUATION, FIXED, NO_EFFECT, changed_settings
+from rlmec_trl.stages.training_settings import EVALUATION, FIXED, NO_EFFECT, changed_settings, training_settings
 
 
 CONFIGS = (RLMECConfig, GRMConfig, SFTConfig, GRPOConfig)
@@ -50,6 +51,56 @@ def test_no_secret_is_recorded():
     names = {field.name for config in CONFIGS for field in dataclasses.fields(config)}
     secrets = {name for name in names if name.endswith(("_token", "_key")) and name not in ("eos_token", "pad_token")}
     assert secrets == {"hub_token"} <= NO_EFFECT
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "token",
+        "use_auth_token",
+        "hf_token",
+        "key",
+        "api_key",
+        "WANDB_API_KEY",
+        "accessToken",
+        "password",
+        "db_password",
+    ],
+)
+def test_no_secret_in_a_mapping_of_arguments_is_recorded(tmp_path, policy, name):
+    """`model_init_kwargs` may hold the token of a private model, and mappings of further models lie deeper."""
+    secret = {name: "hf_SECRET", "nested": [{name: "hf_SECRET"}], "kept": 1}
+    args = GRPOConfig(
+        str(tmp_path), use_cpu=True, bf16=False, report_to="none", model_init_kwargs=secret, generation_kwargs=secret
+    )
+    settings = settings_of(args, policy, {"reward": secret})
+    assert "hf_SECRET" not in json.dumps(settings)
+    assert settings["model_init_kwargs"] == {"nested": [{}], "kept": 1}
+
+
+def test_where_the_files_of_a_model_come_from_is_not_compared(tmp_path, policy):
+    def settings_with(**init_kwargs):
+        return settings_of(SFTConfig(str(tmp_path), use_cpu=True, bf16=False, model_init_kwargs=init_kwargs), policy)
+
+    moved = settings_with(token="a", cache_dir="b", local_files_only=True, offload_folder="c", max_memory={0: "1GB"})
+    assert moved == settings_with() != settings_with(subfolder="d")
+    assert settings_with(subfolder="d")["model_init_kwargs"] == {"subfolder": "d"}
+    assert settings_with()["pad_token"] is None  # no secret
+
+
+def settings_of(args, policy, depends_on=None):
+    return training_settings(
+        SimpleNamespace(
+            args=args,
+            model=policy,
+            accelerator=SimpleNamespace(unwrap_model=lambda model: model),
+            train_dataset=None,
+            eval_dataset=None,
+            is_deepspeed_enabled=False,
+            is_fsdp_enabled=False,
+        ),
+        depends_on,
+    )
 
 
 def test_changes_are_named_with_both_values():
