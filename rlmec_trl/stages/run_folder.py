@@ -149,19 +149,29 @@ def find_start(args: TrainingArguments, report: Callable[[str], None]) -> Start:
 
 
 def begin(output_dir: Path, start: Start) -> None:
-    """
-    Mark a folder before anything else is written there. What it has of a training that is started over is no longer
-    finished.
-    """
+    """Mark a folder before anything else is written there."""
     with writing(output_dir):
-        if _read_run(output_dir) != start.run:
+        if _read_run(output_dir) is None:
             output_dir.mkdir(parents=True, exist_ok=True)
-            if start.num_done == 0:
-                (output_dir / STATE).unlink(missing_ok=True)
             _mark(output_dir, start.run)
 
 
-def make_room(output_dir: Path, step: int, run: str, in_the_way: Callable[[int, Path], bool]) -> None:
+def take_over(output_dir: Path, start: Start) -> None:
+    """
+    Make a folder that of a run, when it has something to save: what an earlier run trained beyond its start is given
+    up only now.
+    """
+    with writing(output_dir):
+        if start.num_done == 0:
+            (output_dir / STATE).unlink(missing_ok=True)
+        if _read_run(output_dir) != start.run:
+            checkpoint = start.checkpoint
+            if checkpoint is not None and checkpoint.resolve().parent == output_dir.resolve() and is_ours(checkpoint):
+                _mark(checkpoint, start.run)  # first, so that there is always one to resume from
+            _mark(output_dir, start.run)
+
+
+def make_room(output_dir: Path, step: int, start: Start, in_the_way: Callable[[int, Path], bool]) -> None:
     """
     Mark the checkpoint that is about to be saved, and remove those that are in its way. Only what a run of ours wrote
     is deleted; links and what others wrote are renamed.
@@ -171,18 +181,19 @@ def make_room(output_dir: Path, step: int, run: str, in_the_way: Callable[[int, 
             The output folder.
         step (`int`):
             Step of the checkpoint.
-        run (`str`):
-            Identifier of the run.
+        start ([`Start`]):
+            What the run started from.
         in_the_way (`Callable[[int, Path], bool]`):
             Says of the step and the folder of a checkpoint whether it is.
     """
+    take_over(output_dir, start)
     with writing(output_dir):
         new = output_dir / f"checkpoint-{step}"
         for number, path in {(step, new), *checkpoints(output_dir)}:
             if os.path.lexists(path) and in_the_way(number, path):
                 _remove(path)
         new.mkdir(parents=True, exist_ok=True)
-        _mark(new, run)
+        _mark(new, start.run)
 
 
 def _remove(checkpoint: Path) -> None:

@@ -23,7 +23,7 @@ from .checkpoints import RECORD, STATE, read_record, read_state
 from .output import OutputError, hold, resolve, write_atomically
 from .refusals import refused_settings
 from .resuming import NothingToTrain, ResumableTraining
-from .run_folder import Start, begin, find_start
+from .run_folder import Start, begin, find_start, take_over
 from .training_settings import FIXED, changed_settings, training_settings
 
 
@@ -147,7 +147,7 @@ def train_and_save(
                 trainer._load_best_model()
             # Without checkpoints, nothing has written it into the state
             trainer.state.stateful_callbacks[RECORD] = {"attributes": {"settings": resumable.record.settings()}}
-            _save(trainer)
+            _save(trainer, start)
         if args.eval_strategy != "no" and (done != "saved" or lacks_evaluation):
             trainer.save_metrics("eval", trainer.evaluate())
             _save_state(trainer)  # the evaluation is in its log
@@ -237,10 +237,11 @@ def _find_done(trainer: Trainer, start: Start, settings: dict[str, Any]) -> str:
     return "trained" if step == max_steps else "nothing"
 
 
-def _save(trainer: Trainer) -> None:
+def _save(trainer: Trainer, start: Start) -> None:
     """Save the model, and then the trainer's state, which says that it is there."""
     output_dir = Path(trainer.args.output_dir)
     if trainer.is_world_process_zero():
+        take_over(output_dir, start)
         for name in (STATE, EVALUATION_FILE):
             (output_dir / name).unlink(missing_ok=True)
     # Not pushed yet: if this fails, the model would have to be trained again

@@ -12,7 +12,7 @@ from rlmec_trl.data.errors import ConfigError, UserError
 from rlmec_trl.stages import output
 from rlmec_trl.stages.checkpoints import RECORD, STATE
 from rlmec_trl.stages.output import LOCK, OutputError, hold
-from rlmec_trl.stages.run_folder import MARK, Start, begin, check_folder, find_start, make_room
+from rlmec_trl.stages.run_folder import MARK, Start, begin, check_folder, find_start, make_room, take_over
 from rlmec_trl.stages.training import training_run
 from tests.stages.test_checkpoints import write_checkpoint, write_state
 
@@ -184,6 +184,8 @@ def test_a_training_that_was_started_over_does_not_resume_from_what_it_replaces(
     assert start(tmp_path) == Start(tmp_path / "checkpoint-8", 0, first.run)
     second = start(tmp_path, resume_from_checkpoint="false")
     begin(tmp_path, second)
+    assert start(tmp_path).checkpoint == tmp_path / "checkpoint-8", "it has not saved anything yet"
+    take_over(tmp_path, second)
     lines = []
     assert start(tmp_path, lines.append) == second, "killed before its first checkpoint"
     assert len(lines) == 1 and "checkpoint-8" in lines[0] and "started over" in lines[0]
@@ -197,8 +199,33 @@ def test_a_finished_model_is_not_finished_once_its_training_is_started_over(tmp_
     for path in (tmp_path / "model").iterdir():
         shutil.move(path, tmp_path)
     assert start(tmp_path).num_done == 4
-    begin(tmp_path, start(tmp_path, resume_from_checkpoint="false"))
+    again = start(tmp_path, resume_from_checkpoint="false")
+    begin(tmp_path, again)
+    assert start(tmp_path).num_done == 4, "it has not saved anything yet"
+    make_room(tmp_path, 1, again, lambda *_: False)
     assert start(tmp_path).num_done == 0
+
+
+def test_a_run_from_a_named_checkpoint_gives_up_later_ones_when_it_saves_its_first(tmp_path):
+    first = start(tmp_path)
+    begin(tmp_path, first)
+    for step in (500, 1000):
+        checkpoint_of(tmp_path, step, first.run)
+    named = start(tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-500"))
+    begin(tmp_path, named)
+    assert start(tmp_path).checkpoint == tmp_path / "checkpoint-1000", "killed before that"
+    make_room(tmp_path, 600, named, lambda *_: False)
+    assert start(tmp_path) == Start(tmp_path / "checkpoint-500", 0, named.run), "killed while it is written"
+    write_checkpoint(tmp_path / "600", num_processes=1)
+    for path in (tmp_path / "600").iterdir():
+        path.rename(tmp_path / "checkpoint-600" / path.name)
+    assert start(tmp_path).checkpoint == tmp_path / "checkpoint-600"
+
+
+def test_a_named_checkpoint_of_another_folder_keeps_its_mark(tmp_path):
+    checkpoint = checkpoint_of(tmp_path / "first", 5, "first")
+    take_over(tmp_path, start(tmp_path / "second", resume_from_checkpoint=str(checkpoint)))
+    assert json.loads((checkpoint / MARK).read_text()) == {"run": "first"}
 
 
 def test_checkpoints_that_were_copied_to_a_new_folder_keep_their_run(tmp_path):
@@ -210,7 +237,7 @@ def test_checkpoints_that_were_copied_to_a_new_folder_keep_their_run(tmp_path):
 
 
 def room(folder, step=6):
-    make_room(folder, step, "this", lambda number, path: number == step)
+    make_room(folder, step, Start(None, 0, "this"), lambda number, path: number == step)
 
 
 def test_what_a_killed_run_of_ours_left_is_deleted(tmp_path):
@@ -219,7 +246,7 @@ def test_what_a_killed_run_of_ours_left_is_deleted(tmp_path):
     (tmp_path / "checkpoint-6" / "adapter" / "adapter_config.json").parent.mkdir()
     (tmp_path / "checkpoint-6" / "adapter" / "adapter_config.json").write_text("{}")
     room(tmp_path)
-    assert set(tree(tmp_path)) == {f"checkpoint-6/{MARK}"}
+    assert set(tree(tmp_path)) == {MARK, f"checkpoint-6/{MARK}"}
 
 
 @pytest.mark.parametrize("kind", ["weights of others", "notes in ours", "link", "link to nothing", "file"])
@@ -260,4 +287,4 @@ def test_the_record_of_an_earlier_version_marks_its_checkpoints(tmp_path):
     state = {"global_step": 6, "stateful_callbacks": {RECORD: {"attributes": {"num_processes": 1}}}}
     (tmp_path / "checkpoint-6" / STATE).write_text(json.dumps(state))
     room(tmp_path)
-    assert set(tree(tmp_path)) == {f"checkpoint-6/{MARK}"}
+    assert set(tree(tmp_path)) == {MARK, f"checkpoint-6/{MARK}"}

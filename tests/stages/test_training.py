@@ -409,10 +409,36 @@ def test_a_finished_training_that_cannot_be_continued_is_not_replaced(make, tmp_
 
 def test_a_training_that_was_started_over_and_killed_does_not_become_the_one_before(make, tmp_path, steps_trained):
     run(make())
-    assert run(make(at=(2, kill), resume_from_checkpoint="false")) == "killed"
+    assert run(make(at=(4, kill), resume_from_checkpoint="false")) == "killed"
     steps_trained.clear()
     assert run(make()) == "finished"
-    assert len(steps_trained) == STEPS
+    assert len(steps_trained) == STEPS - 3
+
+
+@pytest.mark.parametrize("start", ["false", "checkpoint-3"])
+def test_a_training_that_ends_before_it_saves_anything_gives_nothing_up(start, make, tmp_path, steps_trained):
+    assert run(make(at=(7, kill))) == "killed"
+    start = start if start == "false" else str(tmp_path / "run" / start)
+    assert run(make(at=(4, kill), resume_from_checkpoint=start, save_steps=100)) == "killed"
+    steps_trained.clear()
+    assert run(make()) == "finished"
+    assert len(steps_trained) == 2
+    assert run(make(at=(4, kill), resume_from_checkpoint=start, save_steps=100)) == "killed"
+    steps_trained.clear()
+    assert run(make()) == "finished"
+    assert not steps_trained
+
+
+def test_a_checkpoint_of_the_best_model_is_marked_and_replaces_what_is_in_its_way(make, tmp_path):
+    settings = {"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 4}
+    settings |= {"metric_for_best_model": "eval_loss", "greater_is_better": True}  # the first one alone
+    leftover = tmp_path / "run" / "checkpoint-4"
+    leftover.mkdir(parents=True)
+    (tmp_path / "run" / MARK).write_text("{}")
+    (leftover / "optimizer.bin").write_bytes(b"of another run")
+    assert run(make(**settings)) == "finished"
+    assert (leftover / MARK).is_file() and not (leftover / "optimizer.bin").exists()
+    assert not (tmp_path / "run" / "checkpoint-8").exists()
 
 
 @pytest.mark.parametrize("save_strategy", ["no", "steps"])
