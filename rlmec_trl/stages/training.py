@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerState, TrainingArguments
+from transformers.trainer_utils import has_length
 from trl import ModelConfig
 
 from ..data.adapters import adapter_base
@@ -133,11 +134,13 @@ def train_and_save(
         resumable = ResumableTraining(trainer, start, settings, finished=done != "nothing")
         trainer.add_callback(resumable)
         try:
-            with resumable.handling_sigterm(), refused_settings(trainer):
+            with resumable.handling_sigterm(), refused_settings(trainer), _checking_batches(trainer):
                 checkpoint = start.checkpoint
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except NothingToTrain:
             trainer.is_in_train = False
+        if trainer.state.global_step == 0 and done == "nothing":
+            _raise_no_batch(trainer)
         if resumable.terminated:
             _end_terminated(trainer)
         if done == "saved":
@@ -193,7 +196,8 @@ def _find_done(trainer: Trainer, start: Start, settings: dict[str, Any]) -> str:
         return "nothing"
     max_steps = args.max_steps
     if max_steps < 0:
-        *_, max_steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
+        with _checking_batches(trainer):
+            *_, max_steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
     settings = settings | {"max_steps": max_steps}
     way_out = "Choose another `--output_dir` for these, or pass `--resume_from_checkpoint false` to train again."
 
@@ -235,6 +239,28 @@ def _find_done(trainer: Trainer, start: Start, settings: dict[str, Any]) -> str:
             "result is not the one of an uninterrupted run."
         )
     return "trained" if step == max_steps else "nothing"
+
+
+@contextmanager
+def _checking_batches(trainer: Trainer) -> Iterator[None]:
+    """`Trainer` refuses epochs without a batch by asking for `max_steps`, with which it then trains no step."""
+    try:
+        yield
+    except ValueError:
+        loader = trainer.get_train_dataloader()
+        if has_length(loader) and len(loader) == 0:
+            _raise_no_batch(trainer)
+        raise
+
+
+def _raise_no_batch(trainer: Trainer) -> NoReturn:
+    args, rows = trainer.args, trainer.train_dataset
+    found = f"its {len(rows)} rows are" if has_length(rows) else "what it yields is"
+    raise ConfigError(
+        f"No step was trained, and nothing is saved: the dataset does not fill one batch, {found} too few for "
+        f"`per_device_train_batch_size` {args.per_device_train_batch_size} on {args.world_size} process(es). Lower it, "
+        "or train on more rows."
+    ) from None
 
 
 def _save(trainer: Trainer, start: Start) -> None:

@@ -482,6 +482,21 @@ def test_no_step_at_all_is_refused(settings, make, tmp_path, steps_trained):
     assert not steps_trained and not (tmp_path / "run" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("settings", [{}, {"max_steps": -1, "num_train_epochs": 1}])
+def test_a_training_without_a_batch_is_not_taken_for_a_finished_one(settings, make, tmp_path):
+    settings = {"rows": 1, "dataloader_drop_last": True} | settings
+    with pytest.raises(ConfigError, match=r"its 1 rows are too few for `per_device_train_batch_size` 2 on 1 process"):
+        run(make(kind="sft", **settings))
+    assert os.listdir(tmp_path / "run") == [MARK]
+
+
+def test_epochs_without_a_batch_are_refused_beside_a_checkpoint_too(make, tmp_path):
+    run(make(kind="sft", at=(4, kill)))
+    settings = {"rows": 1, "dataloader_drop_last": True, "max_steps": -1, "num_train_epochs": 1}
+    with pytest.raises(ConfigError, match="its 1 rows are too few"):
+        run(make(kind="sft", **settings))
+
+
 def test_a_finished_model_is_pushed_with_its_own_weights(make, tmp_path, monkeypatch):
     run(make(save_strategy="no"))
     weights = saved(tmp_path / "run")
