@@ -25,7 +25,7 @@ from .output import OutputError, hold, resolve, write_atomically
 from .refusals import refused_settings
 from .resuming import NothingToTrain, ResumableTraining
 from .run_folder import Start, begin, find_start, take_over
-from .training_settings import FIXED, changed_settings, training_settings
+from .training_settings import changed_settings, fixed_changes, rows_by_name, training_settings
 
 
 logger = get_logger(__name__)
@@ -116,15 +116,20 @@ def train_and_save(
     args = trainer.args
     output_dir = Path(args.output_dir)
 
-    def decide() -> tuple[Start, dict[str, Any], str, bool]:
+    def decide() -> tuple[Start, dict[str, Any], str, Any, bool]:
         start = find_start(args, report=logger.warning)
         settings = training_settings(trainer, depends_on)
         done = _find_done(trainer, start, settings)
         begin(output_dir, start)
-        return start, settings, done, args.eval_strategy != "no" and not _is_json(output_dir / EVALUATION_FILE)
+        if args.eval_strategy == "no":
+            return start, settings, done, None, False
+        rows = rows_by_name(trainer.eval_dataset)
+        record = read_record(read_state(output_dir) or {}) or {}
+        evaluated = _is_json(output_dir / EVALUATION_FILE) and record.get("evaluation rows", rows) == rows
+        return start, settings, done, rows, not evaluated
 
     # The main process decides for all: another one may see what is being written
-    start, settings, done, lacks_evaluation = _on_main_process(args, decide)
+    start, settings, done, evaluation_rows, lacks_evaluation = _on_main_process(args, decide)
     if done == "saved":
         trainer.accelerator.print(
             f"The training in {output_dir} is already finished ({start.num_done} steps). Nothing is trained. To train "
@@ -149,10 +154,14 @@ def train_and_save(
             if done == "trained" and args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
                 trainer._load_best_model()
             # Without checkpoints, nothing has written it into the state
-            trainer.state.stateful_callbacks[RECORD] = {"attributes": {"settings": resumable.record.settings()}}
+            trainer.state.stateful_callbacks[RECORD] = {
+                "attributes": {"settings": resumable.record.settings(), "epochs": _num_epochs(args)}
+            }
             _save(trainer, start)
         if args.eval_strategy != "no" and (done != "saved" or lacks_evaluation):
             trainer.save_metrics("eval", trainer.evaluate())
+            record = trainer.state.stateful_callbacks.setdefault(RECORD, {}).setdefault("attributes", {})
+            record["evaluation rows"] = evaluation_rows
             _save_state(trainer)  # the evaluation is in its log
     if args.push_to_hub:
         trainer.push_to_hub(revision=args.hub_revision, dataset_name=dataset_name)
@@ -205,10 +214,13 @@ def _find_done(trainer: Trainer, start: Start, settings: dict[str, Any]) -> str:
         record = read_record(read_state(Path(args.output_dir))) or {}
         before = {"max_steps": start.num_done, **record.get("settings", {})}
         changed = changed_settings(before, settings)
-        changed.pop("sharding", None)
+        for name in ("sharding", "number of processes"):
+            changed.pop(name, None)
+        if _num_epochs(args) is not None and _num_epochs(args) == record.get("epochs"):  # other steps follow from other settings
+            changed.pop("max_steps", None)
         if not changed:
             return "saved"
-        if start.checkpoint is None or before["max_steps"] >= max_steps:
+        if start.checkpoint is None or "max_steps" not in changed or before["max_steps"] >= max_steps:
             raise ConfigError(
                 f"The training in {args.output_dir!r} is already finished, with other settings: "
                 f"{', '.join(changed.values())}. {way_out}"
@@ -216,7 +228,7 @@ def _find_done(trainer: Trainer, start: Start, settings: dict[str, Any]) -> str:
     state = read_state(start.checkpoint)
     before = (read_record(state) or {}).get("settings", {})
     changed = changed_settings(before, settings)
-    fixed = [changed[name] for name in FIXED if name in changed]
+    fixed = fixed_changes(before, settings)
     if fixed:
         raise ConfigError(
             f"{str(start.checkpoint)!r} cannot be continued with other settings than it was written with: "
@@ -239,6 +251,11 @@ def _find_done(trainer: Trainer, start: Start, settings: dict[str, Any]) -> str:
             "result is not the one of an uninterrupted run."
         )
     return "trained" if step == max_steps else "nothing"
+
+
+def _num_epochs(args: TrainingArguments) -> float | None:
+    """The number of epochs, where it decides on the number of steps."""
+    return args.num_train_epochs if args.max_steps < 0 else None
 
 
 @contextmanager

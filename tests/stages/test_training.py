@@ -262,6 +262,58 @@ def test_a_finished_training_is_not_continued(settings, make, tmp_path, steps_tr
     assert saved(tmp_path / "run") == weights and sorted(os.listdir(tmp_path / "run")) == files
 
 
+@pytest.mark.parametrize("length", [{}, {"max_steps": -1, "num_train_epochs": 1}], ids=["steps", "epochs"])
+def test_a_finished_training_is_finished_on_another_number_of_processes_too(length, make, tmp_path, steps_trained):
+    """With epochs, fewer processes make more steps of the same training."""
+    run(make(**length))
+    state_file = tmp_path / "run" / "trainer_state.json"
+    state = json.loads(state_file.read_text())
+    settings = state["stateful_callbacks"][RECORD]["attributes"]["settings"]
+    assert settings["number of processes"] == 1
+    settings["number of processes"] = 2
+    if length:
+        settings["max_steps"] = state["max_steps"] = state["global_step"] = 3
+    state_file.write_text(json.dumps(state))
+    steps_trained.clear()
+    assert run(make(**length)) == "finished"
+    assert not steps_trained
+
+
+def test_epochs_of_smaller_batches_are_not_a_longer_training(make, steps_trained):
+    run(make(max_steps=-1, num_train_epochs=1))
+    steps_trained.clear()
+    with pytest.raises(ConfigError, match="already finished, with other settings: per_device_train_batch_size 2 -> 1"):
+        run(make(max_steps=-1, num_train_epochs=1, per_device_train_batch_size=1))
+    assert run(make(max_steps=-1, num_train_epochs=2)) == "finished"
+    assert len(steps_trained) == 5
+
+
+def test_a_finished_model_is_evaluated_on_another_dataset(make, tmp_path, steps_trained):
+    settings = {"eval_strategy": "epoch", "save_strategy": "no"}
+    run(make(**settings))
+    weights, results = saved(tmp_path / "run"), tmp_path / "run" / "eval_results.json"
+    before = json.loads(results.read_text())["eval_loss"]
+    steps_trained.clear()
+    evaluations = []
+    for _ in range(2):
+        trainer = make(**settings)
+        trainer.eval_dataset = trainer.eval_dataset.select([0])
+        trainer.evaluate = count(trainer.evaluate, evaluations)
+        assert run(trainer) == "finished"
+    assert len(evaluations) == 1, "once"
+    assert not steps_trained and saved(tmp_path / "run") == weights
+    assert json.loads(results.read_text())["eval_loss"] != before
+
+
+def test_evaluation_rows_that_decide_which_weights_are_kept_count(make):
+    settings = {"eval_strategy": "steps", "eval_steps": 3, "load_best_model_at_end": True}
+    run(make(**settings))
+    trainer = make(**settings)
+    trainer.eval_dataset = trainer.eval_dataset.select([0])
+    with pytest.raises(ConfigError, match="already finished, with other settings: other evaluation rows"):
+        train_and_save(trainer)
+
+
 @pytest.mark.parametrize("lost", ["model.safetensors", "trainer_state.json", "eval_results.json"])
 def test_what_a_finished_training_lacks_is_saved(lost, make, tmp_path, steps_trained):
     settings = {"eval_strategy": "steps", "eval_steps": 4}
