@@ -95,8 +95,8 @@ class ResumableTraining(TrainerCallback):
     - A checkpoint replaces a folder of the same step that another run has left, rather than being written into it.
     - A resumed epoch has the order of rows that it had before, whatever random numbers it was drawn from.
 
-    It holds the trainer, because `Trainer` lets callbacks neither load random numbers, nor ask the other processes, nor
-    act before a checkpoint is saved.
+    It holds the trainer, because `Trainer` lets callbacks neither load random numbers nor ask the other processes, and
+    calls none between the evaluation that decides about a checkpoint of the best model and its saving.
 
     Args:
         trainer ([`~transformers.Trainer`]):
@@ -122,7 +122,6 @@ class ResumableTraining(TrainerCallback):
         self.saved: set[int] = set()
         self.signaled = False
         self.terminated = False
-        # No callback is called between the evaluation that decides about a checkpoint of the best model and its saving
         self._save_into_room = trainer._save_checkpoint
         trainer._save_checkpoint = self._save_checkpoint
 

@@ -2,8 +2,8 @@
 Output folders of trainings.
 
 [`~transformers.Trainer`] writes file by file into its output folder, under names that others use too. A training
-therefore begins only in a folder that is missing or empty, or that an earlier training of this package began. Such a
-folder carries a mark, `_training_run.json`, and so does each checkpoint. `Trainer` does not push files of the folder
+therefore begins only in a folder that has no files with these names, or that an earlier training of this package
+began. Such a folder carries a mark, `_training_run.json`, and so does each checkpoint. `Trainer` does not push files of the folder
 whose names begin with `_`.
 
 The mark has the identifier of the run. A training that is started over in the same folder is another run: checkpoints
@@ -25,26 +25,25 @@ from transformers import TrainingArguments
 from ..data.errors import ConfigError
 from .checkpoints import (
     STATE,
+    WRITTEN,
     check_complete,
     checkpoints,
+    is_checkpoint_name,
     is_model_only,
     missing_from,
     missing_weights,
     read_record,
     read_state,
 )
-from .output import LOCK, OutputError, a_few, check_path, writing
+from .output import OutputError, a_few, check_path, writing
 
 
 logger = logging.getLogger(__name__)
 
 MARK = "_training_run.json"
-# What `Trainer`, tokenizers, PEFT and our trainers write into a checkpoint, by the first part of the name
-_WRITTEN = re.compile(
-    r"(model|pytorch_model|adapter|optimizer|scheduler|scaler|rng_state|training_args|trainer_state|tokenizer|vocab"
-    r"|merges|special_tokens|added_tokens|chat_template|spiece|sentencepiece|generation_config|config|global_step|zero_"
-    r"|processor|preprocessor|latest|README\.md|checkpoint-is-incomplete|grm_wording|" + re.escape(MARK) + ").*"
-)
+# Files of an output folder that a training replaces: those with the names of a checkpoint's, and evaluations
+_REPLACED = re.compile(r".*\.(json|safetensors|bin|model|jinja)|.*_\w+\.py|(vocab|merges)\.txt|README\.md")
+_EVALUATION = ("all_results.json", "eval_results.json")
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def check_folder(output_dir: str | os.PathLike) -> None:
 
     Raises:
         [`~rlmec_trl.stages.output.OutputError`]: If it is not a folder, is the working directory or a folder around
-            it, or holds files and no training of ours began there.
+            it, or holds files that training would replace and no training of ours began there.
     """
     target = check_path(output_dir)
     if not target.exists():
@@ -80,20 +79,25 @@ def check_folder(output_dir: str | os.PathLike) -> None:
     if not target.is_dir():
         raise OutputError(f"{str(output_dir)!r} is a file, not a folder. Choose another `--output_dir`.")
     with writing(output_dir):
-        # Some trainers make folders when they are created, such as GRPO's for its completions
-        names = {path.name for path in target.iterdir() if path.name != LOCK and not _is_empty_folder(path)}
+        names = sorted(path.name for path in target.iterdir() if _is_replaced(path))
     if not names or is_ours(target) or any(is_ours(path) for _, path in checkpoints(target)):
         return
-    of_others = [path.name for _, path in checkpoints(target)]
-    hint = f" To continue from {of_others[0]!r}, name it as `--resume_from_checkpoint`." if of_others else ""
+    last = max(checkpoints(target), default=None)
+    hint = "" if last is None else f" To continue from {str(last[1])!r}, name it as `--resume_from_checkpoint`."
     raise OutputError(
-        f"{str(output_dir)!r} holds files, and no training of rlmec-trl was started there ({a_few(names)}). Nothing "
-        f"was changed. Choose another `--output_dir`.{hint}"
+        f"{str(output_dir)!r} holds files that training would replace, and no training of rlmec-trl was started there "
+        f"({a_few(names)}). Nothing was changed. Choose another `--output_dir`, or move these files elsewhere.{hint}"
     )
 
 
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+def _is_replaced(path: Path) -> bool:
+    """Whether a training may write to this file or folder of its output folder, or delete it."""
+    if is_checkpoint_name(path.name) or path.name in _EVALUATION:
+        return True
+    if path.is_dir():
+        # GRPO's trainer makes the folder of its completions when it is created
+        return path.name in ("additional_chat_templates", "completions") and any(path.iterdir())
+    return WRITTEN.fullmatch(path.name) is not None and _REPLACED.fullmatch(path.name) is not None
 
 
 def is_ours(folder: Path) -> bool:
@@ -210,7 +214,9 @@ def _remove(checkpoint: Path) -> None:
 def _has_only_ours(checkpoint: Path) -> bool:
     """Whether a checkpoint holds only what is written into checkpoints. A folder in it may be that of an adapter."""
     return all(
-        _WRITTEN.fullmatch(path.name) or (path.is_dir() and (path / "adapter_config.json").is_file())
+        path.name == MARK
+        or WRITTEN.fullmatch(path.name)
+        or (path.is_dir() and (path / "adapter_config.json").is_file())
         for path in checkpoint.iterdir()
     )
 

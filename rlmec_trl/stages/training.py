@@ -216,7 +216,9 @@ def _find_done(trainer: Trainer, start: Start, settings: dict[str, Any]) -> str:
         changed = changed_settings(before, settings)
         for name in ("sharding", "number of processes"):
             changed.pop(name, None)
-        if _num_epochs(args) is not None and _num_epochs(args) == record.get("epochs"):  # other steps follow from other settings
+        if _num_epochs(args) is not None and _num_epochs(args) == record.get(
+            "epochs"
+        ):  # other steps follow from other settings
             changed.pop("max_steps", None)
         if not changed:
             return "saved"

@@ -32,13 +32,22 @@ def tree(folder):
 # --- Where a training may begin --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["README.md", "config.json", "trainer_state.json", ".hidden", "src/main.py"])
-def test_a_folder_with_files_of_others_is_refused_before_any_work(name, tmp_path):
+REPLACED = """
+    README.md config.json trainer_state.json training_args.bin model.safetensors model-00001-of-00002.safetensors
+    pytorch_model.bin adapter_config.json generation_config.json tokenizer.json tokenizer.model vocab.txt vocab.json
+    merges.txt chat_template.jinja additional_chat_templates/x.jinja eval_results.json all_results.json modeling_x.py
+    grm_wording.json completions/mine.txt checkpoint-6/notes.txt checkpoint-7
+    """.split()
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_a_folder_with_files_that_training_would_replace_is_refused_before_any_work(name, tmp_path):
     path = tmp_path / "project" / name
     path.parent.mkdir(parents=True)
     path.write_text('{"mine": true}')
     with pytest.raises(
-        OutputError, match=rf"project' holds files.*\({path.relative_to(tmp_path / 'project').parts[0]}"
+        OutputError,
+        match=rf"project' holds files that training would replace.*\({path.relative_to(tmp_path / 'project').parts[0]}",
     ):
         with training_run(arguments(tmp_path / "project")):
             raise AssertionError("the work of the run")
@@ -55,6 +64,24 @@ def test_the_working_directory_and_the_folders_around_it_are_refused(path, tmp_p
         with training_run(args):
             raise AssertionError("the work of the run")
     assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["train.log", "4711.out", ".hydra/config.yaml", "config.yaml", ".gitkeep", "src/main.py"]
+)
+def test_files_that_training_does_not_write_may_be_in_its_folder(name, tmp_path):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    begin(tmp_path, start(tmp_path))
+    assert set(tree(tmp_path)) == {name, MARK} and path.read_text() == "mine"
+
+
+def test_the_last_checkpoint_of_others_is_named_with_its_path(tmp_path):
+    for step in (9, 10, 2):
+        write_checkpoint(tmp_path / f"checkpoint-{step}")
+    with pytest.raises(OutputError, match=f"To continue from '{tmp_path / 'checkpoint-10'}', name it"):
+        check_folder(tmp_path)
 
 
 def test_a_folder_that_a_trainer_makes_when_it_is_created_does_not_count_as_files_of_others(tmp_path):
@@ -245,6 +272,9 @@ def test_what_a_killed_run_of_ours_left_is_deleted(tmp_path):
     (tmp_path / "checkpoint-6" / "model.safetensors").write_bytes(b"cut off")
     (tmp_path / "checkpoint-6" / "adapter" / "adapter_config.json").parent.mkdir()
     (tmp_path / "checkpoint-6" / "adapter" / "adapter_config.json").write_text("{}")
+    (tmp_path / "checkpoint-6" / "additional_chat_templates").mkdir()
+    for name in ("tokenization_x.py", "modeling_x.py", "configuration_x.py", "video_preprocessor_config.json"):
+        (tmp_path / "checkpoint-6" / name).write_text("")
     room(tmp_path)
     assert set(tree(tmp_path)) == {MARK, f"checkpoint-6/{MARK}"}
 

@@ -611,7 +611,9 @@ def test_a_checkpoint_of_another_program_is_resumed_from_by_its_name(make, tmp_p
     make(max_steps=4, lr_scheduler_type="constant", output_dir="plain").train()
     checkpoint = tmp_path / "plain" / "checkpoint-4"
     assert RECORD not in json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]
-    with pytest.raises(OutputError, match=r"To continue from 'checkpoint-\d', name it as `--resume_from_checkpoint`"):
+    with pytest.raises(
+        OutputError, match=r"To continue from '.*plain/checkpoint-4', name it as `--resume_from_checkpoint`"
+    ):
         run(make(lr_scheduler_type="constant", output_dir="plain"))
     assert run(make(lr_scheduler_type="constant", resume_from_checkpoint=str(checkpoint))) == "finished"
     assert run(make(lr_scheduler_type="constant", output_dir="straight")) == "finished"
