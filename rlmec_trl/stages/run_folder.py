@@ -3,11 +3,12 @@ Output folders of trainings.
 
 [`~transformers.Trainer`] writes file by file into its output folder, under names that others use too. A training
 therefore begins only in a folder that has no files with these names, or that an earlier training of this package
-began. Such a folder carries a mark, `_training_run.json`, and so does each checkpoint. `Trainer` does not push files of the folder
-whose names begin with `_`.
+began. Such a folder carries a mark, `_training_run.json`, and so does each checkpoint. `Trainer` does not push files
+of the folder whose names begin with `_`.
 
-The mark has the identifier of the run. A training that is started over in the same folder is another run: checkpoints
-that the first one left are no longer resumed from, though they may be of later steps.
+The mark has the identifier of the run. A training that is started over in the same folder, or from a checkpoint that
+was named, is another run. As soon as it saves something, the folder is its own: other checkpoints that the first one
+left are no longer resumed from, though they may be of later steps.
 """
 
 import json

@@ -73,7 +73,7 @@ def training_run(training_args: TrainingArguments) -> Iterator[None]:
 
     Raises:
         [`~rlmec_trl.stages.output.OutputError`]: If another run is writing to the folder, it cannot be used, or it
-            holds files and no training of ours began there.
+            holds files that training would replace and no training of ours began there.
         [`~rlmec_trl.data.errors.ConfigError`]: If `resume_from_checkpoint` does not name a complete checkpoint.
     """
     with ExitStack() as stack:
@@ -108,8 +108,8 @@ def train_and_save(
             task of a reward function.
 
     Raises:
-        [`~rlmec_trl.stages.output.OutputError`]: If the output directory holds files and no training of ours began
-            there.
+        [`~rlmec_trl.stages.output.OutputError`]: If the output directory holds files that training would replace and
+            no training of ours began there.
         [`~rlmec_trl.data.errors.ConfigError`]: If `resume_from_checkpoint` does not name a complete checkpoint, there
             is no step to train, or the directory has a training that cannot be continued with these settings.
     """
@@ -216,10 +216,8 @@ def _find_done(trainer: Trainer, start: Start, settings: dict[str, Any]) -> str:
         changed = changed_settings(before, settings)
         for name in ("sharding", "number of processes"):
             changed.pop(name, None)
-        if _num_epochs(args) is not None and _num_epochs(args) == record.get(
-            "epochs"
-        ):  # other steps follow from other settings
-            changed.pop("max_steps", None)
+        if _num_epochs(args) is not None and _num_epochs(args) == record.get("epochs"):
+            changed.pop("max_steps", None)  # it follows from other settings
         if not changed:
             return "saved"
         if start.checkpoint is None or "max_steps" not in changed or before["max_steps"] >= max_steps:
@@ -277,8 +275,8 @@ def _raise_no_batch(trainer: Trainer) -> NoReturn:
     found = f"its {len(rows)} rows are" if has_length(rows) else "what it yields is"
     raise ConfigError(
         f"No step was trained, and nothing is saved: the dataset does not fill one batch, {found} too few for "
-        f"`per_device_train_batch_size` {args.per_device_train_batch_size} on {args.world_size} process(es). Lower it, "
-        "or train on more rows."
+        f"`per_device_train_batch_size` {args.per_device_train_batch_size} on {args.world_size} process(es). Lower "
+        "it, or train on more rows."
     ) from None
 
 

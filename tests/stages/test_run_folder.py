@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -45,10 +46,8 @@ def test_a_folder_with_files_that_training_would_replace_is_refused_before_any_w
     path = tmp_path / "project" / name
     path.parent.mkdir(parents=True)
     path.write_text('{"mine": true}')
-    with pytest.raises(
-        OutputError,
-        match=rf"project' holds files that training would replace.*\({path.relative_to(tmp_path / 'project').parts[0]}",
-    ):
+    message = rf"project' holds files that training would replace.*\({re.escape(name.split('/')[0])}\)"
+    with pytest.raises(OutputError, match=message):
         with training_run(arguments(tmp_path / "project")):
             raise AssertionError("the work of the run")
     assert tree(tmp_path) == {f"project/{name}": b'{"mine": true}'}
