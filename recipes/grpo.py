@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
+from rlmec_trl.data.errors import ConfigError
 from rlmec_trl.data.loading import load_rows
 from rlmec_trl.data.messages import message_text
 from rlmec_trl.data.schema import check_dataset
@@ -47,12 +48,23 @@ def make_reward(task: Task) -> Callable[..., list[float]]:
     return outcome_reward
 
 
+def check_batch(num_rows: int, training_args: GRPOConfig) -> None:
+    needed = training_args.generation_batch_size // training_args.num_generations
+    if num_rows < needed:
+        raise ConfigError(
+            f"A batch of `generation_batch_size` {training_args.generation_batch_size} takes {needed} problems, with "
+            f"{training_args.num_generations} completions each (`num_generations`), and the dataset has {num_rows}. "
+            "Lower `per_device_train_batch_size` or `gradient_accumulation_steps`, or train on more problems."
+        )
+
+
 def main(args: GRPOArguments, training_args: GRPOConfig, model_args: ModelConfig) -> None:
     check_training_settings(training_args)
     with training_run(training_args):
         task = load_task(args.task)
         dataset = load_rows(args.dataset_name, args.dataset_split)
         check_dataset(dataset, "grpo")
+        check_batch(len(dataset), training_args)
         set_model_init_kwargs(training_args, model_args)
         with refused_settings():
             trainer = GRPOTrainer(

@@ -21,8 +21,9 @@ from accelerate import ParallelismConfig
 from datasets import Dataset, load_from_disk
 from filelock import FileLock
 from transformers.trainer_pt_utils import AcceleratorConfig
-from trl import ModelConfig
+from trl import GRPOConfig, ModelConfig
 
+from rlmec_trl.data.errors import ConfigError
 from rlmec_trl.stages.pipeline import Job, PipelineError, fill_run, plan_run
 from rlmec_trl.stages.pipeline_file import load_pipeline
 from rlmec_trl.tasks.task import Task
@@ -145,6 +146,16 @@ def test_the_reward_of_grpo_checks_the_answer_to_the_raw_problem(conversational)
     reward = importlib.import_module("recipes.grpo").make_reward(task)
     assert reward(prompts=texts["user"], completions=texts["assistant"], answer=["2", "2"]) == [1.0, 0.0]
     assert checked == [("2", "2", "1 + 1"), ("3", "2", "1 + 1")]
+
+
+def test_fewer_problems_than_a_batch_of_grpo_takes_are_refused():
+    """Its sampler drops what does not fill one, and would train no step."""
+    settings = {"per_device_train_batch_size": 8, "num_generations": 2, "use_cpu": True, "bf16": False}
+    training_args = GRPOConfig("runs", report_to="none", **settings)
+    check_batch = importlib.import_module("recipes.grpo").check_batch
+    check_batch(4, training_args)
+    with pytest.raises(ConfigError, match="`generation_batch_size` 8 takes 4 problems.* the dataset has 3"):
+        check_batch(3, training_args)
 
 
 @pytest.mark.parametrize(

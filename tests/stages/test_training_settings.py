@@ -15,7 +15,14 @@ from trl import GRPOConfig, SFTConfig
 
 from rlmec_trl import GRMConfig, RLMECConfig
 from rlmec_trl.stages.contents import model_hash, rows_hash
-from rlmec_trl.stages.training_settings import EVALUATION, FIXED, NO_EFFECT, changed_settings, training_settings
+from rlmec_trl.stages.training_settings import (
+    EVALUATION,
+    FIXED,
+    NO_EFFECT,
+    changed_settings,
+    fixed_changes,
+    training_settings,
+)
 
 
 CONFIGS = (RLMECConfig, GRMConfig, SFTConfig, GRPOConfig)
@@ -135,6 +142,43 @@ def test_a_record_of_an_earlier_version_is_compared_by_what_it_has():
 def test_a_model_is_known_by_its_content(before, now, change):
     records = [{"model": dict(zip(("name", "content"), model, strict=True))} for model in (before, now)]
     assert changed_settings(*records) == ({} if change is None else {"model": change})
+
+
+def on_hub(commit, adapter):
+    return {"model": {"name": "org/m", "content": f"org/m@{commit}"}, "adapter": {"default": {}} if adapter else {}}
+
+
+def test_a_new_commit_on_the_hub_fixes_only_a_training_whose_checkpoints_lack_weights():
+    change = "the model org/m has changed on the Hub (`--model_revision a1` is the one before)"
+    for adapter in (True, False):
+        before, now = on_hub("a1", adapter), on_hub("b2", adapter)
+        assert changed_settings(before, now) == {"model": change}
+        assert fixed_changes(before, now) == ([change] if adapter else [])
+    other = on_hub("a1", False) | {"model": {"name": "org/other", "content": "org/other@c3"}}
+    assert fixed_changes(on_hub("a1", False), other) == ["model org/m -> org/other"]
+
+
+def test_a_field_that_another_release_of_a_library_has_is_no_change():
+    before = {
+        "adapter": {"default": {"r": 8, "gone": None}},
+        "quantization": {"load_in_4bit": True},
+        "accelerator_config": {"even_batches": True},
+        "model_init_kwargs": {},
+    }
+    now = {
+        "adapter": {"default": {"r": 8, "new": False}},
+        "quantization": {"load_in_4bit": True, "target_parameters": []},
+        "accelerator_config": {"even_batches": True, "new": 1},
+        "model_init_kwargs": {},
+    }
+    assert changed_settings(before, now) == changed_settings(now, before) == {}
+    now["adapter"]["default"]["r"] = 4
+    now["adapter"]["ref"] = {"r": 4}
+    now["model_init_kwargs"]["num_labels"] = 2  # from the user
+    assert changed_settings(before, now) == {
+        "adapter": "adapter.default.r 8 -> 4, adapter.ref none -> {'r': 4}",
+        "model_init_kwargs": "model_init_kwargs.num_labels none -> 2",
+    }
 
 
 # --- Rows ------------------------------------------------------------------------------------------------------------
