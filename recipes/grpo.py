@@ -18,7 +18,7 @@ from rlmec_trl.data.schema import check_dataset
 from rlmec_trl.stages.command import run_command
 from rlmec_trl.stages.keys import task_key
 from rlmec_trl.stages.outcomes import outcome_reward
-from rlmec_trl.stages.refusals import check_training_settings, refused_settings
+from rlmec_trl.stages.refusals import check_generation_batch, check_training_settings, refused_settings
 from rlmec_trl.stages.training import set_model_init_kwargs, train_and_save, training_run
 from rlmec_trl.tasks.task import load_task
 
@@ -42,6 +42,7 @@ def main(args: GRPOArguments, training_args: GRPOConfig, model_args: ModelConfig
         task = load_task(args.task)
         dataset = load_rows(args.dataset_name, args.dataset_split)
         check_dataset(dataset, "grpo")
+        check_generation_batch(len(dataset), training_args)
         set_model_init_kwargs(training_args, model_args)
         with refused_settings():
             trainer = GRPOTrainer(

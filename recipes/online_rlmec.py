@@ -21,7 +21,7 @@ from rlmec_trl.stages.command import run_command
 from rlmec_trl.stages.contents import named_model, rows_hash
 from rlmec_trl.stages.keys import task_key
 from rlmec_trl.stages.outcomes import outcome_reward, rewrite_verifier
-from rlmec_trl.stages.refusals import check_training_settings, refused_settings
+from rlmec_trl.stages.refusals import check_generation_batch, check_training_settings, refused_settings
 from rlmec_trl.stages.training import set_model_init_kwargs, train_and_save, training_run
 from rlmec_trl.tasks.task import load_task
 
@@ -54,6 +54,7 @@ def main(args: OnlineRLMECArguments, training_args: OnlineRLMECConfig, model_arg
         task = load_task(args.task)
         dataset = load_rows(args.dataset_name, args.dataset_split)
         check_dataset(dataset, "grpo")
+        check_generation_batch(len(dataset), training_args)
         replay = load_rows(args.replay_dataset_name, args.dataset_split) if args.replay_dataset_name else None
         set_model_init_kwargs(training_args, model_args)
         with refused_settings():

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from rlmec_trl import RLMECConfig, RLMECTrainer
+from rlmec_trl.data.errors import ConfigError
 from rlmec_trl.data.loading import load_rows
 from rlmec_trl.stages import score
 from rlmec_trl.stages.command import run_command
@@ -41,12 +42,18 @@ def main(args: RLMECArguments, training_args: RLMECConfig, score_config: ScoreCo
     with training_run(training_args):
         dataset = load_rows(args.dataset_name, args.dataset_split)
         eval_dataset = load_rows(args.eval_dataset_name, args.dataset_split) if args.eval_dataset_name else None
+        set_model_init_kwargs(training_args, model_args)
+        # Before the scoring, which may take hours
+        RLMECTrainer.refuse_unsupported(model_args.model_name_or_path, training_args)
         if score_config.grm is not None and not {"token_probs", "token_rewards"} & set(dataset.column_names):
+            if training_args.imitation_targets == "soft" and score_config.rewrite_topk == 0:
+                raise ConfigError(
+                    "`imitation_targets='soft'` needs the reward model's candidates: set `rewrite_topk`."
+                )
             # Next to the output folder, whose contents may be pushed to the Hub
             scored_dir = training_args.output_dir.rstrip("/") + "-scored"
             trust_remote_code = training_args.trust_remote_code
             dataset = score.run(score_config, dataset, scored_dir, model_args, trust_remote_code=trust_remote_code)
-        set_model_init_kwargs(training_args, model_args)
         with refused_settings():
             trainer = RLMECTrainer(
                 model=model_args.model_name_or_path,

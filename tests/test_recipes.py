@@ -16,11 +16,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate import ParallelismConfig
 from datasets import Dataset, load_from_disk
 from filelock import FileLock
+from transformers.trainer_pt_utils import AcceleratorConfig
+from trl import GRPOConfig, ModelConfig
 
+from rlmec_trl.data.errors import ConfigError
 from rlmec_trl.stages.pipeline import Job, PipelineError, fill_run, plan_run
 from rlmec_trl.stages.pipeline_file import load_pipeline
+from rlmec_trl.stages.refusals import check_generation_batch
 
 
 ROOT = Path(__file__).parents[1]
@@ -139,6 +144,15 @@ def test_a_task_is_described_in_the_same_words_everywhere():
     recipes = {"sample", "edit", "train_grm", "score", "rlmec", "online_rlmec", "evaluate", "audit", "grpo"}
     assert recipes <= texts.keys()
     assert len(set(texts.values())) == 1, texts
+
+
+def test_fewer_problems_than_a_batch_of_grpo_takes_are_refused():
+    """Its sampler drops what does not fill one, and would train no step."""
+    settings = {"per_device_train_batch_size": 8, "num_generations": 2, "use_cpu": True, "bf16": False}
+    training_args = GRPOConfig("runs", report_to="none", **settings)
+    check_generation_batch(4, training_args)
+    with pytest.raises(ConfigError, match="`generation_batch_size` 8 takes 4 problems.* the dataset has 3"):
+        check_generation_batch(3, training_args)
 
 
 @pytest.mark.parametrize(
@@ -546,3 +560,41 @@ def test_samples_are_scored_first_on_one_process_and_on_two(train, unscored):
     apart = max((ends[0][name] - ends[1][name]).abs().max().item() for name in start)
     assert moved > 1e-4
     assert apart < 0.01 * moved, "the same model, however many processes"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_name_or_path": "adapter"}, "'adapter' is an adapter of 'policy'"),
+        ({"model_name_or_path": "missing"}, "'missing'"),
+        ({"packing": True}, "does not support `packing`"),
+        ({"accelerator_config": AcceleratorConfig(dispatch_batches=True)}, "does not support `dispatch_batches`"),
+        ({"parallelism_config": ParallelismConfig(tp_size=2)}, "does not support tensor parallelism"),
+        ({"imitation_targets": "soft"}, "set `rewrite_topk`"),
+    ],
+)
+def test_settings_that_cannot_train_are_refused_before_the_samples_are_scored(
+    settings, message, unscored, monkeypatch, tmp_path
+):
+    import torch
+    from safetensors.torch import save_file
+
+    from recipes.rlmec import RLMECArguments, main
+    from rlmec_trl import RLMECConfig
+    from rlmec_trl.data.errors import UserError
+    from rlmec_trl.stages import score
+
+    def run(*args, **kwargs):
+        raise AssertionError("scored")
+
+    monkeypatch.setattr(score, "run", run)
+    monkeypatch.chdir(unscored)
+    (unscored / "adapter").mkdir(exist_ok=True)
+    (unscored / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "policy"}')
+    save_file({"lora": torch.zeros(1)}, unscored / "adapter" / "adapter_model.safetensors")
+    args = RLMECConfig(str(tmp_path / "out"), use_cpu=True, bf16=False, report_to="none")
+    name = settings.get("model_name_or_path", "policy")
+    for setting in settings.keys() - {"model_name_or_path"}:
+        setattr(args, setting, settings[setting])
+    with pytest.raises(UserError, match=message):
+        main(RLMECArguments("samples"), args, score.ScoreConfig(grm="grm", task="arithmetic"), ModelConfig(name))

@@ -14,6 +14,8 @@ from .ranges import find_range
 _LARGEST_FLOAT = 3.4e38
 _LARGEST_INT = 2**63 - 1
 
+# Fields that take more than a library's annotation says
+_HINTS = {"resume_from_checkpoint": str | bool | None}
 _LIBRARIES = ("transformers", "trl")
 _NAMES = {int: "an integer", float: "a number", str: "a text", bool: "true or false", dict: "a mapping"}
 
@@ -77,7 +79,7 @@ def is_numeric(kind: type, name: str) -> bool:
 
 @cache
 def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+    return {name: _HINTS.get(name, hint) for name, hint in get_type_hints(kind).items()}
 
 
 def _is_ours(kind: type, name: str) -> bool:

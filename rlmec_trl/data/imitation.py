@@ -1,5 +1,7 @@
 """Rows to imitate in supervised fine-tuning: prompts, and one column of the dataset as completions."""
 
+from typing import Any
+
 from datasets import Dataset
 
 from .errors import DatasetError
@@ -8,7 +10,7 @@ from .row_checks import check_text, check_verdict, row_error
 
 
 # TRL passes these on to the chat template
-_KEPT = {"chat_template_kwargs"}
+_KEPT = {"chat_template_kwargs", "tools"}
 
 
 def prompt_completion_rows(
@@ -20,14 +22,15 @@ def prompt_completion_rows(
     Args:
         dataset ([`~datasets.Dataset`]):
             Rows with `prompt` and the column to imitate, both texts, both messages, or messages and a text, which
-            becomes a message of the assistant.
+            becomes a message of the assistant. The last message may have `tool_calls` instead of a text.
         completion_column (`str`, *optional*, defaults to `"completion"`):
             The column to imitate.
         only_correct (`bool`, *optional*, defaults to `False`):
             Whether to keep only the rows that are `correct`.
 
     Returns:
-        [`~datasets.Dataset`]: Rows with `prompt` and `completion`, and `chat_template_kwargs` if `dataset` has them.
+        [`~datasets.Dataset`]: Rows with `prompt` and `completion`, and with `chat_template_kwargs` and `tools` if
+        `dataset` has them.
 
     Raises:
         [`~rlmec_trl.data.errors.DatasetError`]: If a column is missing, a row has an invalid value or another form
@@ -50,7 +53,8 @@ def prompt_completion_rows(
     has_messages = None
     for number, prompt, completion in zip(numbers, dataset["prompt"], dataset[completion_column], strict=True):
         check_text(number, "prompt", prompt, "Give every problem a text.", may_be_messages=True)
-        check_text(number, completion_column, completion, "Drop the row, or fix its source.", may_be_messages=True)
+        if not _calls_tools(completion):
+            check_text(number, completion_column, completion, "Drop the row, or fix its source.", may_be_messages=True)
         if has_messages is None:
             has_messages = is_conversational(prompt)
         if is_conversational(prompt) != has_messages:
@@ -68,3 +72,8 @@ def prompt_completion_rows(
 
     removed = [name for name in dataset.column_names if name not in _KEPT]
     return dataset.map(convert, remove_columns=removed, desc="Reading rows")
+
+
+def _calls_tools(value: Any) -> bool:
+    """Whether a value is messages, the last of which has no text but calls of tools."""
+    return is_conversational(value) and bool(value[-1].get("tool_calls")) and not value[-1]["content"]

@@ -101,15 +101,16 @@ def ask_all(
                 # Daemon threads, so that a second Ctrl-C does not wait for them
                 threading.Thread(target=work, daemon=True).start()
             wait()
-        except KeyboardInterrupt:
-            stopped = True
-            progress.write("Stopping: waiting for pending responses (Ctrl-C drops them).", file=sys.stderr)
-            wait()
-            raise
-        except BaseException:
+        except BaseException as error:
             # No more threads can be started
             stopped = True
+            # A Ctrl-C in the middle of `Thread.start` may come out as the error of a lock
+            interrupted = isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
+            if interrupted:
+                progress.write("Stopping: waiting for pending responses (Ctrl-C drops them).", file=sys.stderr)
             wait()
+            if interrupted:
+                raise KeyboardInterrupt from None
             raise
     if errors:
         raise errors[0]

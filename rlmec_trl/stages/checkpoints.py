@@ -27,11 +27,14 @@ _FSDP_MODEL, _OPTIMIZER = "pytorch_model_fsdp", "optimizer"
 _UNFINISHED = "checkpoint-is-incomplete.txt"
 # Under this name a run of ours records itself among the callbacks in `trainer_state.json`
 RECORD = "TrainingRecord"
-# What `Trainer` writes into a checkpoint; other files there are somebody else's
-_WRITTEN = re.compile(
-    r"(model|pytorch_model|adapter_model|optimizer|scheduler|scaler|rng_state|training_args|trainer_state|tokenizer)"
-    r"[\w.-]*|[\w.-]*config\.json"
-)
+# What `Trainer`, tokenizers, PEFT and our trainers write into a checkpoint, by the first part of the name
+_PREFIXES = """
+    model pytorch_model adapter optimizer scheduler scaler rng_state training_args trainer_state tokenizer
+    tokenization_ configuration_ modeling_ vocab merges special_tokens added_tokens chat_template
+    additional_chat_templates spiece sentencepiece config generation_config quantization_config processor
+    preprocessor video_preprocessor global_step zero_ latest README.md checkpoint-is-incomplete grm_wording
+    """.split()
+WRITTEN = re.compile(f"({'|'.join(map(re.escape, _PREFIXES))}).*")
 
 
 def check_complete(path: Path) -> None:
@@ -49,6 +52,10 @@ def check_complete(path: Path) -> None:
             f"`resume_from_checkpoint`: {str(path)!r} is not a complete checkpoint. Missing or cut off: "
             f"{a_few(missing)}. Name another one, or leave it out to resume from the last complete one."
         )
+
+
+def is_checkpoint_name(name: str) -> bool:
+    return _CHECKPOINT.fullmatch(name) is not None
 
 
 def checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
@@ -94,8 +101,9 @@ def missing_weights(folder: Path) -> list[str]:
         if index.name not in missing:
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
             missing += [name for name in shards if not (folder / name).is_file()]
-    # An adapter that is not the default one has its own folder
+    # An adapter that is not the default one has its own folder, as each checkpoint has
     adapters = [path.parent for path in (*folder.glob("adapter_config.json"), *folder.glob("*/adapter_config.json"))]
+    adapters = [path for path in adapters if path == folder or not is_checkpoint_name(path.name)]
     for adapter in adapters:
         if not any((adapter / name).is_file() for name in _ADAPTERS):
             missing.append((adapter / _ADAPTERS[0]).relative_to(folder).as_posix())
@@ -156,7 +164,7 @@ def _sharded(folder: Path, prefix: str) -> bool:
 def _broken(paths: Iterable[Path]) -> list[str]:
     """Names of truncated files. Formats that do not show whether they are complete are not checked."""
     checks = {".json": _is_json, ".safetensors": _is_safetensors, ".pt": _is_zip, ".pth": _is_zip, ".bin": _is_zip}
-    written = [path for path in paths if _WRITTEN.fullmatch(path.name)]
+    written = [path for path in paths if WRITTEN.fullmatch(path.name)]
     return [path.name for path in written if not checks.get(path.suffix, lambda path: True)(path)]
 
 

@@ -1,6 +1,8 @@
-"""Which exceptions are what a library says of a setting, and which may be mistakes of ours."""
+"""Which exceptions are what a library says of a setting, and which may be mistakes of ours or of the user's code."""
 
+import sys
 import traceback
+from pathlib import Path
 
 
 _LIBRARIES = frozenset({"transformers", "trl", "peft", "accelerate"})
@@ -18,7 +20,8 @@ def refused_by(error: Exception) -> str | None:
             What was raised, with its traceback.
 
     Returns:
-        `str`, *optional*: `None` if the error may be one of ours.
+        `str`, *optional*: `None` if the error may be one of ours, or of code that a library was given, such as a
+        reward function.
     """
     where, in_library = None, False
     for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -30,4 +33,15 @@ def refused_by(error: Exception) -> str | None:
             if in_library and function not in _CONSTRUCTORS:
                 return None
             where = None  # unless it calls a library again
+        elif in_library and not _is_installed(package):
+            return None
     return where
+
+
+def _is_installed(package: str) -> bool:
+    """Whether a package is of the standard library, or lies among those that were installed."""
+    if not package or package in sys.stdlib_module_names:  # generated code has no module
+        return True
+    module = sys.modules.get(package)
+    folders = [module.__file__] if getattr(module, "__file__", None) else list(getattr(module, "__path__", ()))
+    return any({"site-packages", "dist-packages"} & set(Path(folder).parts) for folder in folders)

@@ -95,7 +95,8 @@ class ResumableTraining(TrainerCallback):
     - A checkpoint replaces a folder of the same step that another run has left, rather than being written into it.
     - A resumed epoch has the order of rows that it had before, whatever random numbers it was drawn from.
 
-    It holds the trainer, because `Trainer` lets callbacks neither load random numbers nor ask the other processes.
+    It holds the trainer, because `Trainer` lets callbacks neither load random numbers nor ask the other processes, and
+    calls none between the evaluation that decides about a checkpoint of the best model and its saving.
 
     Args:
         trainer ([`~transformers.Trainer`]):
@@ -121,6 +122,8 @@ class ResumableTraining(TrainerCallback):
         self.saved: set[int] = set()
         self.signaled = False
         self.terminated = False
+        self._save_into_room = trainer._save_checkpoint
+        trainer._save_checkpoint = self._save_checkpoint
 
     @contextmanager
     def handling_sigterm(self) -> Iterator[None]:
@@ -170,12 +173,10 @@ class ResumableTraining(TrainerCallback):
             if control.should_evaluate:
                 control.should_evaluate = False
                 logger.warning(f"SIGTERM: the evaluation of step {state.global_step} is left out.")
-        self._make_room(state, control)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self.terminated:  # in the middle of an epoch, so this is not its end
             control.should_log = control.should_evaluate = control.should_save = False
-        self._make_room(state, control)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.saved.add(state.global_step)
@@ -190,11 +191,12 @@ class ResumableTraining(TrainerCallback):
         signaled = torch.tensor(float(self.signaled), device=self.trainer.args.device)
         return self.trainer.accelerator.reduce(signaled, reduction="sum").item() > 0
 
-    def _make_room(self, state: TrainerState, control: TrainerControl) -> None:
-        """Make room for the checkpoint that is about to be saved."""
-        if not control.should_save:
-            return
-        args = self.trainer.args
+    def _save_checkpoint(self, *args, **kwargs) -> None:
+        self._make_room()
+        self._save_into_room(*args, **kwargs)
+
+    def _make_room(self) -> None:
+        args, state = self.trainer.args, self.trainer.state
         if args.should_save:
 
             def in_the_way(step: int, path: Path) -> bool:
@@ -203,5 +205,5 @@ class ResumableTraining(TrainerCallback):
                 limited = args.save_total_limit is not None and (read_state(path) is None or not is_ours(path))
                 return step not in self.saved and (step == state.global_step or limited)
 
-            make_room(Path(args.output_dir), state.global_step, self.start.run, in_the_way)
+            make_room(Path(args.output_dir), state.global_step, self.start, in_the_way)
         self.trainer.accelerator.wait_for_everyone()

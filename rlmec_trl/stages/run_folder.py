@@ -2,12 +2,13 @@
 Output folders of trainings.
 
 [`~transformers.Trainer`] writes file by file into its output folder, under names that others use too. A training
-therefore begins only in a folder that is missing or empty, or that an earlier training of this package began. Such a
-folder carries a mark, `_training_run.json`, and so does each checkpoint. `Trainer` does not push files of the folder
-whose names begin with `_`.
+therefore begins only in a folder that has no files with these names, or that an earlier training of this package
+began. Such a folder carries a mark, `_training_run.json`, and so does each checkpoint. `Trainer` does not push files
+of the folder whose names begin with `_`.
 
-The mark has the identifier of the run. A training that is started over in the same folder is another run: checkpoints
-that the first one left are no longer resumed from, though they may be of later steps.
+The mark has the identifier of the run. A training that is started over in the same folder, or from a checkpoint that
+was named, is another run. As soon as it saves something, the folder is its own: other checkpoints that the first one
+left are no longer resumed from, though they may be of later steps.
 """
 
 import json
@@ -25,26 +26,25 @@ from transformers import TrainingArguments
 from ..data.errors import ConfigError
 from .checkpoints import (
     STATE,
+    WRITTEN,
     check_complete,
     checkpoints,
+    is_checkpoint_name,
     is_model_only,
     missing_from,
     missing_weights,
     read_record,
     read_state,
 )
-from .output import LOCK, OutputError, a_few, check_path, writing
+from .output import OutputError, a_few, check_path, writing
 
 
 logger = logging.getLogger(__name__)
 
 MARK = "_training_run.json"
-# What `Trainer`, tokenizers, PEFT and our trainers write into a checkpoint, by the first part of the name
-_WRITTEN = re.compile(
-    r"(model|pytorch_model|adapter|optimizer|scheduler|scaler|rng_state|training_args|trainer_state|tokenizer|vocab"
-    r"|merges|special_tokens|added_tokens|chat_template|spiece|sentencepiece|generation_config|config|global_step|zero_"
-    r"|processor|preprocessor|latest|README\.md|checkpoint-is-incomplete|grm_wording|" + re.escape(MARK) + ").*"
-)
+# Files of an output folder that a training replaces: those with the names of a checkpoint's, and evaluations
+_REPLACED = re.compile(r".*\.(json|safetensors|bin|model|jinja)|.*_\w+\.py|(vocab|merges)\.txt|README\.md")
+_EVALUATION = ("all_results.json", "eval_results.json")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def check_folder(output_dir: str | os.PathLike) -> None:
 
     Raises:
         [`~rlmec_trl.stages.output.OutputError`]: If it is not a folder, is the working directory or a folder around
-            it, or holds files and no training of ours began there.
+            it, or holds files that training would replace and no training of ours began there.
     """
     target = check_path(output_dir)
     if not target.exists():
@@ -80,20 +80,25 @@ def check_folder(output_dir: str | os.PathLike) -> None:
     if not target.is_dir():
         raise OutputError(f"{str(output_dir)!r} is a file, not a folder. Choose another `--output_dir`.")
     with writing(output_dir):
-        # Some trainers make folders when they are created, such as GRPO's for its completions
-        names = {path.name for path in target.iterdir() if path.name != LOCK and not _is_empty_folder(path)}
+        names = sorted(path.name for path in target.iterdir() if _is_replaced(path))
     if not names or is_ours(target) or any(is_ours(path) for _, path in checkpoints(target)):
         return
-    of_others = [path.name for _, path in checkpoints(target)]
-    hint = f" To continue from {of_others[0]!r}, name it as `--resume_from_checkpoint`." if of_others else ""
+    last = max(checkpoints(target), default=None)
+    hint = "" if last is None else f" To continue from {str(last[1])!r}, name it as `--resume_from_checkpoint`."
     raise OutputError(
-        f"{str(output_dir)!r} holds files, and no training of rlmec-trl was started there ({a_few(names)}). Nothing "
-        f"was changed. Choose another `--output_dir`.{hint}"
+        f"{str(output_dir)!r} holds files that training would replace, and no training of rlmec-trl was started there "
+        f"({a_few(names)}). Nothing was changed. Choose another `--output_dir`, or move these files elsewhere.{hint}"
     )
 
 
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+def _is_replaced(path: Path) -> bool:
+    """Whether a training may write to this file or folder of its output folder, or delete it."""
+    if is_checkpoint_name(path.name) or path.name in _EVALUATION:
+        return True
+    if path.is_dir():
+        # GRPO's trainer makes the folder of its completions when it is created
+        return path.name in ("additional_chat_templates", "completions") and any(path.iterdir())
+    return WRITTEN.fullmatch(path.name) is not None and _REPLACED.fullmatch(path.name) is not None
 
 
 def is_ours(folder: Path) -> bool:
@@ -149,19 +154,29 @@ def find_start(args: TrainingArguments, report: Callable[[str], None]) -> Start:
 
 
 def begin(output_dir: Path, start: Start) -> None:
-    """
-    Mark a folder before anything else is written there. What it has of a training that is started over is no longer
-    finished.
-    """
+    """Mark a folder before anything else is written there."""
     with writing(output_dir):
-        if _read_run(output_dir) != start.run:
+        if _read_run(output_dir) is None:
             output_dir.mkdir(parents=True, exist_ok=True)
-            if start.num_done == 0:
-                (output_dir / STATE).unlink(missing_ok=True)
             _mark(output_dir, start.run)
 
 
-def make_room(output_dir: Path, step: int, run: str, in_the_way: Callable[[int, Path], bool]) -> None:
+def take_over(output_dir: Path, start: Start) -> None:
+    """
+    Make a folder that of a run, when it has something to save: what an earlier run trained beyond its start is given
+    up only now.
+    """
+    with writing(output_dir):
+        if start.num_done == 0:
+            (output_dir / STATE).unlink(missing_ok=True)
+        if _read_run(output_dir) != start.run:
+            checkpoint = start.checkpoint
+            if checkpoint is not None and checkpoint.resolve().parent == output_dir.resolve() and is_ours(checkpoint):
+                _mark(checkpoint, start.run)  # first, so that there is always one to resume from
+            _mark(output_dir, start.run)
+
+
+def make_room(output_dir: Path, step: int, start: Start, in_the_way: Callable[[int, Path], bool]) -> None:
     """
     Mark the checkpoint that is about to be saved, and remove those that are in its way. Only what a run of ours wrote
     is deleted; links and what others wrote are renamed.
@@ -171,18 +186,19 @@ def make_room(output_dir: Path, step: int, run: str, in_the_way: Callable[[int, 
             The output folder.
         step (`int`):
             Step of the checkpoint.
-        run (`str`):
-            Identifier of the run.
+        start ([`Start`]):
+            What the run started from.
         in_the_way (`Callable[[int, Path], bool]`):
             Says of the step and the folder of a checkpoint whether it is.
     """
+    take_over(output_dir, start)
     with writing(output_dir):
         new = output_dir / f"checkpoint-{step}"
         for number, path in {(step, new), *checkpoints(output_dir)}:
             if os.path.lexists(path) and in_the_way(number, path):
                 _remove(path)
         new.mkdir(parents=True, exist_ok=True)
-        _mark(new, run)
+        _mark(new, start.run)
 
 
 def _remove(checkpoint: Path) -> None:
@@ -199,7 +215,9 @@ def _remove(checkpoint: Path) -> None:
 def _has_only_ours(checkpoint: Path) -> bool:
     """Whether a checkpoint holds only what is written into checkpoints. A folder in it may be that of an adapter."""
     return all(
-        _WRITTEN.fullmatch(path.name) or (path.is_dir() and (path / "adapter_config.json").is_file())
+        path.name == MARK
+        or WRITTEN.fullmatch(path.name)
+        or (path.is_dir() and (path / "adapter_config.json").is_file())
         for path in checkpoint.iterdir()
     )
 

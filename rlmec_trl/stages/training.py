@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerState, TrainingArguments
+from transformers.trainer_utils import has_length
 from trl import ModelConfig
 
 from ..data.adapters import adapter_base
@@ -23,8 +24,8 @@ from .checkpoints import RECORD, STATE, read_record, read_state
 from .output import OutputError, hold, resolve, write_atomically
 from .refusals import refused_settings
 from .resuming import NothingToTrain, ResumableTraining
-from .run_folder import Start, begin, find_start
-from .training_settings import FIXED, changed_settings, training_settings
+from .run_folder import Start, begin, find_start, take_over
+from .training_settings import changed_settings, fixed_changes, rows_by_name, training_settings
 
 
 logger = get_logger(__name__)
@@ -72,7 +73,7 @@ def training_run(training_args: TrainingArguments) -> Iterator[None]:
 
     Raises:
         [`~rlmec_trl.stages.output.OutputError`]: If another run is writing to the folder, it cannot be used, or it
-            holds files and no training of ours began there.
+            holds files that training would replace and no training of ours began there.
         [`~rlmec_trl.data.errors.ConfigError`]: If `resume_from_checkpoint` does not name a complete checkpoint.
     """
     with ExitStack() as stack:
@@ -107,23 +108,28 @@ def train_and_save(
             task of a reward function.
 
     Raises:
-        [`~rlmec_trl.stages.output.OutputError`]: If the output directory holds files and no training of ours began
-            there.
+        [`~rlmec_trl.stages.output.OutputError`]: If the output directory holds files that training would replace and
+            no training of ours began there.
         [`~rlmec_trl.data.errors.ConfigError`]: If `resume_from_checkpoint` does not name a complete checkpoint, there
             is no step to train, or the directory has a training that cannot be continued with these settings.
     """
     args = trainer.args
     output_dir = Path(args.output_dir)
 
-    def decide() -> tuple[Start, dict[str, Any], str, bool]:
+    def decide() -> tuple[Start, dict[str, Any], str, Any, bool]:
         start = find_start(args, report=logger.warning)
         settings = training_settings(trainer, depends_on)
         done = _find_done(trainer, start, settings)
         begin(output_dir, start)
-        return start, settings, done, args.eval_strategy != "no" and not _is_json(output_dir / EVALUATION_FILE)
+        if args.eval_strategy == "no":
+            return start, settings, done, None, False
+        rows = rows_by_name(trainer.eval_dataset)
+        record = read_record(read_state(output_dir) or {}) or {}
+        evaluated = _is_json(output_dir / EVALUATION_FILE) and record.get("evaluation rows", rows) == rows
+        return start, settings, done, rows, not evaluated
 
     # The main process decides for all: another one may see what is being written
-    start, settings, done, lacks_evaluation = _on_main_process(args, decide)
+    start, settings, done, evaluation_rows, lacks_evaluation = _on_main_process(args, decide)
     if done == "saved":
         trainer.accelerator.print(
             f"The training in {output_dir} is already finished ({start.num_done} steps). Nothing is trained. To train "
@@ -133,11 +139,13 @@ def train_and_save(
         resumable = ResumableTraining(trainer, start, settings, finished=done != "nothing")
         trainer.add_callback(resumable)
         try:
-            with resumable.handling_sigterm(), refused_settings(trainer):
+            with resumable.handling_sigterm(), refused_settings(trainer), _checking_batches(trainer):
                 checkpoint = start.checkpoint
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except NothingToTrain:
             trainer.is_in_train = False
+        if trainer.state.global_step == 0 and done == "nothing":
+            _raise_no_batch(trainer)
         if resumable.terminated:
             _end_terminated(trainer)
         if done == "saved":
@@ -146,10 +154,14 @@ def train_and_save(
             if done == "trained" and args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
                 trainer._load_best_model()
             # Without checkpoints, nothing has written it into the state
-            trainer.state.stateful_callbacks[RECORD] = {"attributes": {"settings": resumable.record.settings()}}
-            _save(trainer)
+            trainer.state.stateful_callbacks[RECORD] = {
+                "attributes": {"settings": resumable.record.settings(), "epochs": _num_epochs(args)}
+            }
+            _save(trainer, start)
         if args.eval_strategy != "no" and (done != "saved" or lacks_evaluation):
             trainer.save_metrics("eval", trainer.evaluate())
+            record = trainer.state.stateful_callbacks.setdefault(RECORD, {}).setdefault("attributes", {})
+            record["evaluation rows"] = evaluation_rows
             _save_state(trainer)  # the evaluation is in its log
     if args.push_to_hub:
         trainer.push_to_hub(revision=args.hub_revision, dataset_name=dataset_name)
@@ -193,7 +205,8 @@ def _find_done(trainer: Trainer, start: Start, settings: dict[str, Any]) -> str:
         return "nothing"
     max_steps = args.max_steps
     if max_steps < 0:
-        *_, max_steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
+        with _checking_batches(trainer):
+            *_, max_steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
     settings = settings | {"max_steps": max_steps}
     way_out = "Choose another `--output_dir` for these, or pass `--resume_from_checkpoint false` to train again."
 
@@ -201,10 +214,13 @@ def _find_done(trainer: Trainer, start: Start, settings: dict[str, Any]) -> str:
         record = read_record(read_state(Path(args.output_dir))) or {}
         before = {"max_steps": start.num_done, **record.get("settings", {})}
         changed = changed_settings(before, settings)
-        changed.pop("sharding", None)
+        for name in ("sharding", "number of processes"):
+            changed.pop(name, None)
+        if _num_epochs(args) is not None and _num_epochs(args) == record.get("epochs"):
+            changed.pop("max_steps", None)  # it follows from other settings
         if not changed:
             return "saved"
-        if start.checkpoint is None or before["max_steps"] >= max_steps:
+        if start.checkpoint is None or "max_steps" not in changed or before["max_steps"] >= max_steps:
             raise ConfigError(
                 f"The training in {args.output_dir!r} is already finished, with other settings: "
                 f"{', '.join(changed.values())}. {way_out}"
@@ -212,7 +228,7 @@ def _find_done(trainer: Trainer, start: Start, settings: dict[str, Any]) -> str:
     state = read_state(start.checkpoint)
     before = (read_record(state) or {}).get("settings", {})
     changed = changed_settings(before, settings)
-    fixed = [changed[name] for name in FIXED if name in changed]
+    fixed = fixed_changes(before, settings)
     if fixed:
         raise ConfigError(
             f"{str(start.checkpoint)!r} cannot be continued with other settings than it was written with: "
@@ -237,10 +253,38 @@ def _find_done(trainer: Trainer, start: Start, settings: dict[str, Any]) -> str:
     return "trained" if step == max_steps else "nothing"
 
 
-def _save(trainer: Trainer) -> None:
+def _num_epochs(args: TrainingArguments) -> float | None:
+    """The number of epochs, where it decides on the number of steps."""
+    return args.num_train_epochs if args.max_steps < 0 else None
+
+
+@contextmanager
+def _checking_batches(trainer: Trainer) -> Iterator[None]:
+    """`Trainer` refuses epochs without a batch by asking for `max_steps`, with which it then trains no step."""
+    try:
+        yield
+    except ValueError:
+        loader = trainer.get_train_dataloader()
+        if has_length(loader) and len(loader) == 0:
+            _raise_no_batch(trainer)
+        raise
+
+
+def _raise_no_batch(trainer: Trainer) -> NoReturn:
+    args, rows = trainer.args, trainer.train_dataset
+    found = f"its {len(rows)} rows are" if has_length(rows) else "what it yields is"
+    raise ConfigError(
+        f"No step was trained, and nothing is saved: the dataset does not fill one batch, {found} too few for "
+        f"`per_device_train_batch_size` {args.per_device_train_batch_size} on {args.world_size} process(es). Lower "
+        "it, or train on more rows."
+    ) from None
+
+
+def _save(trainer: Trainer, start: Start) -> None:
     """Save the model, and then the trainer's state, which says that it is there."""
     output_dir = Path(trainer.args.output_dir)
     if trainer.is_world_process_zero():
+        take_over(output_dir, start)
         for name in (STATE, EVALUATION_FILE):
             (output_dir / name).unlink(missing_ok=True)
     # Not pushed yet: if this fails, the model would have to be trained again

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -56,10 +57,21 @@ EVALUATION = frozenset(
 )
 # A checkpoint of one cannot be continued as another
 FIXED = ("trainer", "model", "adapter", "quantization", "optim", "optim_args", "optim_target_modules", "sharding")
-# Loading arguments of a model that change only speed and memory, or are compared by themselves
-_LOADING = ("attn_implementation", "device_map", "use_cache", "low_cpu_mem_usage", "revision", "quantization_config")
+# Loading arguments of a model that change only speed, memory and where its files are, or are compared by themselves
+_LOADING = frozenset(
+    """
+    attn_implementation device_map max_memory offload_folder offload_buffers offload_state_dict use_cache
+    low_cpu_mem_usage cache_dir local_files_only force_download proxies token use_auth_token trust_remote_code
+    revision quantization_config
+    """.split()
+)
+# Names of what may not get into a file that is pushed to the Hub. A `pad_token` may
+_SECRET = re.compile(r"(.*(api|access|auth|bearer|hub|hf|private|secret)_?)?(key|token)|.*(password|secret).*", re.I)
 # Parts of an adapter's configuration that say where it comes from
 _ADAPTER = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "runtime_config")
+
+# Configurations with all their fields, of which each release of a library has others
+_LIBRARY_CONFIG = re.compile(r"adapter\.[^.]+|quantization|accelerator_config")
 
 
 def training_settings(trainer: Trainer, depends_on: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -92,11 +104,11 @@ def training_settings(trainer: Trainer, depends_on: dict[str, Any] | None = None
         "sharding": _sharding(trainer),
         "number of processes": args.world_size,
         "number of rows": len(trainer.train_dataset) if has_length(trainer.train_dataset) else None,
-        "training rows": _rows(trainer.train_dataset),
+        "training rows": rows_by_name(trainer.train_dataset),
         "depends on": depends_on or {},
     }
-    if args.eval_strategy != "no":
-        settings["evaluation rows"] = _rows(trainer.eval_dataset)
+    if steered and args.eval_strategy != "no":
+        settings["evaluation rows"] = rows_by_name(trainer.eval_dataset)
     names = {field.name for field in dataclasses.fields(args) if field.init} - without_effect - {"max_steps"}
     settings |= {name: getattr(args, name) for name in sorted(names)}
     return json.loads(json.dumps(_plain(settings)))
@@ -117,16 +129,29 @@ def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> dict[str, s
         elif name.endswith(" rows") and name != "number of rows":
             if None not in (before[name], now[name]):  # of a stream
                 changed[name] = f"other {name}"
-        else:
-            changed[name] = ", ".join(_differences(name, before[name], now[name]))
+        elif differences := _differences(name, before[name], now[name]):
+            changed[name] = ", ".join(differences)
     if "number of rows" in changed:
         changed.pop("training rows", None)
     return changed
 
 
+def fixed_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What has changed and cannot change between a checkpoint and the training that continues it."""
+    changed = changed_settings(before, now)
+    if "model" in changed and not now["adapter"]:
+        # All weights are in the checkpoint, and a commit may change only a model card
+        commits = f"{now['model']['name']}@"
+        if all((settings["model"]["content"] or "").startswith(commits) for settings in (before, now)):
+            changed.pop("model")
+    return [changed[name] for name in FIXED if name in changed]
+
+
 def _differences(name: str, before: Any, now: Any) -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if _LIBRARY_CONFIG.fullmatch(name):
+            keys = [key for key in keys if key in before and key in now]
         return [each for key in keys for each in _differences(f"{name}.{key}", before.get(key), now.get(key))]
     return [f"{name} {_short(before)} -> {_short(now)}"]
 
@@ -149,13 +174,16 @@ def _different_model(before: dict[str, str | None], now: dict[str, str | None]) 
     if (before["name"] == now["name"]) if unknown else (before["content"] == now["content"]):
         return None
     if before["name"] == now["name"]:
-        return f"the model {now['name']} has changed"
+        name, at, commit = before["content"].rpartition("@")
+        hint = f" on the Hub (`--model_revision {commit}` is the one before)" if at and name == now["name"] else ""
+        return f"the model {now['name']} has changed{hint}"
     return f"model {before['name']} -> {now['name']}"
 
 
-def _rows(dataset: Any) -> Any:
+def rows_by_name(dataset: Any) -> Any:
+    """What tells the rows of a dataset, or of several by name, from others. `None` for a stream."""
     if isinstance(dataset, Mapping):
-        return {name: _rows(part) for name, part in dataset.items()}
+        return {name: rows_by_name(part) for name, part in dataset.items()}
     return rows_hash(dataset) if isinstance(dataset, Dataset) else None
 
 
@@ -178,7 +206,7 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item) for key, item in value.items() if not _SECRET.fullmatch(str(key))}
     if isinstance(value, (set, frozenset)):
         return sorted(map(str, value))
     if isinstance(value, (list, tuple)):

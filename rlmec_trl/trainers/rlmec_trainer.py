@@ -11,6 +11,7 @@ from accelerate import ParallelismConfig
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import Dataset
+from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import SFTTrainer
 from trl.data_utils import get_dataset_column_names
@@ -34,6 +35,10 @@ logger = get_logger(__name__)
 
 # Rows of a stream that are read, and checked, at a time
 _STREAM_BATCH_SIZE = 100
+
+
+def _revision(args: RLMECConfig) -> str:
+    return (args.model_init_kwargs or {}).get("revision") or "main"
 
 
 class RLMECTrainer(TrainerChecks, SFTTrainer):
@@ -95,15 +100,8 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
         for name in ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "formatting_func"):
             if arguments.get(name) is not None:
                 raise ConfigError(f"`RLMECTrainer` does not support `{name}`. Leave it out.")
-        self._refuse_unsupported(args)
-        # Before the model is loaded, where the arguments are enough to tell
-        init_kwargs = args.model_init_kwargs or {}
-        tp_size = init_kwargs.get("tp_size") if isinstance(model, str) else model.tp_size
-        self._refuse_parallelism(args.parallelism_config, bool(init_kwargs.get("tp_plan")) or (tp_size or 1) > 1)
+        self.refuse_unsupported(model, args)
         check_inputs(arguments.get("train_dataset"), arguments.get("eval_dataset"))
-        revision = init_kwargs.get("revision") or "main"
-        if isinstance(model, str):
-            refuse_adapter(model, revision)
         self._vocab_size = vocabulary_size(model, args)
 
         # `SFTTrainer` rejects losses other than its own. The caller's config is not modified.
@@ -114,7 +112,7 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
         super().__init__(model, args, data_collator, *others, **kwargs)
         self.args.loss_type = loss_type
         if isinstance(model, str) and is_peft_model(self.model):
-            note_base_revision(self.model, revision)
+            note_base_revision(self.model, _revision(args))
         # `accelerate launch` and DeepSpeed configure it too, which only the accelerator knows
         self._refuse_parallelism(self.accelerator.parallelism_config, self.get_tp_size() > 1)
         if data_collator is None:
@@ -136,8 +134,26 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
             add_soft_target_head(self.model.get_base_model() if is_peft_model(self.model) else self.model)
         self._metric_sums = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
 
-    @staticmethod
-    def _refuse_unsupported(args: RLMECConfig) -> None:
+    @classmethod
+    def refuse_unsupported(cls, model: str | PreTrainedModel, args: RLMECConfig) -> None:
+        """
+        Refuse what this trainer does not support, as far as the arguments alone can tell. The trainer does so itself;
+        a script calls it before work that comes first, such as scoring.
+
+        Args:
+            model (`str` or [`~transformers.PreTrainedModel`]):
+                The policy.
+            args ([`RLMECConfig`]):
+                Configuration.
+
+        Raises:
+            [`~rlmec_trl.data.errors.ConfigError`]: If a setting is not supported, or `model` names an adapter.
+        """
+        init_kwargs = args.model_init_kwargs or {}
+        tp_size = init_kwargs.get("tp_size") if isinstance(model, str) else model.tp_size
+        cls._refuse_parallelism(args.parallelism_config, bool(init_kwargs.get("tp_plan")) or (tp_size or 1) > 1)
+        if isinstance(model, str):
+            refuse_adapter(model, _revision(args))
         if args.packing or args.eval_packing or args.padding_free:
             raise ConfigError(
                 "`RLMECTrainer` does not support `packing`, `eval_packing` or `padding_free`: they keep only token "

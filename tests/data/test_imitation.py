@@ -1,5 +1,7 @@
 """Rows for supervised fine-tuning: what is kept of them, and that each is checked."""
 
+import json
+
 import pytest
 from datasets import Dataset, Features, Json, Value
 from hypothesis import given, settings
@@ -28,6 +30,20 @@ def test_the_column_and_the_arguments_of_the_chat_template_are_kept():
     assert prompt_completion_rows(dataset, "reference").to_list() == [
         {"prompt": "1 + 1", "completion": "two", "chat_template_kwargs": {"enable_thinking": True}}
     ]
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+CALLS = [{"role": "assistant", "content": None, "tool_calls": [CALL]}]
+
+
+def test_tools_are_kept_and_a_call_of_one_needs_no_text():
+    tools = json.dumps([{"type": "function", "function": {"name": "add"}}])
+    dataset = rows({"prompt": MESSAGES, "completion": CALLS, "tools": tools})
+    assert prompt_completion_rows(dataset).to_list() == [{"prompt": MESSAGES, "completion": CALLS, "tools": tools}]
+    no_call = [CALLS[0] | {"tool_calls": []}]
+    for refused in (rows({"prompt": MESSAGES, "completion": no_call}), rows({"completion": CALLS})):
+        with pytest.raises(DatasetError, match="^Row 0, column 'completion': found"):
+            prompt_completion_rows(refused)
 
 
 def test_a_text_after_messages_becomes_the_message_of_the_assistant():
@@ -71,7 +87,10 @@ def test_a_row_that_cannot_be_imitated_is_named(dataset, settings, message):
 @settings(max_examples=30)
 @given(
     st.lists(
-        st.none() | st.integers() | st.text(st.characters(exclude_categories=["Cs"]), max_size=5) | st.just(MESSAGES),
+        st.none()
+        | st.integers(-(2**63), 2**63 - 1)  # larger ones become texts in a dataset
+        | st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+        | st.just(MESSAGES),
         min_size=1,
         max_size=4,
     )

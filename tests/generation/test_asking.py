@@ -1,6 +1,7 @@
 """Pending requests never exceed the limit and are never dropped: each of them is billed."""
 
 import asyncio
+import itertools
 import os
 import random
 import re
@@ -262,6 +263,27 @@ def test_ctrl_c_while_a_single_thread_is_awaited_does_not_lose_its_response(star
         worker.process.wait(timeout=2)
     assert worker.end(lines=50) != 0
     assert worker.numbers("asked") == worker.numbers("answered") == list(range(6))
+
+
+def test_ctrl_c_that_comes_out_of_the_start_of_a_thread_as_another_error_is_one(capfd):
+    """`Thread.start` waits for the thread under a lock, and may fail to release it once it has been interrupted."""
+    started, answered, start = [], [], threading.Thread.start
+
+    def interrupted_start(thread):
+        start(thread)
+        started.append(thread)
+        if len(started) == 2:
+            try:
+                raise KeyboardInterrupt
+            finally:
+                raise RuntimeError("release unlocked lock")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted_start)
+        with pytest.raises(KeyboardInterrupt):
+            ask_all(answered.append, itertools.repeat(0, 10**9), 3, 10**9)
+    assert "waiting for pending responses" in capfd.readouterr().err
+    assert len(started) == 2 and answered
 
 
 def test_a_second_ctrl_c_drops_the_pending_requests(start):

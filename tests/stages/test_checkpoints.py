@@ -94,6 +94,18 @@ def test_an_adapter_counts_as_weights_and_each_has_to_be_there(checkpoint):
     assert missing_from(checkpoint) == ["adapter_model.safetensors"]
 
 
+def test_the_adapters_of_checkpoints_are_not_those_of_the_model_beside_them(tmp_path):
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "adapter_config.json").write_text("{}")
+    assert missing_weights(tmp_path) == ["the weights"]
+    for name in ("adapter_model.safetensors", "checkpoint-2/adapter_model.safetensors"):
+        save_file({"a": torch.zeros(8)}, tmp_path / name)
+    assert missing_weights(tmp_path) == ["the weights"]
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "checkpoint-2" / "adapter_model.safetensors").unlink()
+    assert missing_weights(tmp_path) == []
+
+
 def test_the_random_numbers_of_every_process_have_to_be_there(tmp_path):
     folder = write_checkpoint(tmp_path / "checkpoint-4", num_processes=2)
     assert missing_from(folder) == ["rng_state_0.pth", "rng_state_1.pth"]

@@ -1,12 +1,17 @@
 """What a library says of a setting is one message; a mistake of ours keeps its traceback."""
 
+import errno
 import importlib
+import json
 import sys
 import types
+from functools import partial
 
 import pytest
+import torch
+from datasets import Dataset
 from transformers.utils import is_liger_kernel_available
-from trl import SFTConfig
+from trl import SFTConfig, SFTTrainer
 
 from rlmec_trl.data.errors import ConfigError, DatasetError
 from rlmec_trl.stages.refusals import check_training_settings, refused_settings
@@ -38,31 +43,73 @@ def test_a_refusal_of_a_library_is_quoted_with_its_place(module_of, kind):
     assert str(caught.value) == (
         f"Training cannot start with these settings: `x` must be y ({kind.__name__} in trl.trainer.mock.build)."
     )
-    assert caught.value.__suppress_context__
+    assert isinstance(caught.value.__cause__, kind)  # for those who use Python
+
+
+@pytest.mark.parametrize("name", ["mypkg.rewards", "rewards"])
+def test_an_error_of_the_users_own_code_keeps_its_traceback(module_of, name):
+    library, users = module_of("trl.mock", LIBRARY), module_of(name, OURS)
+    for call in (
+        partial(users.fail, ValueError("no <answer> tag")),
+        # What this code calls has no setting of the training either
+        partial(users.prepare, partial(library.build, error=ValueError("no <answer> tag"))),
+        partial(users.prepare, partial(json.loads, "{")),
+    ):
+        with pytest.raises(ValueError) as caught, refused_settings():
+            library.build(call)
+        assert not isinstance(caught.value, ConfigError)
+
+
+def test_a_refusal_below_the_standard_library_is_one(module_of):
+    library = module_of("trl.mock", LIBRARY)
+    with pytest.raises(ConfigError, match="JSONDecodeError in trl.mock.build"), refused_settings():
+        library.build(partial(json.loads, "{"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        OSError(errno.EIO, "Input/output error"),
+        OSError(errno.EMFILE, "Too many open files"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("DataLoader worker (pid 3) is killed by signal: Bus error."),
+        torch.AcceleratorError("an illegal memory access"),
+        torch.distributed.DistBackendError("NCCL error: unhandled system error"),
+        torch.OutOfMemoryError("bad"),
+    ],
+    ids=str,
+)
+def test_a_failure_of_the_machine_is_not_called_a_setting(module_of, error):
+    library = module_of("trl.mock", LIBRARY)
+    with pytest.raises(type(error)) as caught, refused_settings():
+        library.build(error=error)
+    assert caught.value is error
 
 
 def test_what_is_below_a_library_counts_as_its_own(module_of):
     library, below = module_of("transformers.mock", LIBRARY), module_of("torch.mock", LIBRARY)
     with pytest.raises(ConfigError, match=r"bad \(ValueError in transformers.mock.build\)"), refused_settings():
-        library.build(lambda: below.build(error=ValueError("bad")))
+        library.build(partial(below.build, error=ValueError("bad")))
 
 
 def test_a_constructor_of_ours_may_hand_the_settings_on(module_of):
     library, ours = module_of("trl.mock", LIBRARY), module_of("rlmec_trl.mock", OURS)
     with pytest.raises(ConfigError, match="bad"), refused_settings():
-        library.build(lambda: ours.Trainer(lambda: library.build(error=ValueError("bad"))))
+        library.build(partial(ours.Trainer, partial(library.build, error=ValueError("bad"))))
 
 
 @pytest.mark.parametrize("name", ["rlmec_trl.mock", "recipes.mock", "__main__"])
 def test_a_mistake_of_ours_keeps_its_traceback(module_of, monkeypatch, name):
     library, ours = module_of("trl.mock", LIBRARY), module_of(name, OURS)
     mistakes = [
-        lambda: ours.fail(ValueError("ours")),
-        lambda: library.build(lambda: ours.fail(ValueError("ours"))),
+        partial(ours.fail, ValueError("ours")),
+        partial(library.build, partial(ours.fail, ValueError("ours"))),
         # What our code passes to a library may be the mistake
-        lambda: library.build(lambda: ours.prepare(lambda: library.build(error=ValueError("ours")))),
-        lambda: library.build(lambda: ours.Trainer(lambda: ours.fail(ValueError("ours")))),
-        lambda: ours.Trainer(unknown=1),
+        partial(library.build, partial(ours.prepare, partial(library.build, error=ValueError("ours")))),
+        partial(library.build, partial(ours.Trainer, partial(ours.fail, ValueError("ours")))),
+        partial(ours.Trainer, unknown=1),
     ]
     for mistake in mistakes:
         with pytest.raises((ValueError, TypeError)) as caught, refused_settings():
@@ -80,10 +127,13 @@ def test_what_no_library_refuses_a_setting_with_keeps_its_traceback(module_of, e
 def test_a_user_error_passes_as_it_is(module_of):
     library, ours = module_of("trl.mock", LIBRARY), module_of("rlmec_trl.mock", OURS)
     with pytest.raises(DatasetError, match="^Row 3 is empty.$"), refused_settings():
-        library.build(lambda: ours.fail(DatasetError("Row 3 is empty.")))
+        library.build(partial(ours.fail, DatasetError("Row 3 is empty.")))
 
 
 class FakeTrainer:
+    def __init__(self, eval_dataset=None):
+        self.eval_dataset = eval_dataset
+
     def add_callback(self, callback):
         self.callback = callback
 
@@ -115,15 +165,32 @@ def test_only_the_beginning_of_a_training_counts(module_of, steps, error, is_ref
 @pytest.mark.parametrize("name", ["accuracy", "eval_accuracy", "epoch"])
 def test_a_metric_that_no_evaluation_gives_is_named(tmp_path, name):
     trainer = FakeTrainer()
-    metrics = {"eval_loss": 1.0, "epoch": 1.0}
+    metrics = {"eval_loss": 1.0, "eval_runtime": 1.0, "epoch": 1.0}
     args = SFTConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", metric_for_best_model="loss")
     with refused_settings(trainer):
         for known in (None, "loss", "eval_loss"):
             args.metric_for_best_model = known
             trainer.callback.on_evaluate(args, None, None, metrics)
         args.metric_for_best_model = name
-        with pytest.raises(ConfigError, match=f"is '{name}', which the evaluation does not give: loss."):
+        with pytest.raises(ConfigError, match=f"is '{name}', which the evaluation does not give: loss, runtime."):
             trainer.callback.on_evaluate(args, None, None, metrics)
+
+
+@pytest.mark.parametrize("name", ["b_loss", "a_loss", "b_b_loss", "loss"])
+def test_a_metric_of_one_of_several_evaluation_sets_is_known(tmp_path, policy, tokenizer, make_rows, name):
+    rows = Dataset.from_list([{"prompt": row["prompt"], "completion": row["completion"]} for row in make_rows(2)])
+    args = config(tmp_path, metric_for_best_model=name)
+    sets = {"b": rows, "a": rows, "b_b": rows}
+    trainer = SFTTrainer(policy, args, train_dataset=rows, eval_dataset=sets, processing_class=tokenizer)
+    trainer.callback_handler.callbacks.clear()
+    with refused_settings(trainer):
+        trainer.evaluate(rows, metric_key_prefix="own")
+        if name == "loss":
+            with pytest.raises(ConfigError, match="is 'loss', which the evaluation does not give: a_loss, .*, b_loss"):
+                trainer.evaluate()
+        else:
+            trainer.evaluate()
+            trainer.evaluate()
 
 
 def config(tmp_path, **settings):
@@ -151,11 +218,19 @@ def test_an_evaluation_without_rows_is_refused_before_anything_is_loaded(recipe,
     assert not (tmp_path / "out").exists()
 
 
+def test_arguments_that_no_checkpointing_takes_are_refused_before_the_first_step(tmp_path):
+    """There, the loss of our trainer calls the model, and an error could be ours."""
+    known = {"use_reentrant": False, "preserve_rng_state": True, "determinism_check": "none", "every_n_layers": 2}
+    check_training_settings(config(tmp_path, gradient_checkpointing=True, gradient_checkpointing_kwargs=known))
+    unknown = {"use_reentrant": True, "foo": 1}
+    check_training_settings(config(tmp_path, gradient_checkpointing=False, gradient_checkpointing_kwargs=unknown))
+    args = config(tmp_path, gradient_checkpointing=True, gradient_checkpointing_kwargs=unknown)
+    with pytest.raises(ConfigError, match="`gradient_checkpointing_kwargs` has no argument 'foo'"):
+        check_training_settings(args)
+
+
 @pytest.mark.skipif(is_liger_kernel_available(), reason="is refused only where the package is missing")
 def test_liger_kernels_that_are_not_installed_are_named(tmp_path, policy, tokenizer, make_rows):
-    from datasets import Dataset
-    from trl import SFTTrainer
-
     from rlmec_trl.stages.training import train_and_save
 
     rows = Dataset.from_list([{"prompt": row["prompt"], "completion": row["completion"]} for row in make_rows(2)])

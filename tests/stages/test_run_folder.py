@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from rlmec_trl.data.errors import ConfigError, UserError
 from rlmec_trl.stages import output
 from rlmec_trl.stages.checkpoints import RECORD, STATE
 from rlmec_trl.stages.output import LOCK, OutputError, hold
-from rlmec_trl.stages.run_folder import MARK, Start, begin, check_folder, find_start, make_room
+from rlmec_trl.stages.run_folder import MARK, Start, begin, check_folder, find_start, make_room, take_over
 from rlmec_trl.stages.training import training_run
 from tests.stages.test_checkpoints import write_checkpoint, write_state
 
@@ -32,14 +33,21 @@ def tree(folder):
 # --- Where a training may begin --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["README.md", "config.json", "trainer_state.json", ".hidden", "src/main.py"])
-def test_a_folder_with_files_of_others_is_refused_before_any_work(name, tmp_path):
+REPLACED = """
+    README.md config.json trainer_state.json training_args.bin model.safetensors model-00001-of-00002.safetensors
+    pytorch_model.bin adapter_config.json generation_config.json tokenizer.json tokenizer.model vocab.txt vocab.json
+    merges.txt chat_template.jinja additional_chat_templates/x.jinja eval_results.json all_results.json modeling_x.py
+    grm_wording.json completions/mine.txt checkpoint-6/notes.txt checkpoint-7
+    """.split()
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_a_folder_with_files_that_training_would_replace_is_refused_before_any_work(name, tmp_path):
     path = tmp_path / "project" / name
     path.parent.mkdir(parents=True)
     path.write_text('{"mine": true}')
-    with pytest.raises(
-        OutputError, match=rf"project' holds files.*\({path.relative_to(tmp_path / 'project').parts[0]}"
-    ):
+    message = rf"project' holds files that training would replace.*\({re.escape(name.split('/')[0])}\)"
+    with pytest.raises(OutputError, match=message):
         with training_run(arguments(tmp_path / "project")):
             raise AssertionError("the work of the run")
     assert tree(tmp_path) == {f"project/{name}": b'{"mine": true}'}
@@ -55,6 +63,24 @@ def test_the_working_directory_and_the_folders_around_it_are_refused(path, tmp_p
         with training_run(args):
             raise AssertionError("the work of the run")
     assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["train.log", "4711.out", ".hydra/config.yaml", "config.yaml", ".gitkeep", "src/main.py"]
+)
+def test_files_that_training_does_not_write_may_be_in_its_folder(name, tmp_path):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    begin(tmp_path, start(tmp_path))
+    assert set(tree(tmp_path)) == {name, MARK} and path.read_text() == "mine"
+
+
+def test_the_last_checkpoint_of_others_is_named_with_its_path(tmp_path):
+    for step in (9, 10, 2):
+        write_checkpoint(tmp_path / f"checkpoint-{step}")
+    with pytest.raises(OutputError, match=f"To continue from '{tmp_path / 'checkpoint-10'}', name it"):
+        check_folder(tmp_path)
 
 
 def test_a_folder_that_a_trainer_makes_when_it_is_created_does_not_count_as_files_of_others(tmp_path):
@@ -184,6 +210,8 @@ def test_a_training_that_was_started_over_does_not_resume_from_what_it_replaces(
     assert start(tmp_path) == Start(tmp_path / "checkpoint-8", 0, first.run)
     second = start(tmp_path, resume_from_checkpoint="false")
     begin(tmp_path, second)
+    assert start(tmp_path).checkpoint == tmp_path / "checkpoint-8", "it has not saved anything yet"
+    take_over(tmp_path, second)
     lines = []
     assert start(tmp_path, lines.append) == second, "killed before its first checkpoint"
     assert len(lines) == 1 and "checkpoint-8" in lines[0] and "started over" in lines[0]
@@ -197,8 +225,33 @@ def test_a_finished_model_is_not_finished_once_its_training_is_started_over(tmp_
     for path in (tmp_path / "model").iterdir():
         shutil.move(path, tmp_path)
     assert start(tmp_path).num_done == 4
-    begin(tmp_path, start(tmp_path, resume_from_checkpoint="false"))
+    again = start(tmp_path, resume_from_checkpoint="false")
+    begin(tmp_path, again)
+    assert start(tmp_path).num_done == 4, "it has not saved anything yet"
+    make_room(tmp_path, 1, again, lambda *_: False)
     assert start(tmp_path).num_done == 0
+
+
+def test_a_run_from_a_named_checkpoint_gives_up_later_ones_when_it_saves_its_first(tmp_path):
+    first = start(tmp_path)
+    begin(tmp_path, first)
+    for step in (500, 1000):
+        checkpoint_of(tmp_path, step, first.run)
+    named = start(tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-500"))
+    begin(tmp_path, named)
+    assert start(tmp_path).checkpoint == tmp_path / "checkpoint-1000", "killed before that"
+    make_room(tmp_path, 600, named, lambda *_: False)
+    assert start(tmp_path) == Start(tmp_path / "checkpoint-500", 0, named.run), "killed while it is written"
+    write_checkpoint(tmp_path / "600", num_processes=1)
+    for path in (tmp_path / "600").iterdir():
+        path.rename(tmp_path / "checkpoint-600" / path.name)
+    assert start(tmp_path).checkpoint == tmp_path / "checkpoint-600"
+
+
+def test_a_named_checkpoint_of_another_folder_keeps_its_mark(tmp_path):
+    checkpoint = checkpoint_of(tmp_path / "first", 5, "first")
+    take_over(tmp_path, start(tmp_path / "second", resume_from_checkpoint=str(checkpoint)))
+    assert json.loads((checkpoint / MARK).read_text()) == {"run": "first"}
 
 
 def test_checkpoints_that_were_copied_to_a_new_folder_keep_their_run(tmp_path):
@@ -210,7 +263,7 @@ def test_checkpoints_that_were_copied_to_a_new_folder_keep_their_run(tmp_path):
 
 
 def room(folder, step=6):
-    make_room(folder, step, "this", lambda number, path: number == step)
+    make_room(folder, step, Start(None, 0, "this"), lambda number, path: number == step)
 
 
 def test_what_a_killed_run_of_ours_left_is_deleted(tmp_path):
@@ -218,8 +271,11 @@ def test_what_a_killed_run_of_ours_left_is_deleted(tmp_path):
     (tmp_path / "checkpoint-6" / "model.safetensors").write_bytes(b"cut off")
     (tmp_path / "checkpoint-6" / "adapter" / "adapter_config.json").parent.mkdir()
     (tmp_path / "checkpoint-6" / "adapter" / "adapter_config.json").write_text("{}")
+    (tmp_path / "checkpoint-6" / "additional_chat_templates").mkdir()
+    for name in ("tokenization_x.py", "modeling_x.py", "configuration_x.py", "video_preprocessor_config.json"):
+        (tmp_path / "checkpoint-6" / name).write_text("")
     room(tmp_path)
-    assert set(tree(tmp_path)) == {f"checkpoint-6/{MARK}"}
+    assert set(tree(tmp_path)) == {MARK, f"checkpoint-6/{MARK}"}
 
 
 @pytest.mark.parametrize("kind", ["weights of others", "notes in ours", "link", "link to nothing", "file"])
@@ -260,4 +316,4 @@ def test_the_record_of_an_earlier_version_marks_its_checkpoints(tmp_path):
     state = {"global_step": 6, "stateful_callbacks": {RECORD: {"attributes": {"num_processes": 1}}}}
     (tmp_path / "checkpoint-6" / STATE).write_text(json.dumps(state))
     room(tmp_path)
-    assert set(tree(tmp_path)) == {f"checkpoint-6/{MARK}"}
+    assert set(tree(tmp_path)) == {MARK, f"checkpoint-6/{MARK}"}

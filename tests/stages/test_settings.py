@@ -85,6 +85,18 @@ def test_the_command_line_replaces_the_file(tmp_path):
     assert (configs[0].shard_size, configs[0].batch_size) == (9, 3)
 
 
+@pytest.mark.parametrize("recipe", TRAINS)
+@pytest.mark.parametrize("value", [True, False, "true", "out/checkpoint-5", None])
+def test_resuming_may_be_demanded_or_ruled_out_in_a_file(recipe, value):
+    settings = REQUIRED[recipe] | TRAINING | {"resume_from_checkpoint": value}
+    assert find(make_configs(parser_of(recipe), settings), "resume_from_checkpoint") == value
+
+
+def test_resuming_is_nothing_else(parse_text):
+    message = refusal(parse_text, "sft", "resume_from_checkpoint: 5")
+    assert "`resume_from_checkpoint` must be a text or true or false or unset, got 5" in message
+
+
 def test_env_sets_environment_variables(parse_text, monkeypatch):
     monkeypatch.setenv("RLMEC_TRL_TEST", "before")
     parse_text("sample", "env: {RLMEC_TRL_TEST: 3}")

@@ -262,6 +262,59 @@ def test_a_finished_training_is_not_continued(settings, make, tmp_path, steps_tr
     assert saved(tmp_path / "run") == weights and sorted(os.listdir(tmp_path / "run")) == files
 
 
+@pytest.mark.parametrize("length", [{}, {"max_steps": -1, "num_train_epochs": 1}], ids=["steps", "epochs"])
+def test_a_finished_training_is_finished_on_another_number_of_processes_too(length, make, tmp_path, steps_trained):
+    """With epochs, fewer processes make more steps of the same training."""
+    run(make(**length))
+    state_file = tmp_path / "run" / "trainer_state.json"
+    state = json.loads(state_file.read_text())
+    settings = state["stateful_callbacks"][RECORD]["attributes"]["settings"]
+    assert settings["number of processes"] == 1
+    settings["number of processes"] = 2
+    if length:
+        settings["max_steps"] = state["max_steps"] = state["global_step"] = 3
+        shutil.rmtree(tmp_path / "run" / "checkpoint-5")
+    state_file.write_text(json.dumps(state))
+    steps_trained.clear()
+    assert run(make(**length)) == "finished"
+    assert not steps_trained
+
+
+def test_epochs_of_smaller_batches_are_not_a_longer_training(make, steps_trained):
+    run(make(max_steps=-1, num_train_epochs=1))
+    steps_trained.clear()
+    with pytest.raises(ConfigError, match="already finished, with other settings: per_device_train_batch_size 2 -> 1"):
+        run(make(max_steps=-1, num_train_epochs=1, per_device_train_batch_size=1))
+    assert run(make(max_steps=-1, num_train_epochs=2)) == "finished"
+    assert len(steps_trained) == 5
+
+
+def test_a_finished_model_is_evaluated_on_another_dataset(make, tmp_path, steps_trained):
+    settings = {"eval_strategy": "epoch", "save_strategy": "no"}
+    run(make(**settings))
+    weights, results = saved(tmp_path / "run"), tmp_path / "run" / "eval_results.json"
+    before = json.loads(results.read_text())["eval_loss"]
+    steps_trained.clear()
+    evaluations = []
+    for _ in range(2):
+        trainer = make(**settings)
+        trainer.eval_dataset = trainer.eval_dataset.select([0])
+        trainer.evaluate = count(trainer.evaluate, evaluations)
+        assert run(trainer) == "finished"
+    assert len(evaluations) == 1, "once"
+    assert not steps_trained and saved(tmp_path / "run") == weights
+    assert json.loads(results.read_text())["eval_loss"] != before
+
+
+def test_evaluation_rows_that_decide_which_weights_are_kept_count(make):
+    settings = {"eval_strategy": "steps", "eval_steps": 3, "load_best_model_at_end": True}
+    run(make(**settings))
+    trainer = make(**settings)
+    trainer.eval_dataset = trainer.eval_dataset.select([0])
+    with pytest.raises(ConfigError, match="already finished, with other settings: other evaluation rows"):
+        train_and_save(trainer)
+
+
 @pytest.mark.parametrize("lost", ["model.safetensors", "trainer_state.json", "eval_results.json"])
 def test_what_a_finished_training_lacks_is_saved(lost, make, tmp_path, steps_trained):
     settings = {"eval_strategy": "steps", "eval_steps": 4}
@@ -409,10 +462,36 @@ def test_a_finished_training_that_cannot_be_continued_is_not_replaced(make, tmp_
 
 def test_a_training_that_was_started_over_and_killed_does_not_become_the_one_before(make, tmp_path, steps_trained):
     run(make())
-    assert run(make(at=(2, kill), resume_from_checkpoint="false")) == "killed"
+    assert run(make(at=(4, kill), resume_from_checkpoint="false")) == "killed"
     steps_trained.clear()
     assert run(make()) == "finished"
-    assert len(steps_trained) == STEPS
+    assert len(steps_trained) == STEPS - 3
+
+
+@pytest.mark.parametrize("start", ["false", "checkpoint-3"])
+def test_a_training_that_ends_before_it_saves_anything_gives_nothing_up(start, make, tmp_path, steps_trained):
+    assert run(make(at=(7, kill))) == "killed"
+    start = start if start == "false" else str(tmp_path / "run" / start)
+    assert run(make(at=(4, kill), resume_from_checkpoint=start, save_steps=100)) == "killed"
+    steps_trained.clear()
+    assert run(make()) == "finished"
+    assert len(steps_trained) == 2
+    assert run(make(at=(4, kill), resume_from_checkpoint=start, save_steps=100)) == "killed"
+    steps_trained.clear()
+    assert run(make()) == "finished"
+    assert not steps_trained
+
+
+def test_a_checkpoint_of_the_best_model_is_marked_and_replaces_what_is_in_its_way(make, tmp_path):
+    settings = {"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 4}
+    settings |= {"metric_for_best_model": "eval_loss", "greater_is_better": True}  # the first one alone
+    leftover = tmp_path / "run" / "checkpoint-4"
+    leftover.mkdir(parents=True)
+    (tmp_path / "run" / MARK).write_text("{}")
+    (leftover / "optimizer.bin").write_bytes(b"of another run")
+    assert run(make(**settings)) == "finished"
+    assert (leftover / MARK).is_file() and not (leftover / "optimizer.bin").exists()
+    assert not (tmp_path / "run" / "checkpoint-8").exists()
 
 
 @pytest.mark.parametrize("save_strategy", ["no", "steps"])
@@ -454,6 +533,21 @@ def test_no_step_at_all_is_refused(settings, make, tmp_path, steps_trained):
     with pytest.raises(ConfigError, match="nothing to train"):
         train_and_save(trainer)
     assert not steps_trained and not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_steps": -1, "num_train_epochs": 1}])
+def test_a_training_without_a_batch_is_not_taken_for_a_finished_one(settings, make, tmp_path):
+    settings = {"rows": 1, "dataloader_drop_last": True} | settings
+    with pytest.raises(ConfigError, match=r"its 1 rows are too few for `per_device_train_batch_size` 2 on 1 process"):
+        run(make(kind="sft", **settings))
+    assert os.listdir(tmp_path / "run") == [MARK]
+
+
+def test_epochs_without_a_batch_are_refused_beside_a_checkpoint_too(make, tmp_path):
+    run(make(kind="sft", at=(4, kill)))
+    settings = {"rows": 1, "dataloader_drop_last": True, "max_steps": -1, "num_train_epochs": 1}
+    with pytest.raises(ConfigError, match="its 1 rows are too few"):
+        run(make(kind="sft", **settings))
 
 
 def test_a_finished_model_is_pushed_with_its_own_weights(make, tmp_path, monkeypatch):
@@ -518,7 +612,9 @@ def test_a_checkpoint_of_another_program_is_resumed_from_by_its_name(make, tmp_p
     make(max_steps=4, lr_scheduler_type="constant", output_dir="plain").train()
     checkpoint = tmp_path / "plain" / "checkpoint-4"
     assert RECORD not in json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]
-    with pytest.raises(OutputError, match=r"To continue from 'checkpoint-\d', name it as `--resume_from_checkpoint`"):
+    with pytest.raises(
+        OutputError, match=r"To continue from '.*plain/checkpoint-4', name it as `--resume_from_checkpoint`"
+    ):
         run(make(lr_scheduler_type="constant", output_dir="plain"))
     assert run(make(lr_scheduler_type="constant", resume_from_checkpoint=str(checkpoint))) == "finished"
     assert run(make(lr_scheduler_type="constant", output_dir="straight")) == "finished"

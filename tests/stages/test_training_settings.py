@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,14 @@ from trl import GRPOConfig, SFTConfig
 
 from rlmec_trl import GRMConfig, OnlineRLMECConfig, RLMECConfig
 from rlmec_trl.stages.contents import model_hash, rows_hash
-from rlmec_trl.stages.training_settings import EVALUATION, FIXED, NO_EFFECT, changed_settings
+from rlmec_trl.stages.training_settings import (
+    EVALUATION,
+    FIXED,
+    NO_EFFECT,
+    changed_settings,
+    fixed_changes,
+    training_settings,
+)
 
 
 CONFIGS = (RLMECConfig, OnlineRLMECConfig, GRMConfig, SFTConfig, GRPOConfig)
@@ -52,6 +60,56 @@ def test_no_secret_is_recorded():
     assert secrets == {"hub_token"} <= NO_EFFECT
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "token",
+        "use_auth_token",
+        "hf_token",
+        "key",
+        "api_key",
+        "WANDB_API_KEY",
+        "accessToken",
+        "password",
+        "db_password",
+    ],
+)
+def test_no_secret_in_a_mapping_of_arguments_is_recorded(tmp_path, policy, name):
+    """`model_init_kwargs` may hold the token of a private model, and mappings of further models lie deeper."""
+    secret = {name: "hf_SECRET", "nested": [{name: "hf_SECRET"}], "kept": 1}
+    args = GRPOConfig(
+        str(tmp_path), use_cpu=True, bf16=False, report_to="none", model_init_kwargs=secret, generation_kwargs=secret
+    )
+    settings = settings_of(args, policy, {"reward": secret})
+    assert "hf_SECRET" not in json.dumps(settings)
+    assert settings["model_init_kwargs"] == {"nested": [{}], "kept": 1}
+
+
+def test_where_the_files_of_a_model_come_from_is_not_compared(tmp_path, policy):
+    def settings_with(**init_kwargs):
+        return settings_of(SFTConfig(str(tmp_path), use_cpu=True, bf16=False, model_init_kwargs=init_kwargs), policy)
+
+    moved = settings_with(token="a", cache_dir="b", local_files_only=True, offload_folder="c", max_memory={0: "1GB"})
+    assert moved == settings_with() != settings_with(subfolder="d")
+    assert settings_with(subfolder="d")["model_init_kwargs"] == {"subfolder": "d"}
+    assert settings_with()["pad_token"] is None  # no secret
+
+
+def settings_of(args, policy, depends_on=None):
+    return training_settings(
+        SimpleNamespace(
+            args=args,
+            model=policy,
+            accelerator=SimpleNamespace(unwrap_model=lambda model: model),
+            train_dataset=None,
+            eval_dataset=None,
+            is_deepspeed_enabled=False,
+            is_fsdp_enabled=False,
+        ),
+        depends_on,
+    )
+
+
 def test_changes_are_named_with_both_values():
     before = {"learning_rate": 0.1, "adapter": {"default": {"r": 4, "lora_alpha": 8}}, "seed": 1, "optim": "adamw"}
     now = {"learning_rate": 0.2, "adapter": {"default": {"r": 8, "lora_alpha": 8}}, "seed": 1, "bf16": True}
@@ -84,6 +142,43 @@ def test_a_record_of_an_earlier_version_is_compared_by_what_it_has():
 def test_a_model_is_known_by_its_content(before, now, change):
     records = [{"model": dict(zip(("name", "content"), model, strict=True))} for model in (before, now)]
     assert changed_settings(*records) == ({} if change is None else {"model": change})
+
+
+def on_hub(commit, adapter):
+    return {"model": {"name": "org/m", "content": f"org/m@{commit}"}, "adapter": {"default": {}} if adapter else {}}
+
+
+def test_a_new_commit_on_the_hub_fixes_only_a_training_whose_checkpoints_lack_weights():
+    change = "the model org/m has changed on the Hub (`--model_revision a1` is the one before)"
+    for adapter in (True, False):
+        before, now = on_hub("a1", adapter), on_hub("b2", adapter)
+        assert changed_settings(before, now) == {"model": change}
+        assert fixed_changes(before, now) == ([change] if adapter else [])
+    other = on_hub("a1", False) | {"model": {"name": "org/other", "content": "org/other@c3"}}
+    assert fixed_changes(on_hub("a1", False), other) == ["model org/m -> org/other"]
+
+
+def test_a_field_that_another_release_of_a_library_has_is_no_change():
+    before = {
+        "adapter": {"default": {"r": 8, "gone": None}},
+        "quantization": {"load_in_4bit": True},
+        "accelerator_config": {"even_batches": True},
+        "model_init_kwargs": {},
+    }
+    now = {
+        "adapter": {"default": {"r": 8, "new": False}},
+        "quantization": {"load_in_4bit": True, "target_parameters": []},
+        "accelerator_config": {"even_batches": True, "new": 1},
+        "model_init_kwargs": {},
+    }
+    assert changed_settings(before, now) == changed_settings(now, before) == {}
+    now["adapter"]["default"]["r"] = 4
+    now["adapter"]["ref"] = {"r": 4}
+    now["model_init_kwargs"]["num_labels"] = 2  # from the user
+    assert changed_settings(before, now) == {
+        "adapter": "adapter.default.r 8 -> 4, adapter.ref none -> {'r': 4}",
+        "model_init_kwargs": "model_init_kwargs.num_labels none -> 2",
+    }
 
 
 # --- Rows ------------------------------------------------------------------------------------------------------------

@@ -462,6 +462,7 @@ def test_methods_that_load_and_save_outside_of_training(make_sft_trainer):
     assert parameters(Trainer._load_rng_state) == ["self", "checkpoint"]
     assert parameters(Trainer.set_initial_training_values) == ["self", "args", "dataloader"]
     assert parameters(Trainer._load_best_model) == ["self"]
+    assert parameters(Trainer._save_checkpoint) == ["self", "model", "trial"]
     assert parameters(Trainer._load_from_checkpoint)[:2] == ["self", "resume_from_checkpoint"]
     assert parameters(Trainer.save_model) == ["self", "output_dir", "_internal_call"]
     assert {"train", "eval"} == set(make_sft_trainer()._metrics)
