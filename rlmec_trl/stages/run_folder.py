@@ -213,13 +213,9 @@ def _remove(checkpoint: Path) -> None:
 
 
 def _has_only_ours(checkpoint: Path) -> bool:
-    """Whether a checkpoint holds only what is written into checkpoints. A folder in it may be that of an adapter."""
-    return all(
-        path.name == MARK
-        or WRITTEN.fullmatch(path.name)
-        or (path.is_dir() and (path / "adapter_config.json").is_file())
-        for path in checkpoint.iterdir()
-    )
+    """Whether a checkpoint holds only what is written into checkpoints."""
+    files = (path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_symlink() or not path.is_dir())
+    return all(path.name == MARK or WRITTEN.fullmatch(path.as_posix()) for path in files)
 
 
 def _last_complete(output_dir: Path, run: str | None, report: Callable[[str], None]) -> Path | None:

@@ -20,7 +20,7 @@ from ..data.adapters import adapter_base
 from ..data.errors import ConfigError, UserError
 from ..generation.loading import check_model, load_tokenizer
 from ..generation.processes import process_state
-from .checkpoints import RECORD, STATE, read_record, read_state
+from .checkpoints import MODEL_FILES, RECORD, STATE, read_record, read_state
 from .output import OutputError, hold, resolve, write_atomically
 from .refusals import refused_settings
 from .resuming import NothingToTrain, ResumableTraining
@@ -285,8 +285,10 @@ def _save(trainer: Trainer, start: Start) -> None:
     output_dir = Path(trainer.args.output_dir)
     if trainer.is_world_process_zero():
         take_over(output_dir, start)
-        for name in (STATE, EVALUATION_FILE):
-            (output_dir / name).unlink(missing_ok=True)
+        # Otherwise, readers would take a full model for one with the adapter of an earlier run, or a GRM
+        stale = [path for path in output_dir.iterdir() if path.is_file() and MODEL_FILES.fullmatch(path.name)]
+        for path in (output_dir / STATE, output_dir / EVALUATION_FILE, *stale):
+            path.unlink(missing_ok=True)
     # Not pushed yet: if this fails, the model would have to be trained again
     trainer.save_model(str(output_dir), _internal_call=True)
     _save_state(trainer)

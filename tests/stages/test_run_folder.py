@@ -278,7 +278,7 @@ def test_what_a_killed_run_of_ours_left_is_deleted(tmp_path):
     assert set(tree(tmp_path)) == {MARK, f"checkpoint-6/{MARK}"}
 
 
-@pytest.mark.parametrize("kind", ["weights of others", "notes in ours", "link", "link to nothing", "file"])
+@pytest.mark.parametrize("kind", ["weights of others", "notes in ours", "folder in ours", "link", "link to nothing", "file"])
 def test_what_no_run_of_ours_wrote_is_renamed(kind, tmp_path):
     path, elsewhere = tmp_path / "checkpoint-6", tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -290,7 +290,11 @@ def test_what_no_run_of_ours_wrote_is_renamed(kind, tmp_path):
         (path / STATE).write_text(json.dumps({"global_step": 6, "stateful_callbacks": {"TrainerControl": {}}}))
     elif kind == "notes in ours":
         room(tmp_path)
-        (path / "notes.txt").write_text("mine")
+        (path / "model_notes.txt").write_text("mine")
+    elif kind == "folder in ours":
+        room(tmp_path)
+        (path / "tokenizer_experiments").mkdir()
+        (path / "tokenizer_experiments" / "tokenizer.json").write_text("mine")
     elif kind == "file":
         path.write_text("mine")
     else:

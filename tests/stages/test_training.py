@@ -314,6 +314,21 @@ def test_evaluation_rows_that_decide_which_weights_are_kept_count(make):
         train_and_save(trainer)
 
 
+@pytest.mark.parametrize("order", [("rlmec", "lora"), ("lora", "rlmec"), ("grm", "rlmec")], ids="-".join)
+def test_a_training_that_is_started_over_leaves_no_part_of_another_kind_of_model(order, make, tmp_path):
+    parts = {"rlmec": {"model.safetensors"}, "lora": {"adapter_model.safetensors", "adapter_config.json"}}
+    parts["grm"] = {*parts["rlmec"], "grm_wording.json"}
+    for kind in order:
+        settings = {"lora": {}} if kind == "lora" else {"kind": kind}
+        run(make(max_steps=1, save_strategy="no", resume_from_checkpoint="false", **settings))
+        found = {path.name for path in (tmp_path / "run").iterdir()}
+        assert found & set().union(*parts.values()) == parts[kind]
+        assert "model-00001-of-00002.safetensors" not in found
+        (tmp_path / "run" / "model-00001-of-00002.safetensors").write_bytes(b"a shard")
+        (tmp_path / "run" / "model_notes.json").write_text("mine")
+    assert (tmp_path / "run" / "model_notes.json").exists()
+
+
 @pytest.mark.parametrize("lost", ["model.safetensors", "trainer_state.json", "eval_results.json"])
 def test_what_a_finished_training_lacks_is_saved(lost, make, tmp_path, steps_trained):
     settings = {"eval_strategy": "steps", "eval_steps": 4}
