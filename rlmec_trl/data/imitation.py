@@ -1,6 +1,6 @@
 """Rows to imitate in supervised fine-tuning: prompts, and one column of the dataset as completions."""
 
-from datasets import Dataset
+from datasets import Dataset, Features, Json, concatenate_datasets
 
 from .errors import DatasetError
 from .messages import is_conversational
@@ -8,7 +8,7 @@ from .row_checks import check_text, check_verdict, row_error
 
 
 # TRL passes these on to the chat template
-_KEPT = {"chat_template_kwargs"}
+_TEMPLATE_KWARGS = "chat_template_kwargs"
 
 
 def prompt_completion_rows(
@@ -66,5 +66,18 @@ def prompt_completion_rows(
             completion = [{"role": "assistant", "content": completion}]
         return {"prompt": row["prompt"], "completion": completion}
 
-    removed = [name for name in dataset.column_names if name not in _KEPT]
-    return dataset.map(convert, remove_columns=removed, desc="Reading rows")
+    rows = dataset.map(convert, remove_columns=dataset.column_names, desc="Reading rows")
+    if _TEMPLATE_KWARGS not in dataset.column_names:
+        return rows
+    template_kwargs = [
+        _given(number, kwargs) for number, kwargs in zip(numbers, dataset[_TEMPLATE_KWARGS], strict=True)
+    ]
+    features = Features({_TEMPLATE_KWARGS: Json()})
+    return concatenate_datasets([rows, Dataset.from_dict({_TEMPLATE_KWARGS: template_kwargs}, features)], axis=1)
+
+
+def _given(number: int, template_kwargs: dict | None) -> dict:
+    """What a row passes to the chat template. In a table, each row has the names of all rows, with `None`."""
+    if not isinstance(template_kwargs, dict | None):
+        raise row_error(number, _TEMPLATE_KWARGS, template_kwargs, "It must be a dictionary of arguments, or None.")
+    return {name: value for name, value in (template_kwargs or {}).items() if value is not None}

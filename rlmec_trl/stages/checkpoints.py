@@ -139,6 +139,22 @@ def read_state(folder: Path) -> dict | None:
     return state if isinstance(state, dict) and isinstance(state.get("global_step"), int) else None
 
 
+def best_checkpoint(state: dict, checkpoint: Path) -> Path | None:
+    """The best checkpoint of a training that is at another one, whose folder may have been moved or copied since."""
+    beside = checkpoint.parent / f"checkpoint-{state.get('best_global_step')}"
+    recorded = Path(state.get("best_model_checkpoint") or beside)
+    return beside if beside.is_dir() else recorded if recorded.is_dir() else None
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint or a copy of one, rather than the output folder of a training."""
+    state = read_state(folder)
+    if state is None:
+        return False
+    before_the_end = "epochs" not in (read_record(state) or {}) and state["global_step"] < (state.get("max_steps") or 0)
+    return before_the_end or any(folder.glob("rng_state*.pth"))
+
+
 def read_record(state: dict) -> dict | None:
     """What a run of ours has recorded in the trainer's state, `None` where another program wrote it."""
     callbacks = state.get("stateful_callbacks")

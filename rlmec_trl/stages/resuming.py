@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import ExportableState
 
 from ..trainers.rlmec_trainer import RLMECTrainer
-from .checkpoints import RECORD, read_record, read_state
+from .checkpoints import RECORD, best_checkpoint, read_record, read_state
 from .run_folder import Start, is_ours, make_room
 
 
@@ -68,15 +68,15 @@ class TrainingRecord(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": record}
 
     def restore(self, record: dict) -> None:
-        """Continue where the record of a checkpoint ends."""
+        """Continue where the record of a checkpoint ends. An earlier version may have recorded less."""
         trainer = self.trainer
-        self.epoch_rng = record["epoch_rng"]
-        trainer._metrics["train"].update(record["metrics"])
-        trainer._total_train_tokens = record["num_tokens"]
+        self.epoch_rng = record.get("epoch_rng", "")
+        trainer._metrics["train"].update(record.get("metrics", {}))
+        trainer._total_train_tokens = record.get("num_tokens", 0)
         if isinstance(trainer, RLMECTrainer):
-            for name, sums in record["metric_sums"].items():
+            for name, sums in record.get("metric_sums", {}).items():
                 trainer._metric_sums["train"][name] = list(torch.tensor(sums, device=trainer.args.device))
-        if trainer.args.world_size == record["num_processes"] == 1:
+        if trainer.args.world_size == record.get("num_processes") == 1 and "loss" in record:
             trainer._tr_loss += record["loss"]
             trainer._globalstep_last_logged = record["last_logged"]
             # `train_loss` at the end is the mean over the steps of this process
@@ -143,6 +143,8 @@ class ResumableTraining(TrainerCallback):
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self.resumed and (best := best_checkpoint(vars(state), self.start.checkpoint)) is not None:
+            state.best_model_checkpoint = str(best)
         if self.finished:
             raise NothingToTrain
         saved = read_record({"stateful_callbacks": state.stateful_callbacks})

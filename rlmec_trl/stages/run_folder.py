@@ -31,6 +31,7 @@ from .checkpoints import (
     checkpoints,
     is_checkpoint_name,
     is_model_only,
+    is_checkpoint,
     missing_from,
     missing_weights,
     read_record,
@@ -79,12 +80,17 @@ def check_folder(output_dir: str | os.PathLike) -> None:
         return
     if not target.is_dir():
         raise OutputError(f"{str(output_dir)!r} is a file, not a folder. Choose another `--output_dir`.")
+    if is_checkpoint(target):
+        raise OutputError(
+            f"{str(output_dir)!r} is a checkpoint, not the output folder of a training. Nothing was changed. Name it "
+            "as `--resume_from_checkpoint`, and choose another `--output_dir`."
+        )
     with writing(output_dir):
         names = sorted(path.name for path in target.iterdir() if _is_replaced(path))
     if not names or is_ours(target) or any(is_ours(path) for _, path in checkpoints(target)):
         return
     last = max(checkpoints(target), default=None)
-    hint = "" if last is None else f" To continue from {str(last[1])!r}, name it as `--resume_from_checkpoint`."
+    hint = "" if last is None else f" To continue from {str(last[1])!r}, name it as `--resume_from_checkpoint` there."
     raise OutputError(
         f"{str(output_dir)!r} holds files that training would replace, and no training of rlmec-trl was started there "
         f"({a_few(names)}). Nothing was changed. Choose another `--output_dir`, or move these files elsewhere.{hint}"

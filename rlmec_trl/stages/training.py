@@ -20,12 +20,19 @@ from ..data.adapters import adapter_base
 from ..data.errors import ConfigError, UserError
 from ..generation.loading import check_model, load_tokenizer
 from ..generation.processes import process_state
-from .checkpoints import MODEL_FILES, RECORD, STATE, read_record, read_state
+from .checkpoints import MODEL_FILES, RECORD, STATE, best_checkpoint, is_checkpoint_name, read_record, read_state
 from .output import OutputError, hold, resolve, write_atomically
 from .refusals import refused_settings
 from .resuming import NothingToTrain, ResumableTraining
 from .run_folder import Start, begin, find_start, take_over
-from .training_settings import changed_settings, fixed_changes, rows_by_name, training_settings
+from .training_settings import (
+    BATCH,
+    changed_settings,
+    fixed_changes,
+    rows_by_name,
+    same_batch,
+    training_settings,
+)
 
 
 logger = get_logger(__name__)
@@ -45,11 +52,13 @@ def set_model_init_kwargs(training_args: TrainingArguments, model_args: ModelCon
     init_kwargs = training_args.model_init_kwargs or {}
     if "gguf_file" not in init_kwargs:  # such a folder has neither a configuration nor a tokenizer of its own
         name_or_path, revision = model_args.model_name_or_path, model_args.model_revision
-        if name_or_path is not None and resolve(name_or_path) == resolve(training_args.output_dir):
-            raise OutputError(
-                f"{training_args.output_dir!r} is the model to start from, which training would replace. Choose "
-                "another `--output_dir`."
-            )
+        if name_or_path is not None:
+            model, output_dir = resolve(name_or_path), resolve(training_args.output_dir)
+            if model == output_dir or (model.parent == output_dir and is_checkpoint_name(model.name)):
+                raise OutputError(
+                    f"{name_or_path!r} is the model to start from, which training into {training_args.output_dir!r} "
+                    "would replace. Choose another `--output_dir`."
+                )
         check_model(name_or_path, revision, False, training_args.trust_remote_code)
         if adapter_base(name_or_path, revision) is None:  # of an adapter, the trainer takes the base model's
             load_tokenizer(ModelConfig(name_or_path, model_revision=revision), training_args.trust_remote_code)
@@ -214,7 +223,7 @@ def _find_done(trainer: Trainer, start: Start, settings: dict[str, Any]) -> str:
         record = read_record(read_state(Path(args.output_dir))) or {}
         before = {"max_steps": start.num_done, **record.get("settings", {})}
         changed = changed_settings(before, settings)
-        for name in ("sharding", "number of processes"):
+        for name in ("sharding", "number of processes", *(BATCH if same_batch(before, settings) else ())):
             changed.pop(name, None)
         if _num_epochs(args) is not None and _num_epochs(args) == record.get("epochs"):
             changed.pop("max_steps", None)  # it follows from other settings
@@ -233,6 +242,12 @@ def _find_done(trainer: Trainer, start: Start, settings: dict[str, Any]) -> str:
         raise ConfigError(
             f"{str(start.checkpoint)!r} cannot be continued with other settings than it was written with: "
             f"{', '.join(fixed)}. {way_out}"
+        )
+    best = state.get("best_model_checkpoint")
+    if args.load_best_model_at_end and best is not None and best_checkpoint(state, start.checkpoint) is None:
+        raise ConfigError(
+            f"{best!r}, the best checkpoint of this training so far, is missing. Put it beside "
+            f"{str(start.checkpoint)!r}, or pass `--load_best_model_at_end false`. {way_out}"
         )
     step = state["global_step"]
     if step > max_steps:

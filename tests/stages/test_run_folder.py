@@ -91,6 +91,21 @@ def test_a_folder_that_a_trainer_makes_when_it_is_created_does_not_count_as_file
         check_folder(tmp_path / "out")
 
 
+@pytest.mark.parametrize("copied", [True, False])
+@pytest.mark.parametrize("model_only", [True, False])
+def test_a_checkpoint_is_not_taken_for_a_finished_training(model_only, copied, tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "checkpoint-4", num_processes=1)
+    state = json.loads((checkpoint / STATE).read_text()) | {"max_steps": 9}
+    (checkpoint / STATE).write_text(json.dumps(state))
+    (checkpoint / MARK).write_text(json.dumps({"run": "first"}))
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth") if model_only else ():
+        (checkpoint / name).unlink()
+    if copied:
+        checkpoint = checkpoint.rename(tmp_path / "copy")
+    with pytest.raises(OutputError, match="is a checkpoint, not the output folder of a training"):
+        start(checkpoint)
+
+
 def test_a_folder_that_is_missing_or_empty_or_ours_is_accepted(tmp_path):
     check_folder(tmp_path / "missing")
     check_folder(tmp_path)

@@ -367,6 +367,29 @@ def test_the_best_model_is_the_one_that_is_saved_after_a_kill_too(make, tmp_path
     assert saved(folder) == weights and not steps_trained
 
 
+@pytest.mark.parametrize("left", ["moved", "copied", "lost"])
+def test_the_best_model_is_found_in_a_folder_that_was_moved(left, make, tmp_path, steps_trained):
+    settings = {"eval_strategy": "steps", "eval_steps": 4, "save_steps": 4, "load_best_model_at_end": True}
+    settings |= {"metric_for_best_model": "eval_loss", "greater_is_better": True}  # the first one
+    run(make(output_dir="before", **settings))
+    weights = saved(tmp_path / "before" / "checkpoint-4")
+    shutil.copytree(tmp_path / "before", tmp_path / "run")
+    for name in ("model.safetensors", "trainer_state.json"):
+        (tmp_path / "run" / name).unlink()
+    if left == "copied":  # what became of the original is of no interest
+        (tmp_path / "before" / "checkpoint-4" / "model.safetensors").write_bytes(b"changed")
+    else:
+        shutil.rmtree(tmp_path / "before")
+    steps_trained.clear()
+    if left == "lost":
+        shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+        with pytest.raises(ConfigError, match="before/checkpoint-4', the best checkpoint .* is missing. Put it beside"):
+            run(make(**settings))
+    else:
+        run(make(**settings))
+        assert saved(tmp_path / "run") == weights and not steps_trained
+
+
 def test_a_finished_training_with_more_steps_continues_from_its_checkpoint(make, tmp_path, steps_trained, caplog):
     run(make(lr_scheduler_type="constant"))
     steps_trained.clear()
@@ -411,12 +434,15 @@ def test_a_finished_training_is_not_taken_for_one_with_other_settings(save_strat
 def test_what_changes_no_weight_is_not_compared(make, tmp_path, steps_trained, caplog):
     settings = {"logging_steps": 1, "save_steps": 4, "save_total_limit": 5, "gradient_checkpointing": True}
     settings |= {"dataloader_num_workers": 0, "run_name": "another", "pad_to_multiple_of": 8}
+    settings |= {"ignore_data_skip": False, "metric_for_best_model": "eval_loss", "greater_is_better": False}
     run(make(at=(4, kill)))
     run(make(**settings))
     assert "other settings" not in caplog.text
     (tmp_path / "run").rename(tmp_path / "moved")
     steps_trained.clear()
     assert run(make(output_dir="moved", max_steps=-1, num_train_epochs=1.6, rows=10)) == "finished"
+    divided = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    assert run(make(output_dir="moved", **divided)) == "finished"
     assert not steps_trained
 
 
@@ -746,7 +772,7 @@ def test_an_output_directory_that_cannot_be_used_is_named(kind, make, tmp_path):
 def test_a_model_is_not_replaced_by_the_one_that_is_trained_from_it(make, tmp_path):
     args = make().args
     (tmp_path / "link").symlink_to("run")
-    for name in (args.output_dir, str(tmp_path / "link")):
+    for name in (args.output_dir, str(tmp_path / "link"), f"{args.output_dir}/checkpoint-2"):
         with pytest.raises(OutputError, match="is the model to start from"):
             set_model_init_kwargs(args, ModelConfig(name))
 
