@@ -151,7 +151,9 @@ def is_checkpoint(folder: Path) -> bool:
     state = read_state(folder)
     if state is None:
         return False
-    before_the_end = "epochs" not in (read_record(state) or {}) and state["global_step"] < (state.get("max_steps") or 0)
+    before_the_end = "epochs" not in (read_record(state) or {}) and state["global_step"] < (
+        state.get("max_steps") or 0
+    )
     return before_the_end or any(folder.glob("rng_state*.pth"))
 
 

@@ -14,8 +14,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import ExportableState
 
 from ..trainers.rlmec_trainer import RLMECTrainer
-from .checkpoints import RECORD, best_checkpoint, read_record, read_state
-from .run_folder import Start, is_ours, make_room
+from .checkpoints import RECORD, best_checkpoint, read_record
+from .run_folder import Start, make_room
 
 
 logger = get_logger(__name__)
@@ -200,12 +200,6 @@ class ResumableTraining(TrainerCallback):
     def _make_room(self) -> None:
         args, state = self.trainer.args, self.trainer.state
         if args.should_save:
-
-            def in_the_way(step: int, path: Path) -> bool:
-                # With a limit, an unfinished checkpoint would count as one and a finished one be deleted for it (the
-                # state is written last), and one of others would be deleted
-                limited = args.save_total_limit is not None and (read_state(path) is None or not is_ours(path))
-                return step not in self.saved and (step == state.global_step or limited)
-
-            make_room(Path(args.output_dir), state.global_step, self.start, in_the_way)
+            limited = args.save_total_limit is not None
+            make_room(Path(args.output_dir), state.global_step, self.start, self.saved, limited)
         self.trainer.accelerator.wait_for_everyone()

@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 from trl import ModelConfig
+from trl.trainer.base_trainer import _BaseTrainer
 
 from ..data.adapters import adapter_base
 from ..data.errors import ConfigError, UserError
@@ -38,7 +39,9 @@ from .training_settings import (
 logger = get_logger(__name__)
 
 T = TypeVar("T")
-EVALUATION_FILE = "eval_results.json"  # of `Trainer.save_metrics`
+EVALUATION_FILE, ALL_RESULTS = "eval_results.json", "all_results.json"  # of `Trainer.save_metrics`
+# Output folders that `training_run` holds for a training that has not begun
+_held: set[Path] = set()
 
 
 def set_model_init_kwargs(training_args: TrainingArguments, model_args: ModelConfig) -> None:
@@ -90,6 +93,9 @@ def training_run(training_args: TrainingArguments) -> Iterator[None]:
         def enter() -> None:
             stack.enter_context(hold(training_args.output_dir))
             find_start(training_args, report=logger.debug)  # reported when the training starts
+            folder = resolve(training_args.output_dir)
+            _held.add(folder)
+            stack.callback(_held.discard, folder)
 
         _on_main_process(training_args, enter)
         yield
@@ -117,11 +123,29 @@ def train_and_save(
             task of a reward function.
 
     Raises:
-        [`~rlmec_trl.stages.output.OutputError`]: If the output directory holds files that training would replace and
-            no training of ours began there.
+        [`~rlmec_trl.stages.output.OutputError`]: If another run is writing to the output directory, or it holds files
+            that training would replace and no training of ours began there.
         [`~rlmec_trl.data.errors.ConfigError`]: If `resume_from_checkpoint` does not name a complete checkpoint, there
-            is no step to train, or the directory has a training that cannot be continued with these settings.
+            is no step to train, the directory has a training that cannot be continued with these settings, or the
+            trainer is not one of TRL.
     """
+    if not isinstance(trainer, _BaseTrainer):
+        raise ConfigError(f"`train_and_save` needs a trainer of TRL, not a {type(trainer).__name__}.")
+    with ExitStack() as stack:
+
+        def enter() -> None:
+            folder = resolve(trainer.args.output_dir)
+            if folder in _held:  # for this training, and no other
+                _held.remove(folder)
+                stack.callback(_held.add, folder)
+            else:
+                stack.enter_context(hold(trainer.args.output_dir))
+
+        _on_main_process(trainer.args, enter)
+        _train_and_save(trainer, dataset_name, depends_on)
+
+
+def _train_and_save(trainer: Trainer, dataset_name: str | None, depends_on: dict[str, Any] | None) -> None:
     args = trainer.args
     output_dir = Path(args.output_dir)
 
@@ -134,7 +158,7 @@ def train_and_save(
             return start, settings, done, None, False
         rows = rows_by_name(trainer.eval_dataset)
         record = read_record(read_state(output_dir) or {}) or {}
-        evaluated = _is_json(output_dir / EVALUATION_FILE) and record.get("evaluation rows", rows) == rows
+        evaluated = _is_result(output_dir / EVALUATION_FILE) and record.get("evaluation rows", rows) == rows
         return start, settings, done, rows, not evaluated
 
     # The main process decides for all: another one may see what is being written
@@ -168,7 +192,10 @@ def train_and_save(
             }
             _save(trainer, start)
         if args.eval_strategy != "no" and (done != "saved" or lacks_evaluation):
-            trainer.save_metrics("eval", trainer.evaluate())
+            metrics = trainer.evaluate()
+            if trainer.is_world_process_zero() and not _is_result(output_dir / ALL_RESULTS):
+                (output_dir / ALL_RESULTS).unlink(missing_ok=True)  # `Trainer` adds to it, and it was cut off
+            trainer.save_metrics("eval", metrics)
             record = trainer.state.stateful_callbacks.setdefault(RECORD, {}).setdefault("attributes", {})
             record["evaluation rows"] = evaluation_rows
             _save_state(trainer)  # the evaluation is in its log
@@ -324,12 +351,11 @@ def _load_saved(trainer: Trainer) -> None:
     trainer.state.is_local_process_zero = trainer.is_local_process_zero()
 
 
-def _is_json(path: Path) -> bool:
+def _is_result(path: Path) -> bool:
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
     except (OSError, ValueError):
         return False
-    return True
 
 
 def _end_terminated(trainer: Trainer) -> NoReturn:

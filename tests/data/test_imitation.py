@@ -31,7 +31,9 @@ def test_the_column_and_the_arguments_of_the_chat_template_are_kept():
 
 
 def test_a_row_without_arguments_of_the_chat_template_has_none_of_the_others():
-    dataset = rows({"chat_template_kwargs": {"depth": 1}}, {"chat_template_kwargs": None}, {"chat_template_kwargs": {}})
+    dataset = rows(
+        {"chat_template_kwargs": {"depth": 1}}, {"chat_template_kwargs": None}, {"chat_template_kwargs": {}}
+    )
     assert prompt_completion_rows(dataset)["chat_template_kwargs"][:] == [{"depth": 1}, {}, {}]
 
 

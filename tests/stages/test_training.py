@@ -12,7 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import ModelConfig, SFTConfig, SFTTrainer
 
 from rlmec_trl import GRMConfig, GRMTrainer, RLMECConfig, RLMECTrainer
@@ -226,8 +226,8 @@ def test_checkpoints_of_weights_alone_are_neither_resumed_from_nor_deleted(make,
         run(make(**settings))
     assert not steps_trained
     assert run(make(at=(3, kill), resume_from_checkpoint="false", **settings)) == "killed"
-    left = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
-    assert left == ["checkpoint-2", "checkpoint-4"]
+    left = sorted(path.name for path in (tmp_path / "run").glob("*checkpoint-*"))
+    assert left == ["_checkpoint-2.replaced-1", "_checkpoint-4.replaced-1", "checkpoint-2"]
 
 
 # --- Finished before -------------------------------------------------------------------------------------------------
@@ -303,6 +303,28 @@ def test_a_finished_model_is_evaluated_on_another_dataset(make, tmp_path, steps_
     assert len(evaluations) == 1, "once"
     assert not steps_trained and saved(tmp_path / "run") == weights
     assert json.loads(results.read_text())["eval_loss"] != before
+
+
+def test_a_model_that_was_trained_without_evaluation_is_evaluated_on_each_dataset(make, tmp_path, steps_trained):
+    run(make())
+    steps_trained.clear()
+    losses = []
+    for number in (3, 1, 3):
+        trainer = make(eval_strategy="epoch")
+        trainer.eval_dataset = trainer.eval_dataset.select(range(number))
+        assert run(trainer) == "finished"
+        losses.append(json.loads((tmp_path / "run" / "eval_results.json").read_text())["eval_loss"])
+    assert losses[0] == losses[2] != losses[1] and not steps_trained
+
+
+@pytest.mark.parametrize("content", ['{"eval_loss"', "[]"])
+def test_results_that_were_cut_off_are_written_again(content, make, tmp_path):
+    settings = {"eval_strategy": "epoch", "save_strategy": "no", "max_steps": 1}
+    run(make(**settings))
+    for name in ("eval_results.json", "all_results.json"):
+        (tmp_path / "run" / name).write_text(content)
+    assert run(make(**settings)) == "finished"
+    assert json.loads((tmp_path / "run" / "all_results.json").read_text()).keys() >= {"eval_loss"}
 
 
 def test_evaluation_rows_that_decide_which_weights_are_kept_count(make):
@@ -383,7 +405,7 @@ def test_the_best_model_is_found_in_a_folder_that_was_moved(left, make, tmp_path
     steps_trained.clear()
     if left == "lost":
         shutil.rmtree(tmp_path / "run" / "checkpoint-4")
-        with pytest.raises(ConfigError, match="before/checkpoint-4', the best checkpoint .* is missing. Put it beside"):
+        with pytest.raises(ConfigError, match="before/checkpoint-4', the best checkpoint .* is missing. Put it"):
             run(make(**settings))
     else:
         run(make(**settings))
@@ -743,6 +765,26 @@ def test_a_second_run_on_the_same_output_is_refused_until_the_first_ends(make, t
         with training_run(args):
             raise Killed
     assert list(tmp_path.glob(".*")) == [] == os.listdir(tmp_path / "run"), "the lock leaves nothing behind"
+
+
+def test_a_second_run_in_python_is_refused_too(make, tmp_path):
+    refusals = []
+
+    def train_again():
+        with pytest.raises(OutputError, match="Another run is writing to .*run'") as error:
+            train_and_save(make())
+        refusals.append(error)
+
+    assert run(make(at=(2, train_again))) == "finished"
+    assert len(refusals) == 1 and list(tmp_path.glob(".*")) == []
+    with training_run(make().args):  # which the recipes hold around it
+        assert run(make()) == "finished"
+
+
+def test_a_trainer_that_is_not_one_of_trl_is_refused(tmp_path):
+    trainer = Trainer(torch.nn.Linear(1, 1), TrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none"))
+    with pytest.raises(ConfigError, match="needs a trainer of TRL, not a Trainer"):
+        train_and_save(trainer)
 
 
 def test_the_lock_of_a_killed_run_is_gone_with_it(make, tmp_path):

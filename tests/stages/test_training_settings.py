@@ -74,7 +74,9 @@ def test_changes_are_named_with_both_values():
 
 def test_settings_that_say_the_same_are_no_change():
     for nothing in (None, {}, []):
-        assert changed_settings({"dataset_kwargs": nothing, "x": {"y": nothing}}, {"dataset_kwargs": {}, "x": {}}) == {}
+        assert (
+            changed_settings({"dataset_kwargs": nothing, "x": {"y": nothing}}, {"dataset_kwargs": {}, "x": {}}) == {}
+        )
     assert changed_settings({"dropout": None}, {"dropout": 0}) == {"dropout": "dropout none -> 0"}
 
 
