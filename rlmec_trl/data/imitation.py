@@ -5,6 +5,7 @@ from datasets import Dataset, Features, Json, concatenate_datasets
 from .errors import DatasetError
 from .messages import is_conversational
 from .row_checks import check_text, check_verdict, row_error
+from .tokens import given_template_kwargs
 
 
 # TRL passes these on to the chat template
@@ -69,15 +70,7 @@ def prompt_completion_rows(
     rows = dataset.map(convert, remove_columns=dataset.column_names, desc="Reading rows")
     if _TEMPLATE_KWARGS not in dataset.column_names:
         return rows
-    template_kwargs = [
-        _given(number, kwargs) for number, kwargs in zip(numbers, dataset[_TEMPLATE_KWARGS], strict=True)
-    ]
+    values = zip(numbers, dataset[_TEMPLATE_KWARGS], strict=True)
+    template_kwargs = [given_template_kwargs(value, number) for number, value in values]
     features = Features({_TEMPLATE_KWARGS: Json()})
     return concatenate_datasets([rows, Dataset.from_dict({_TEMPLATE_KWARGS: template_kwargs}, features)], axis=1)
-
-
-def _given(number: int, template_kwargs: dict | None) -> dict:
-    """What a row passes to the chat template. In a table, each row has the names of all rows, with `None`."""
-    if not isinstance(template_kwargs, dict | None):
-        raise row_error(number, _TEMPLATE_KWARGS, template_kwargs, "It must be a dictionary of arguments, or None.")
-    return {name: value for name, value in (template_kwargs or {}).items() if value is not None}

@@ -65,6 +65,7 @@ def test_only_correct_rows_are_kept_and_checked():
         (rows({"correct": False}), {"only_correct": True}, "none is `correct`"),
         (rows({}, {"correct": None}), {"only_correct": True}, "Row 1, column 'correct': found None"),
         (rows({"correct": 1}), {"only_correct": True}, "Row 0, column 'correct': found 1"),
+        (rows({"chat_template_kwargs": {"tokenize": True}}), {}, "It cannot set 'add_generation_prompt', 'tokenize'"),
         (rows({"chat_template_kwargs": "x"}), {}, "Row 0, column 'chat_template_kwargs': found 'x'"),
         (rows({}).select([]), {}, "There is no row to imitate"),
         # A row that is left out before does not change the number of the one that is named

@@ -638,11 +638,22 @@ def test_a_named_checkpoint_is_resumed_from_and_an_incomplete_one_refused(make, 
     steps_trained.clear()
     run(make(resume_from_checkpoint=str(folder / "checkpoint-3")))
     assert len(steps_trained) == STEPS - 3
-    (folder / "checkpoint-3" / "optimizer.pt").unlink()
-    with pytest.raises(ConfigError, match=r"checkpoint-3' is not a complete checkpoint.*optimizer\.pt"):
-        train_and_save(make(resume_from_checkpoint=str(folder / "checkpoint-3")))
+    (folder / "checkpoint-6" / "optimizer.pt").unlink()
+    with pytest.raises(ConfigError, match=r"checkpoint-6' is not a complete checkpoint.*optimizer\.pt"):
+        train_and_save(make(resume_from_checkpoint=str(folder / "checkpoint-6")))
     with pytest.raises(ConfigError, match="'nowhere' is not a folder"):
         train_and_save(make(resume_from_checkpoint="nowhere"))
+
+
+def test_the_same_command_resumes_where_it_names_a_checkpoint_too(make, tmp_path, steps_trained):
+    run(make(output_dir="first"))
+    settings = {"resume_from_checkpoint": str(tmp_path / "first" / "checkpoint-3"), "save_steps": 2}
+    assert run(make(at=(7, kill), **settings)) == "killed"
+    for num_missing in (STEPS - 6, 0):
+        steps_trained.clear()
+        assert run(make(**settings)) == "finished"
+        assert len(steps_trained) == num_missing
+    assert saved(tmp_path / "run") == saved(tmp_path / "first")
 
 
 @pytest.mark.parametrize("no", ["False", False])
