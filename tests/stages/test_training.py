@@ -273,6 +273,7 @@ def test_a_finished_training_is_finished_on_another_number_of_processes_too(leng
     settings["number of processes"] = 2
     if length:
         settings["max_steps"] = state["max_steps"] = state["global_step"] = 3
+        shutil.rmtree(tmp_path / "run" / "checkpoint-5")
     state_file.write_text(json.dumps(state))
     steps_trained.clear()
     assert run(make(**length)) == "finished"
