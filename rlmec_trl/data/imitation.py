@@ -2,15 +2,16 @@
 
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Features, Json, concatenate_datasets
 
 from .errors import DatasetError
 from .messages import is_conversational
 from .row_checks import check_text, check_verdict, row_error
+from .tokens import given_template_kwargs
 
 
 # TRL passes these on to the chat template
-_KEPT = {"chat_template_kwargs", "tools"}
+_TEMPLATE_KWARGS = "chat_template_kwargs"
 
 
 def prompt_completion_rows(
@@ -70,8 +71,14 @@ def prompt_completion_rows(
             completion = [{"role": "assistant", "content": completion}]
         return {"prompt": row["prompt"], "completion": completion}
 
-    removed = [name for name in dataset.column_names if name not in _KEPT]
-    return dataset.map(convert, remove_columns=removed, desc="Reading rows")
+    removed = [name for name in dataset.column_names if name != "tools"]
+    rows = dataset.map(convert, remove_columns=removed, desc="Reading rows")
+    if _TEMPLATE_KWARGS not in dataset.column_names:
+        return rows
+    values = zip(numbers, dataset[_TEMPLATE_KWARGS], strict=True)
+    template_kwargs = [given_template_kwargs(value, number) for number, value in values]
+    features = Features({_TEMPLATE_KWARGS: Json()})
+    return concatenate_datasets([rows, Dataset.from_dict({_TEMPLATE_KWARGS: template_kwargs}, features)], axis=1)
 
 
 def _calls_tools(value: Any) -> bool:

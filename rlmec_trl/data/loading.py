@@ -70,12 +70,15 @@ def _load_folder(path: Path, split: str) -> Dataset:
         names = sorted(os.listdir(path))
         found = f"it holds {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else "it is empty"
         raise DatasetError(f"{str(path)!r} is not a folder that `save_to_disk` wrote: {found}. {_FORMS}")
-    damage = find_damage(path, contents=True)
-    if damage:
-        raise DatasetError(
-            f"The dataset in {str(path)!r} is not as it was written ({'; '.join(damage[:3])}). Delete the folder and "
-            f"run the stage that wrote it again. If you have changed the dataset yourself, delete {MARK} in it."
-        )
+    # The mark may be that of a result of several datasets
+    for marked, below in ((path, ""), (path.resolve().parent, f"{path.resolve().name}/")):
+        damage = find_damage(marked, contents=True, below=below)
+        if damage:
+            raise DatasetError(
+                f"The dataset in {str(path)!r} is not as it was written ({'; '.join(damage[:3])}). Delete "
+                f"{str(marked)!r} and run the stage that wrote it again. If you have changed the dataset yourself, "
+                f"delete {MARK} in that folder."
+            )
     try:
         dataset = load_from_disk(str(path))
     except IndexError:  # `save_to_disk` writes no file for a dataset without rows

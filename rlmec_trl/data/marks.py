@@ -39,7 +39,7 @@ def read_mark(folder: Path) -> dict[str, Any] | None:
     return mark if valid else None
 
 
-def find_damage(folder: Path, contents: bool = False) -> list[str]:
+def find_damage(folder: Path, contents: bool = False, below: str = "") -> list[str]:
     """
     What is wrong with each file of a finished dataset that is missing or truncated.
 
@@ -48,6 +48,8 @@ def find_damage(folder: Path, contents: bool = False) -> list[str]:
             The dataset. One without a mark has no damage.
         contents (`bool`, *optional*, defaults to `False`):
             Whether to read all files (about a second per gigabyte), and to find those that have changed, too.
+        below (`str`, *optional*):
+            Beginning of the names of the files to check. All by default.
     """
     mark = read_mark(folder)
     if mark is None:
@@ -55,6 +57,8 @@ def find_damage(folder: Path, contents: bool = False) -> list[str]:
     found = list_files(folder)
     damage = []
     for name, size in mark["files"].items():
+        if not name.startswith(below):
+            continue
         if name not in found:
             damage.append(f"{name} is missing")
         elif found[name] < size:

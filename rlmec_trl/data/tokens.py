@@ -24,6 +24,21 @@ _BAD_TEMPLATE_KWARGS = (
 )
 
 
+def given_template_kwargs(chat_template_kwargs: dict | None, row: int | None = None) -> dict:
+    """
+    The arguments of the chat template that a row gives. In a table, each row has the names of all rows, with `None`.
+
+    Raises:
+        [`~rlmec_trl.data.errors.DatasetError`]: If they are not a dictionary, or have one that the package sets.
+    """
+    given = {} if chat_template_kwargs is None else chat_template_kwargs
+    if isinstance(given, dict):
+        given = {name: value for name, value in given.items() if value is not None}
+        if _OWN_TEMPLATE_KWARGS.keys().isdisjoint(given):
+            return given
+    raise row_error(row, "chat_template_kwargs", chat_template_kwargs, _BAD_TEMPLATE_KWARGS)
+
+
 def check_chat_template(dataset: Dataset, processing_class: PreTrainedTokenizerBase) -> None:
     """
     Check that prompts that are messages come with a tokenizer that has a chat template, before any expensive work.
@@ -83,11 +98,7 @@ def encode_prompt(
         from jinja2 import TemplateError
 
         _check_template(processing_class, prompt, row)
-        if not isinstance(chat_template_kwargs, dict | None):
-            raise row_error(row, "chat_template_kwargs", chat_template_kwargs, _BAD_TEMPLATE_KWARGS)
-        given = {name: value for name, value in (chat_template_kwargs or {}).items() if value is not None}
-        if not _OWN_TEMPLATE_KWARGS.keys().isdisjoint(given):
-            raise row_error(row, "chat_template_kwargs", chat_template_kwargs, _BAD_TEMPLATE_KWARGS)
+        given = given_template_kwargs(chat_template_kwargs, row)
         try:
             encoding = processing_class.apply_chat_template(prompt, **_OWN_TEMPLATE_KWARGS, **given)
         except (TemplateError, TypeError) as error:

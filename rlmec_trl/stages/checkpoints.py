@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from ..data.errors import ConfigError
@@ -23,18 +24,34 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _MODELS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _FSDP_MODEL, _OPTIMIZER = "pytorch_model_fsdp", "optimizer"
+_SMALL = 1 << 24  # bytes of a file that is read to find damage
 # Exists while `enable_jit_checkpoint` of Transformers is writing
 _UNFINISHED = "checkpoint-is-incomplete.txt"
 # Under this name a run of ours records itself among the callbacks in `trainer_state.json`
 RECORD = "TrainingRecord"
-# What `Trainer`, tokenizers, PEFT and our trainers write into a checkpoint, by the first part of the name
-_PREFIXES = """
-    model pytorch_model adapter optimizer scheduler scaler rng_state training_args trainer_state tokenizer
-    tokenization_ configuration_ modeling_ vocab merges special_tokens added_tokens chat_template
-    additional_chat_templates spiece sentencepiece config generation_config quantization_config processor
-    preprocessor video_preprocessor global_step zero_ latest README.md checkpoint-is-incomplete grm_wording
-    """.split()
-WRITTEN = re.compile(f"({'|'.join(map(re.escape, _PREFIXES))}).*")
+# What tells a reader which model a folder has: weights or an adapter, and the wording of a GRM
+_MODEL_FILES = r"""
+    model(-\d+-of-\d+)?\.safetensors | pytorch_model(-\d+-of-\d+|_fsdp)?\.bin | model\.safetensors\.index\.json
+    | pytorch_model\.bin\.index\.json | adapter_model\.(safetensors|bin) | adapter_config\.json | grm_wording\.json
+    """
+MODEL_FILES = re.compile(_MODEL_FILES, re.VERBOSE)
+# Whole paths of what `Trainer`, tokenizers, PEFT and our trainers write into a checkpoint. A file with another name is
+# somebody else's.
+WRITTEN = re.compile(
+    _MODEL_FILES
+    + r"""
+    | (optimizer|scheduler|scaler|rng_state(_\d+)?)\.(pt|pth|bin) | training_args\.bin | trainer_state\.json
+    | tokenizer(_config)?\.json | (tokenizer|spiece|sentencepiece(\.bpe)?)\.model | (vocab|merges)\.txt | vocab\.json
+    | special_tokens_map\.json | added_tokens\.json | chat_template\.(jinja|json)
+    | additional_chat_templates/[^/]+\.jinja | (generation_|quantization_)?config\.json
+    | (tokenization|configuration|modeling)_\w+\.py | ((video_)?pre)?processor_config\.json
+    | global_step\d+/\w+_states\.pt | latest | zero_to_fp32\.py
+    | (pytorch_model_fsdp|optimizer)_\d+/(\.metadata|__\d+_\d+\.distcp)
+    | README\.md | checkpoint-is-incomplete\.txt
+    | [^/]+/(adapter_model\.(safetensors|bin)|adapter_config\.json|README\.md)
+    """,
+    re.VERBOSE,
+)
 
 
 def check_complete(path: Path) -> None:
@@ -67,7 +84,7 @@ def checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
 def missing_from(checkpoint: Path) -> list[str]:
     """What a checkpoint lacks to be resumed from, and which files were cut off. Empty where it is complete."""
     state = read_state(checkpoint)
-    missing = _broken(path for path in checkpoint.rglob("*") if path.is_file())
+    missing = _broken(checkpoint, checkpoint.rglob("*"))
     if (checkpoint / _UNFINISHED).exists():
         missing.append(f"all that {_UNFINISHED} stands for")
     # Written last by the main process
@@ -96,10 +113,10 @@ def is_model_only(checkpoint: Path) -> bool:
 
 def missing_weights(folder: Path) -> list[str]:
     """Which weights of a model or an adapter a folder lacks, cut off ones included."""
-    missing = _broken(path for path in folder.iterdir() if path.is_file() and path.suffix in (".safetensors", ".json"))
-    for index in folder.glob("*.index.json"):
-        if index.name not in missing:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    missing = _broken(folder, (path for path in folder.iterdir() if path.suffix in (".safetensors", ".json")))
+    for name in (name for name in _MODELS if name.endswith(".index.json")):
+        if (folder / name).is_file() and name not in missing:
+            shards = set(json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"].values())
             missing += [name for name in shards if not (folder / name).is_file()]
     # An adapter that is not the default one has its own folder, as each checkpoint has
     adapters = [path.parent for path in (*folder.glob("adapter_config.json"), *folder.glob("*/adapter_config.json"))]
@@ -122,6 +139,24 @@ def read_state(folder: Path) -> dict | None:
     return state if isinstance(state, dict) and isinstance(state.get("global_step"), int) else None
 
 
+def best_checkpoint(state: dict, checkpoint: Path) -> Path | None:
+    """The best checkpoint of a training that is at another one, whose folder may have been moved or copied since."""
+    beside = checkpoint.parent / f"checkpoint-{state.get('best_global_step')}"
+    recorded = Path(state.get("best_model_checkpoint") or beside)
+    return beside if beside.is_dir() else recorded if recorded.is_dir() else None
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint or a copy of one, rather than the output folder of a training."""
+    state = read_state(folder)
+    if state is None:
+        return False
+    before_the_end = "epochs" not in (read_record(state) or {}) and state["global_step"] < (
+        state.get("max_steps") or 0
+    )
+    return before_the_end or any(folder.glob("rng_state*.pth"))
+
+
 def read_record(state: dict) -> dict | None:
     """What a run of ours has recorded in the trainer's state, `None` where another program wrote it."""
     callbacks = state.get("stateful_callbacks")
@@ -135,7 +170,7 @@ def _missing_rng_states(checkpoint: Path, state: dict | None) -> list[str]:
         # The number of processes is not recorded: check that there is no gap
         found = list(checkpoint.glob("rng_state_*.pth"))
         nodes = [[f"rng_state_{index}.pth" for index in range(len(found))] or ["rng_state.pth"]]
-    elif record["num_processes"] == 1:
+    elif record.get("num_processes", 1) == 1:  # a finished model has none
         nodes = [["rng_state.pth"]]
     else:
         names = [f"rng_state_{index}.pth" for index in range(record["num_processes"])]
@@ -161,10 +196,10 @@ def _sharded(folder: Path, prefix: str) -> bool:
     return any((path / ".metadata").is_file() and any(path.glob("*.distcp")) for path in folder.glob(f"{prefix}_*"))
 
 
-def _broken(paths: Iterable[Path]) -> list[str]:
-    """Names of truncated files. Formats that do not show whether they are complete are not checked."""
+def _broken(folder: Path, paths: Iterable[Path]) -> list[str]:
+    """Names of damaged files. Formats that do not show whether they are complete are not checked."""
     checks = {".json": _is_json, ".safetensors": _is_safetensors, ".pt": _is_zip, ".pth": _is_zip, ".bin": _is_zip}
-    written = [path for path in paths if WRITTEN.fullmatch(path.name)]
+    written = [path for path in paths if path.is_file() and WRITTEN.fullmatch(path.relative_to(folder).as_posix())]
     return [path.name for path in written if not checks.get(path.suffix, lambda path: True)(path)]
 
 
@@ -179,12 +214,14 @@ def _is_json(path: Path) -> bool:
 
 
 def _is_zip(path: Path) -> bool:
-    # What `torch.save` writes, whose table of contents stands at the end
+    # What `torch.save` writes, whose table of contents stands at the end. Only small files are read: checkpoints are
+    # looked at before each training.
     try:
-        zipfile.ZipFile(path).close()
+        with zipfile.ZipFile(path) as file:
+            small = path.stat().st_size <= _SMALL and torch.serialization.get_crc32_options()
+            return not small or file.testzip() is None
     except zipfile.BadZipFile:
         return False
-    return True
 
 
 def _is_safetensors(path: Path) -> bool:

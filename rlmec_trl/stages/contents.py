@@ -71,7 +71,7 @@ def model_hash(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in (folder / name for name in _SETTINGS):
         if file.exists():
-            digest.update(f"{file.name} ".encode() + hashlib.sha256(file.read_bytes()).digest())
+            digest.update(f"{file.name} ".encode() + hashlib.sha256(_read_settings(file)).digest())
     for path in sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern)):
         digest.update(f"{path.name} {path.stat().st_size} ".encode())
         with path.open("rb") as file:
@@ -86,6 +86,15 @@ def model_hash(folder: Path) -> str:
                 file.seek(max(start, (start + end - _SAMPLE) // 2))
                 digest.update(file.read(min(end - start, _SAMPLE)))
     return digest.hexdigest()
+
+
+def _read_settings(file: Path) -> bytes:
+    """The content of a file, of JSON without its spaces and the order of its names."""
+    content = file.read_bytes()
+    try:
+        return json.dumps(json.loads(content), sort_keys=True).encode()
+    except ValueError:  # a template, or broken, which is noticed where it is loaded
+        return content
 
 
 def _tensor_spans(header: dict, offset: int) -> Iterator[tuple[int, int]]:

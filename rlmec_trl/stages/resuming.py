@@ -14,8 +14,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import ExportableState
 
 from ..trainers.rlmec_trainer import RLMECTrainer
-from .checkpoints import RECORD, read_record, read_state
-from .run_folder import Start, is_ours, make_room
+from .checkpoints import RECORD, best_checkpoint, read_record
+from .run_folder import Start, make_room
 
 
 logger = get_logger(__name__)
@@ -68,15 +68,15 @@ class TrainingRecord(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": record}
 
     def restore(self, record: dict) -> None:
-        """Continue where the record of a checkpoint ends."""
+        """Continue where the record of a checkpoint ends. An earlier version may have recorded less."""
         trainer = self.trainer
-        self.epoch_rng = record["epoch_rng"]
-        trainer._metrics["train"].update(record["metrics"])
-        trainer._total_train_tokens = record["num_tokens"]
+        self.epoch_rng = record.get("epoch_rng", "")
+        trainer._metrics["train"].update(record.get("metrics", {}))
+        trainer._total_train_tokens = record.get("num_tokens", 0)
         if isinstance(trainer, RLMECTrainer):
-            for name, sums in record["metric_sums"].items():
+            for name, sums in record.get("metric_sums", {}).items():
                 trainer._metric_sums["train"][name] = list(torch.tensor(sums, device=trainer.args.device))
-        if trainer.args.world_size == record["num_processes"] == 1:
+        if trainer.args.world_size == record.get("num_processes") == 1 and "loss" in record:
             trainer._tr_loss += record["loss"]
             trainer._globalstep_last_logged = record["last_logged"]
             # `train_loss` at the end is the mean over the steps of this process
@@ -143,6 +143,8 @@ class ResumableTraining(TrainerCallback):
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self.resumed and (best := best_checkpoint(vars(state), self.start.checkpoint)) is not None:
+            state.best_model_checkpoint = str(best)
         if self.finished:
             raise NothingToTrain
         saved = read_record({"stateful_callbacks": state.stateful_callbacks})
@@ -198,12 +200,6 @@ class ResumableTraining(TrainerCallback):
     def _make_room(self) -> None:
         args, state = self.trainer.args, self.trainer.state
         if args.should_save:
-
-            def in_the_way(step: int, path: Path) -> bool:
-                # With a limit, an unfinished checkpoint would count as one and a finished one be deleted for it (the
-                # state is written last), and one of others would be deleted
-                limited = args.save_total_limit is not None and (read_state(path) is None or not is_ours(path))
-                return step not in self.saved and (step == state.global_step or limited)
-
-            make_room(Path(args.output_dir), state.global_step, self.start, in_the_way)
+            limited = args.save_total_limit is not None
+            make_room(Path(args.output_dir), state.global_step, self.start, self.saved, limited)
         self.trainer.accelerator.wait_for_everyone()

@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from .checkpoints import (
     WRITTEN,
     check_complete,
     checkpoints,
+    is_checkpoint,
     is_checkpoint_name,
     is_model_only,
     missing_from,
@@ -36,7 +37,7 @@ from .checkpoints import (
     read_record,
     read_state,
 )
-from .output import OutputError, a_few, check_path, writing
+from .output import OutputError, a_few, check_path, resolve, writing
 
 
 logger = logging.getLogger(__name__)
@@ -59,11 +60,14 @@ class Start:
             Steps of the finished model in the output folder, 0 where there is none, or it is to be trained again.
         run (`str`):
             Identifier of the run.
+        origin (`str`, *optional*):
+            Path of the checkpoint that a new run begins with, where one was named.
     """
 
     checkpoint: Path | None
     num_done: int
     run: str
+    origin: str | None = None
 
 
 def check_folder(output_dir: str | os.PathLike) -> None:
@@ -79,12 +83,17 @@ def check_folder(output_dir: str | os.PathLike) -> None:
         return
     if not target.is_dir():
         raise OutputError(f"{str(output_dir)!r} is a file, not a folder. Choose another `--output_dir`.")
+    if is_checkpoint(target):
+        raise OutputError(
+            f"{str(output_dir)!r} is a checkpoint, not the output folder of a training. Nothing was changed. Name it "
+            "as `--resume_from_checkpoint`, and choose another `--output_dir`."
+        )
     with writing(output_dir):
         names = sorted(path.name for path in target.iterdir() if _is_replaced(path))
     if not names or is_ours(target) or any(is_ours(path) for _, path in checkpoints(target)):
         return
     last = max(checkpoints(target), default=None)
-    hint = "" if last is None else f" To continue from {str(last[1])!r}, name it as `--resume_from_checkpoint`."
+    hint = "" if last is None else f" To continue from {str(last[1])!r}, name it as `--resume_from_checkpoint` there."
     raise OutputError(
         f"{str(output_dir)!r} holds files that training would replace, and no training of rlmec-trl was started there "
         f"({a_few(names)}). Nothing was changed. Choose another `--output_dir`, or move these files elsewhere.{hint}"
@@ -131,34 +140,49 @@ def find_start(args: TrainingArguments, report: Callable[[str], None]) -> Start:
     chosen = {"true": True, "false": False}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
     if chosen is False:
         return Start(None, 0, uuid.uuid4().hex)
-    if chosen not in (None, True):
+    run = _read_mark(output_dir).get("run")
+    named = chosen not in (None, True)
+    origin = str(resolve(chosen)) if named else None
+    if named and _read_mark(output_dir).get("origin") != origin:
         check_complete(Path(chosen))
-        return Start(Path(chosen), 0, uuid.uuid4().hex)
-    run = _read_run(output_dir)
+        return Start(Path(chosen), 0, uuid.uuid4().hex, origin)
     checkpoint = _last_complete(output_dir, run, report)
     num_done = _num_steps_done(output_dir)
+    if named:  # this run began with it
+        if checkpoint is None and num_done == 0:
+            check_complete(Path(chosen))
+            checkpoint = Path(chosen)
+        return Start(checkpoint, num_done, run, origin)
     if chosen and checkpoint is None:
         raise ConfigError(
             f"`resume_from_checkpoint`: {args.output_dir!r} has no complete checkpoint. Leave it out to train from "
             "the start."
         )
-    model_only = [path for _, path in sorted(checkpoints(output_dir)) if is_model_only(path)]
+    model_only = [path for _, path in sorted(checkpoints(output_dir)) if _is_of(path, run) and is_model_only(path)]
     if checkpoint is None and model_only and num_done == 0:
         raise ConfigError(
             f"{str(model_only[-1])!r} has weights but no optimizer (`save_only_model`), so training cannot be "
             "resumed from it. Name it as `--model_name_or_path` with another `--output_dir` to train it further, "
             "or pass `--resume_from_checkpoint false` to train from the start."
         )
-    run = run or (checkpoint and _read_run(checkpoint)) or uuid.uuid4().hex
+    if checkpoint is None and num_done == 0 and "origin" in _read_mark(output_dir):
+        run = None  # it begins elsewhere than the one before
+    run = run or (checkpoint and _read_mark(checkpoint).get("run")) or uuid.uuid4().hex
     return Start(checkpoint, num_done, run)
 
 
 def begin(output_dir: Path, start: Start) -> None:
     """Mark a folder before anything else is written there."""
     with writing(output_dir):
-        if _read_run(output_dir) is None:
-            output_dir.mkdir(parents=True, exist_ok=True)
-            _mark(output_dir, start.run)
+        if "run" in _read_mark(output_dir):
+            return
+        output_dir.mkdir(parents=True, exist_ok=True)
+        # Earlier versions marked neither folders nor checkpoints
+        unmarked = [path for _, path in checkpoints(output_dir) if is_ours(path) and not _read_mark(path)]
+        new = start if not unmarked or start.checkpoint in unmarked else Start(None, 0, uuid.uuid4().hex)
+        for path in unmarked:
+            _mark(path, new)
+        _mark(output_dir, new)
 
 
 def take_over(output_dir: Path, start: Start) -> None:
@@ -169,17 +193,17 @@ def take_over(output_dir: Path, start: Start) -> None:
     with writing(output_dir):
         if start.num_done == 0:
             (output_dir / STATE).unlink(missing_ok=True)
-        if _read_run(output_dir) != start.run:
+        if _read_mark(output_dir).get("run") != start.run:
             checkpoint = start.checkpoint
             if checkpoint is not None and checkpoint.resolve().parent == output_dir.resolve() and is_ours(checkpoint):
-                _mark(checkpoint, start.run)  # first, so that there is always one to resume from
-            _mark(output_dir, start.run)
+                _mark(checkpoint, start)  # first, so that there is always one to resume from
+            _mark(output_dir, start)
 
 
-def make_room(output_dir: Path, step: int, start: Start, in_the_way: Callable[[int, Path], bool]) -> None:
+def make_room(output_dir: Path, step: int, start: Start, saved: Collection[int] = (), limited: bool = False) -> None:
     """
-    Mark the checkpoint that is about to be saved, and remove those that are in its way. Only what a run of ours wrote
-    is deleted; links and what others wrote are renamed.
+    Mark the checkpoint that is about to be saved, and remove what is in its way. Only what this run wrote, and what
+    another run did not finish, is deleted; all else is renamed.
 
     Args:
         output_dir (`Path`):
@@ -188,45 +212,55 @@ def make_room(output_dir: Path, step: int, start: Start, in_the_way: Callable[[i
             Step of the checkpoint.
         start ([`Start`]):
             What the run started from.
-        in_the_way (`Callable[[int, Path], bool]`):
-            Says of the step and the folder of a checkpoint whether it is.
+        saved (`Collection[int]`, *optional*):
+            Steps that this process has saved.
+        limited (`bool`, *optional*, defaults to `False`):
+            Whether `Trainer` will count the checkpoints, and delete some. It counts every folder whose name begins
+            with `checkpoint-`, so all that are no finished checkpoints of this run are in the way.
     """
     take_over(output_dir, start)
     with writing(output_dir):
         new = output_dir / f"checkpoint-{step}"
-        for number, path in {(step, new), *checkpoints(output_dir)}:
-            if os.path.lexists(path) and in_the_way(number, path):
-                _remove(path)
+        counted = {path for path in output_dir.glob("checkpoint-*") if path.is_dir()} if limited else set()
+        for path in counted - {new}:
+            if not (_is_own(path, start.run) and read_state(path) is not None):
+                _remove(path, start.run)
+        if os.path.lexists(new) and step not in saved:
+            _remove(new, start.run)
         new.mkdir(parents=True, exist_ok=True)
-        _mark(new, start.run)
+        _mark(new, start)
 
 
-def _remove(checkpoint: Path) -> None:
-    if not checkpoint.is_symlink() and checkpoint.is_dir() and is_ours(checkpoint) and _has_only_ours(checkpoint):
-        shutil.rmtree(checkpoint)
+def _remove(path: Path, run: str) -> None:
+    if _is_own(path, run if read_state(path) is not None else None):
+        shutil.rmtree(path)
         return
     # `Trainer` neither counts nor pushes what does not begin with "checkpoint-"
-    asides = (checkpoint.with_name(f"_{checkpoint.name}.replaced-{number}") for number in range(1, 10_000))
-    aside = next(path for path in asides if not os.path.lexists(path))
-    logger.warning(f"{str(checkpoint)!r} is not of this training and in its way. It is renamed to {aside.name!r}.")
-    checkpoint.rename(aside)
+    asides = (path.with_name(f"_{path.name}.replaced-{number}") for number in range(1, 10_000))
+    aside = next(aside for aside in asides if not os.path.lexists(aside))
+    logger.warning(f"{str(path)!r} is not of this training and in its way. It is renamed to {aside.name!r}.")
+    path.rename(aside)
+
+
+def _is_own(path: Path, run: str | None) -> bool:
+    """Whether a folder is a checkpoint of a run, any of ours for `None`, and holds nothing else."""
+    return is_checkpoint_name(path.name) and not path.is_symlink() and _is_of(path, run) and _has_only_ours(path)
 
 
 def _has_only_ours(checkpoint: Path) -> bool:
-    """Whether a checkpoint holds only what is written into checkpoints. A folder in it may be that of an adapter."""
-    return all(
-        path.name == MARK
-        or WRITTEN.fullmatch(path.name)
-        or (path.is_dir() and (path / "adapter_config.json").is_file())
-        for path in checkpoint.iterdir()
-    )
+    """Whether a checkpoint holds only what is written into checkpoints."""
+    files = (path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_symlink() or not path.is_dir())
+    return all(path.name == MARK or WRITTEN.fullmatch(path.as_posix()) for path in files)
 
 
 def _last_complete(output_dir: Path, run: str | None, report: Callable[[str], None]) -> Path | None:
     """The last complete checkpoint of a run in an output folder."""
     for _, path in sorted(checkpoints(output_dir), reverse=True):
-        if run is not None and _read_run(path) not in (None, run):
-            report(f"Skipped the checkpoint {str(path)!r}: it is of a training that was started over since then.")
+        if not _is_of(path, run):
+            report(
+                f"Skipped the checkpoint {str(path)!r}: it is not of this training, or was written before it was "
+                "started over."
+            )
             continue
         missing = missing_from(path)
         if not missing:
@@ -241,14 +275,20 @@ def _num_steps_done(output_dir: Path) -> int:
     return 0 if state is None or missing_weights(output_dir) else state["global_step"]
 
 
-def _mark(folder: Path, run: str) -> None:
-    (folder / MARK).write_text(json.dumps({"run": run}) + "\n", encoding="utf-8")
+def _mark(folder: Path, start: Start) -> None:
+    mark = {"run": start.run} | ({} if start.origin is None else {"origin": start.origin})
+    (folder / MARK).write_text(json.dumps(mark) + "\n", encoding="utf-8")
 
 
-def _read_run(folder: Path) -> str | None:
-    """The identifier in the mark of a folder, `None` where it has no mark, or one that was cut off."""
+def _is_of(checkpoint: Path, run: str | None) -> bool:
+    """Whether a checkpoint is of a run, any of ours for `None`."""
+    return is_ours(checkpoint) if run is None else _read_mark(checkpoint).get("run") == run
+
+
+def _read_mark(folder: Path) -> dict[str, str]:
+    """The mark of a folder, empty where it has none, or one that was cut off."""
     try:
         mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return mark.get("run") if isinstance(mark, dict) else None
+        return {}
+    return mark if isinstance(mark, dict) else {}

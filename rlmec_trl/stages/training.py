@@ -15,23 +15,33 @@ from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 from trl import ModelConfig
+from trl.trainer.base_trainer import _BaseTrainer
 
 from ..data.adapters import adapter_base
 from ..data.errors import ConfigError, UserError
 from ..generation.loading import check_model, load_tokenizer
 from ..generation.processes import process_state
-from .checkpoints import RECORD, STATE, read_record, read_state
+from .checkpoints import MODEL_FILES, RECORD, STATE, best_checkpoint, is_checkpoint_name, read_record, read_state
 from .output import OutputError, hold, resolve, write_atomically
 from .refusals import refused_settings
 from .resuming import NothingToTrain, ResumableTraining
 from .run_folder import Start, begin, find_start, take_over
-from .training_settings import changed_settings, fixed_changes, rows_by_name, training_settings
+from .training_settings import (
+    BATCH,
+    changed_settings,
+    fixed_changes,
+    rows_by_name,
+    same_batch,
+    training_settings,
+)
 
 
 logger = get_logger(__name__)
 
 T = TypeVar("T")
-EVALUATION_FILE = "eval_results.json"  # of `Trainer.save_metrics`
+EVALUATION_FILE, ALL_RESULTS = "eval_results.json", "all_results.json"  # of `Trainer.save_metrics`
+# Output folders that `training_run` holds for a training that has not begun
+_held: set[Path] = set()
 
 
 def set_model_init_kwargs(training_args: TrainingArguments, model_args: ModelConfig) -> None:
@@ -45,11 +55,13 @@ def set_model_init_kwargs(training_args: TrainingArguments, model_args: ModelCon
     init_kwargs = training_args.model_init_kwargs or {}
     if "gguf_file" not in init_kwargs:  # such a folder has neither a configuration nor a tokenizer of its own
         name_or_path, revision = model_args.model_name_or_path, model_args.model_revision
-        if name_or_path is not None and resolve(name_or_path) == resolve(training_args.output_dir):
-            raise OutputError(
-                f"{training_args.output_dir!r} is the model to start from, which training would replace. Choose "
-                "another `--output_dir`."
-            )
+        if name_or_path is not None:
+            model, output_dir = resolve(name_or_path), resolve(training_args.output_dir)
+            if model == output_dir or (model.parent == output_dir and is_checkpoint_name(model.name)):
+                raise OutputError(
+                    f"{name_or_path!r} is the model to start from, which training into {training_args.output_dir!r} "
+                    "would replace. Choose another `--output_dir`."
+                )
         check_model(name_or_path, revision, False, training_args.trust_remote_code)
         if adapter_base(name_or_path, revision) is None:  # of an adapter, the trainer takes the base model's
             load_tokenizer(ModelConfig(name_or_path, model_revision=revision), training_args.trust_remote_code)
@@ -81,6 +93,9 @@ def training_run(training_args: TrainingArguments) -> Iterator[None]:
         def enter() -> None:
             stack.enter_context(hold(training_args.output_dir))
             find_start(training_args, report=logger.debug)  # reported when the training starts
+            folder = resolve(training_args.output_dir)
+            _held.add(folder)
+            stack.callback(_held.discard, folder)
 
         _on_main_process(training_args, enter)
         yield
@@ -108,11 +123,29 @@ def train_and_save(
             task of a reward function.
 
     Raises:
-        [`~rlmec_trl.stages.output.OutputError`]: If the output directory holds files that training would replace and
-            no training of ours began there.
+        [`~rlmec_trl.stages.output.OutputError`]: If another run is writing to the output directory, or it holds files
+            that training would replace and no training of ours began there.
         [`~rlmec_trl.data.errors.ConfigError`]: If `resume_from_checkpoint` does not name a complete checkpoint, there
-            is no step to train, or the directory has a training that cannot be continued with these settings.
+            is no step to train, the directory has a training that cannot be continued with these settings, or the
+            trainer is not one of TRL.
     """
+    if not isinstance(trainer, _BaseTrainer):
+        raise ConfigError(f"`train_and_save` needs a trainer of TRL, not a {type(trainer).__name__}.")
+    with ExitStack() as stack:
+
+        def enter() -> None:
+            folder = resolve(trainer.args.output_dir)
+            if folder in _held:  # for this training, and no other
+                _held.remove(folder)
+                stack.callback(_held.add, folder)
+            else:
+                stack.enter_context(hold(trainer.args.output_dir))
+
+        _on_main_process(trainer.args, enter)
+        _train_and_save(trainer, dataset_name, depends_on)
+
+
+def _train_and_save(trainer: Trainer, dataset_name: str | None, depends_on: dict[str, Any] | None) -> None:
     args = trainer.args
     output_dir = Path(args.output_dir)
 
@@ -125,7 +158,7 @@ def train_and_save(
             return start, settings, done, None, False
         rows = rows_by_name(trainer.eval_dataset)
         record = read_record(read_state(output_dir) or {}) or {}
-        evaluated = _is_json(output_dir / EVALUATION_FILE) and record.get("evaluation rows", rows) == rows
+        evaluated = _is_result(output_dir / EVALUATION_FILE) and record.get("evaluation rows", rows) == rows
         return start, settings, done, rows, not evaluated
 
     # The main process decides for all: another one may see what is being written
@@ -159,7 +192,10 @@ def train_and_save(
             }
             _save(trainer, start)
         if args.eval_strategy != "no" and (done != "saved" or lacks_evaluation):
-            trainer.save_metrics("eval", trainer.evaluate())
+            metrics = trainer.evaluate()
+            if trainer.is_world_process_zero() and not _is_result(output_dir / ALL_RESULTS):
+                (output_dir / ALL_RESULTS).unlink(missing_ok=True)  # `Trainer` adds to it, and it was cut off
+            trainer.save_metrics("eval", metrics)
             record = trainer.state.stateful_callbacks.setdefault(RECORD, {}).setdefault("attributes", {})
             record["evaluation rows"] = evaluation_rows
             _save_state(trainer)  # the evaluation is in its log
@@ -214,7 +250,7 @@ def _find_done(trainer: Trainer, start: Start, settings: dict[str, Any]) -> str:
         record = read_record(read_state(Path(args.output_dir))) or {}
         before = {"max_steps": start.num_done, **record.get("settings", {})}
         changed = changed_settings(before, settings)
-        for name in ("sharding", "number of processes"):
+        for name in ("sharding", "number of processes", *(BATCH if same_batch(before, settings) else ())):
             changed.pop(name, None)
         if _num_epochs(args) is not None and _num_epochs(args) == record.get("epochs"):
             changed.pop("max_steps", None)  # it follows from other settings
@@ -233,6 +269,12 @@ def _find_done(trainer: Trainer, start: Start, settings: dict[str, Any]) -> str:
         raise ConfigError(
             f"{str(start.checkpoint)!r} cannot be continued with other settings than it was written with: "
             f"{', '.join(fixed)}. {way_out}"
+        )
+    best = state.get("best_model_checkpoint")
+    if args.load_best_model_at_end and best is not None and best_checkpoint(state, start.checkpoint) is None:
+        raise ConfigError(
+            f"{best!r}, the best checkpoint of this training so far, is missing. Put it beside "
+            f"{str(start.checkpoint)!r}, or pass `--load_best_model_at_end false`. {way_out}"
         )
     step = state["global_step"]
     if step > max_steps:
@@ -285,8 +327,10 @@ def _save(trainer: Trainer, start: Start) -> None:
     output_dir = Path(trainer.args.output_dir)
     if trainer.is_world_process_zero():
         take_over(output_dir, start)
-        for name in (STATE, EVALUATION_FILE):
-            (output_dir / name).unlink(missing_ok=True)
+        # Otherwise, readers would take a full model for one with the adapter of an earlier run, or a GRM
+        stale = [path for path in output_dir.iterdir() if path.is_file() and MODEL_FILES.fullmatch(path.name)]
+        for path in (output_dir / STATE, output_dir / EVALUATION_FILE, *stale):
+            path.unlink(missing_ok=True)
     # Not pushed yet: if this fails, the model would have to be trained again
     trainer.save_model(str(output_dir), _internal_call=True)
     _save_state(trainer)
@@ -307,12 +351,11 @@ def _load_saved(trainer: Trainer) -> None:
     trainer.state.is_local_process_zero = trainer.is_local_process_zero()
 
 
-def _is_json(path: Path) -> bool:
+def _is_result(path: Path) -> bool:
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
     except (OSError, ValueError):
         return False
-    return True
 
 
 def _end_terminated(trainer: Trainer) -> NoReturn:

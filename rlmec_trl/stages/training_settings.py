@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping
 from enum import Enum
@@ -30,7 +31,8 @@ NO_EFFECT = frozenset(
     ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout
     dataset_num_proc dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
     dataloader_prefetch_factor dataloader_multiprocessing_context local_rank debug skip_memory_metrics
-    do_train do_eval do_predict resume_from_checkpoint
+    do_train do_eval do_predict resume_from_checkpoint restore_callback_states_from_checkpoint ignore_data_skip
+    auto_find_batch_size
 
     grm_batch_size
 
@@ -53,6 +55,7 @@ EVALUATION = frozenset(
     eval_strategy eval_steps eval_delay eval_on_start eval_accumulation_steps eval_do_concat_batches
     eval_use_gather_object eval_packing per_device_eval_batch_size prediction_loss_only include_for_metrics
     batch_eval_metrics bf16_full_eval fp16_full_eval num_generations_eval save_strategy save_steps
+    metric_for_best_model greater_is_better
     """.split()
 )
 # A checkpoint of one cannot be continued as another
@@ -67,8 +70,11 @@ _LOADING = frozenset(
 )
 # Names of what may not get into a file that is pushed to the Hub. A `pad_token` may
 _SECRET = re.compile(r"(.*(api|access|auth|bearer|hub|hf|private|secret)_?)?(key|token)|.*(password|secret).*", re.I)
+# Their product is the number of rows of a step
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "number of processes")
 # Parts of an adapter's configuration that say where it comes from
 _ADAPTER = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "runtime_config")
+_NONE = (None, {}, [])
 
 # Configurations with all their fields, of which each release of a library has others
 _LIBRARY_CONFIG = re.compile(r"adapter\.[^.]+|quantization|accelerator_config")
@@ -110,6 +116,8 @@ def training_settings(trainer: Trainer, depends_on: dict[str, Any] | None = None
     if steered and args.eval_strategy != "no":
         settings["evaluation rows"] = rows_by_name(trainer.eval_dataset)
     names = {field.name for field in dataclasses.fields(args) if field.init} - without_effect - {"max_steps"}
+    if args.device.type == "cpu":
+        names.discard("tf32")
     settings |= {name: getattr(args, name) for name in sorted(names)}
     return json.loads(json.dumps(_plain(settings)))
 
@@ -136,6 +144,11 @@ def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> dict[str, s
     return changed
 
 
+def same_batch(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a step has as many rows, however they are divided."""
+    return math.prod(before.get(name, now[name]) for name in BATCH) == math.prod(now[name] for name in BATCH)
+
+
 def fixed_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What has changed and cannot change between a checkpoint and the training that continues it."""
     changed = changed_settings(before, now)
@@ -153,11 +166,11 @@ def _differences(name: str, before: Any, now: Any) -> list[str]:
         if _LIBRARY_CONFIG.fullmatch(name):
             keys = [key for key in keys if key in before and key in now]
         return [each for key in keys for each in _differences(f"{name}.{key}", before.get(key), now.get(key))]
-    return [f"{name} {_short(before)} -> {_short(now)}"]
+    return [] if before in _NONE and now in _NONE else [f"{name} {_short(before)} -> {_short(now)}"]
 
 
 def _short(value: Any) -> str:
-    text = "none" if value in (None, {}, []) else str(value)
+    text = "none" if value in _NONE else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -46,6 +46,13 @@ def test_tools_are_kept_and_a_call_of_one_needs_no_text():
             prompt_completion_rows(refused)
 
 
+def test_a_row_without_arguments_of_the_chat_template_has_none_of_the_others():
+    dataset = rows(
+        {"chat_template_kwargs": {"depth": 1}}, {"chat_template_kwargs": None}, {"chat_template_kwargs": {}}
+    )
+    assert prompt_completion_rows(dataset)["chat_template_kwargs"][:] == [{"depth": 1}, {}, {}]
+
+
 def test_a_text_after_messages_becomes_the_message_of_the_assistant():
     assert prompt_completion_rows(rows({"prompt": MESSAGES}))["completion"][:] == [ANSWER]
     assert prompt_completion_rows(rows({"prompt": MESSAGES, "completion": ANSWER}))["completion"][:] == [ANSWER]
@@ -74,6 +81,8 @@ def test_only_correct_rows_are_kept_and_checked():
         (rows({"correct": False}), {"only_correct": True}, "none is `correct`"),
         (rows({}, {"correct": None}), {"only_correct": True}, "Row 1, column 'correct': found None"),
         (rows({"correct": 1}), {"only_correct": True}, "Row 0, column 'correct': found 1"),
+        (rows({"chat_template_kwargs": {"tokenize": True}}), {}, "It cannot set 'add_generation_prompt', 'tokenize'"),
+        (rows({"chat_template_kwargs": "x"}), {}, "Row 0, column 'chat_template_kwargs': found 'x'"),
         (rows({}).select([]), {}, "There is no row to imitate"),
         # A row that is left out before does not change the number of the one that is named
         (rows({"correct": False}, {"completion": ""}), {"only_correct": True}, "Row 1, column 'completion'"),

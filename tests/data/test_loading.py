@@ -7,6 +7,7 @@ from datasets import Dataset, DatasetDict, Json, List, Value
 
 from rlmec_trl.data.errors import ConfigError
 from rlmec_trl.data.loading import load_rows
+from rlmec_trl.data.marks import MARK, make_mark
 from rlmec_trl.data.schema import DatasetError, column_features
 
 
@@ -107,6 +108,20 @@ def test_a_dataset_that_is_not_whole_is_named(tmp_path, damage):
     damage(tmp_path / "rows")
     with pytest.raises(DatasetError, match="The dataset in '.*rows' cannot be read .* Write it again"):
         load_rows(str(tmp_path / "rows"))
+
+
+def test_a_dataset_is_checked_by_the_mark_of_the_result_that_it_is_part_of(tmp_path):
+    for name in ("train", "test"):
+        Dataset.from_list(ROWS).save_to_disk(tmp_path / "task" / name)
+    mark = make_mark(tmp_path / "task", "key")
+    (tmp_path / "task" / MARK).write_text(json.dumps(mark))
+    (file,) = (tmp_path / "task" / "train").glob("*.arrow")
+    file.write_bytes(file.read_bytes().replace(b"1 + 1?", b"1 + 9?"))
+    (tmp_path / "link").symlink_to("task/train")
+    for path in (tmp_path / "task" / "train", tmp_path / "link"):
+        with pytest.raises(DatasetError, match=r"not as it was written \(train/.*arrow has changed\). Delete .*task'"):
+            load_rows(str(path))
+    assert load_rows(str(tmp_path / "task" / "test")).to_list() == ROWS
 
 
 def test_a_folder_without_a_dataset_says_what_it_holds(tmp_path):

@@ -215,3 +215,34 @@ def test_the_weights_of_a_finished_model_have_to_be_whole(checkpoint):
 def test_torch_saves_files_whose_end_tells_that_they_are_whole(tmp_path):
     torch.save({}, tmp_path / "file.pt")
     assert zipfile.is_zipfile(tmp_path / "file.pt")
+
+
+@pytest.mark.parametrize("name", ["model_notes.json", "my_config.json", "tokenizer_experiments/vocab.json"])
+def test_notes_of_others_whose_names_begin_like_ours_damage_nothing(name, checkpoint):
+    (checkpoint / name).parent.mkdir(exist_ok=True)
+    (checkpoint / name).write_text("// a comment\n{}")
+    assert missing_from(checkpoint) == missing_weights(checkpoint) == []
+
+
+@pytest.mark.parametrize("content", ['{"a": 1}', "[]"])
+def test_an_index_of_others_says_nothing_of_the_weights(content, checkpoint):
+    (checkpoint / "faiss.index.json").write_text(content)
+    assert missing_from(checkpoint) == missing_weights(checkpoint) == []
+
+
+@pytest.mark.parametrize("name", ["scheduler.pt", "rng_state.pth", "training_args.bin"])
+def test_a_file_that_changed_without_changing_its_size_is_noticed(name, checkpoint):
+    content = bytearray((checkpoint / name).read_bytes())
+    where = content.index(torch.arange(5).numpy().tobytes())
+    content[where] ^= 0xFF
+    (checkpoint / name).write_bytes(content)
+    assert missing_from(checkpoint) == [name]
+
+
+def test_an_output_folder_is_refused_as_a_checkpoint(checkpoint):
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (checkpoint / name).unlink()
+    state = {"global_step": 4, "stateful_callbacks": {RECORD: {"attributes": {"settings": {}, "epochs": None}}}}
+    (checkpoint / STATE).write_text(json.dumps(state))
+    with pytest.raises(ConfigError, match="is not a complete checkpoint.*optimizer.pt"):
+        check_complete(checkpoint)

@@ -91,6 +91,21 @@ def test_a_folder_that_a_trainer_makes_when_it_is_created_does_not_count_as_file
         check_folder(tmp_path / "out")
 
 
+@pytest.mark.parametrize("copied", [True, False])
+@pytest.mark.parametrize("model_only", [True, False])
+def test_a_checkpoint_is_not_taken_for_a_finished_training(model_only, copied, tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "checkpoint-4", num_processes=1)
+    state = json.loads((checkpoint / STATE).read_text()) | {"max_steps": 9}
+    (checkpoint / STATE).write_text(json.dumps(state))
+    (checkpoint / MARK).write_text(json.dumps({"run": "first"}))
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth") if model_only else ():
+        (checkpoint / name).unlink()
+    if copied:
+        checkpoint = checkpoint.rename(tmp_path / "copy")
+    with pytest.raises(OutputError, match="is a checkpoint, not the output folder of a training"):
+        start(checkpoint)
+
+
 def test_a_folder_that_is_missing_or_empty_or_ours_is_accepted(tmp_path):
     check_folder(tmp_path / "missing")
     check_folder(tmp_path)
@@ -187,9 +202,10 @@ def checkpoint_of(folder, step, run):
 
 
 def test_the_last_complete_checkpoint_is_taken_and_the_others_are_reported_and_kept(tmp_path):
-    begin(tmp_path, start(tmp_path))
+    first = start(tmp_path)
+    begin(tmp_path, first)
     for step in (2, 10, 9, 11):
-        write_checkpoint(tmp_path / f"checkpoint-{step}")
+        checkpoint_of(tmp_path, step, first.run)
     (tmp_path / "checkpoint-10" / STATE).unlink()
     (tmp_path / "checkpoint-11" / "optimizer.pt").write_bytes(b"")
     (tmp_path / "checkpoint-best").mkdir()
@@ -222,13 +238,13 @@ def test_a_training_that_was_started_over_does_not_resume_from_what_it_replaces(
 def test_a_finished_model_is_not_finished_once_its_training_is_started_over(tmp_path):
     begin(tmp_path, start(tmp_path))
     write_checkpoint(tmp_path / "model")
-    for path in (tmp_path / "model").iterdir():
-        shutil.move(path, tmp_path)
+    for name in ("model.safetensors", "config.json", STATE):
+        shutil.move(tmp_path / "model" / name, tmp_path)
     assert start(tmp_path).num_done == 4
     again = start(tmp_path, resume_from_checkpoint="false")
     begin(tmp_path, again)
     assert start(tmp_path).num_done == 4, "it has not saved anything yet"
-    make_room(tmp_path, 1, again, lambda *_: False)
+    make_room(tmp_path, 1, again)
     assert start(tmp_path).num_done == 0
 
 
@@ -240,7 +256,7 @@ def test_a_run_from_a_named_checkpoint_gives_up_later_ones_when_it_saves_its_fir
     named = start(tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-500"))
     begin(tmp_path, named)
     assert start(tmp_path).checkpoint == tmp_path / "checkpoint-1000", "killed before that"
-    make_room(tmp_path, 600, named, lambda *_: False)
+    make_room(tmp_path, 600, named)
     assert start(tmp_path) == Start(tmp_path / "checkpoint-500", 0, named.run), "killed while it is written"
     write_checkpoint(tmp_path / "600", num_processes=1)
     for path in (tmp_path / "600").iterdir():
@@ -254,6 +270,45 @@ def test_a_named_checkpoint_of_another_folder_keeps_its_mark(tmp_path):
     assert json.loads((checkpoint / MARK).read_text()) == {"run": "first"}
 
 
+def test_a_command_that_names_a_checkpoint_continues_its_own_later_ones(tmp_path):
+    named = checkpoint_of(tmp_path / "first", 2, "first")
+    settings = {"resume_from_checkpoint": str(named)}
+    first = start(tmp_path / "second", **settings)
+    begin(tmp_path / "second", first)
+    assert start(tmp_path / "second", **settings) == first, "killed before its first checkpoint"
+    own = checkpoint_of(tmp_path / "second", 5, first.run)
+    shutil.rmtree(named)  # no longer needed
+    assert start(tmp_path / "second", **settings) == Start(own, 0, first.run, first.origin)
+    other = checkpoint_of(tmp_path / "third", 1, "third")
+    again = start(tmp_path / "second", resume_from_checkpoint=str(other))
+    assert again.checkpoint == other and again.run != first.run
+
+
+def test_a_training_without_the_named_checkpoint_is_another_run(tmp_path):
+    named = start(tmp_path / "second", resume_from_checkpoint=str(checkpoint_of(tmp_path / "first", 2, "first")))
+    begin(tmp_path / "second", named)
+    plain = start(tmp_path / "second")
+    assert plain.checkpoint is None and plain.run != named.run
+
+
+def test_a_checkpoint_that_is_not_of_the_training_is_not_continued(tmp_path):
+    first = start(tmp_path)
+    begin(tmp_path, first)
+    write_checkpoint(tmp_path / "checkpoint-9")  # of another program, copied there
+    lines = []
+    assert start(tmp_path, lines.append) == first
+    assert len(lines) == 1 and "checkpoint-9': it is not of this training" in lines[0]
+
+
+@pytest.mark.parametrize("again", [None, "false"])
+def test_checkpoints_of_an_earlier_version_are_those_of_one_run(again, tmp_path):
+    for step in (3, 6):
+        write_checkpoint(tmp_path / f"checkpoint-{step}", num_processes=1)
+    begin(tmp_path, start(tmp_path, resume_from_checkpoint=again))
+    assert start(tmp_path).checkpoint == tmp_path / "checkpoint-6", "nothing has been saved yet"
+    assert len({(tmp_path / name / MARK).read_text() for name in (".", "checkpoint-3", "checkpoint-6")}) == 1
+
+
 def test_checkpoints_that_were_copied_to_a_new_folder_keep_their_run(tmp_path):
     checkpoint_of(tmp_path, 3, "first")
     assert start(tmp_path).run == "first"
@@ -263,7 +318,7 @@ def test_checkpoints_that_were_copied_to_a_new_folder_keep_their_run(tmp_path):
 
 
 def room(folder, step=6):
-    make_room(folder, step, Start(None, 0, "this"), lambda number, path: number == step)
+    make_room(folder, step, Start(None, 0, "this"))
 
 
 def test_what_a_killed_run_of_ours_left_is_deleted(tmp_path):
@@ -278,7 +333,9 @@ def test_what_a_killed_run_of_ours_left_is_deleted(tmp_path):
     assert set(tree(tmp_path)) == {MARK, f"checkpoint-6/{MARK}"}
 
 
-@pytest.mark.parametrize("kind", ["weights of others", "notes in ours", "link", "link to nothing", "file"])
+@pytest.mark.parametrize(
+    "kind", ["weights of others", "notes in ours", "folder in ours", "link", "link to nothing", "file"]
+)
 def test_what_no_run_of_ours_wrote_is_renamed(kind, tmp_path):
     path, elsewhere = tmp_path / "checkpoint-6", tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -290,7 +347,13 @@ def test_what_no_run_of_ours_wrote_is_renamed(kind, tmp_path):
         (path / STATE).write_text(json.dumps({"global_step": 6, "stateful_callbacks": {"TrainerControl": {}}}))
     elif kind == "notes in ours":
         room(tmp_path)
-        (path / "notes.txt").write_text("mine")
+        (path / "model_notes.txt").write_text("mine")
+    elif kind == "folder in ours":
+        room(tmp_path)
+        (path / "tokenizer_experiments").mkdir()
+        (path / "tokenizer_experiments" / "tokenizer.json").write_text("mine")
+    elif kind == "another run":
+        checkpoint_of(tmp_path, 6, "before it was started over")
     elif kind == "file":
         path.write_text("mine")
     else:
@@ -305,15 +368,34 @@ def test_what_no_run_of_ours_wrote_is_renamed(kind, tmp_path):
     assert (elsewhere / "model.safetensors").read_bytes() == b"weeks of work"
 
 
+def test_a_limit_of_checkpoints_deletes_nothing_but_what_the_run_wrote(tmp_path):
+    for step, run in ((1, "this"), (2, "this"), (3, "before"), (9, "before")):
+        checkpoint_of(tmp_path, step, run)
+    write_checkpoint(tmp_path / "checkpoint-4", num_processes=1)
+    (tmp_path / "checkpoint-2" / "my_eval").mkdir()
+    (tmp_path / "checkpoint-2" / "my_eval" / "notes.txt").write_text("mine")
+    (tmp_path / "checkpoint-9" / STATE).unlink()  # never finished
+    for name in ("checkpoint-1-good", "checkpoint-notes-7"):
+        (tmp_path / name).mkdir()
+    make_room(tmp_path, 5, Start(None, 0, "this"), limited=True)
+    renamed = ("checkpoint-1-good", "checkpoint-2", "checkpoint-3", "checkpoint-4", "checkpoint-notes-7")
+    assert {path.name for path in tmp_path.glob("*checkpoint*")} == {
+        "checkpoint-1",
+        "checkpoint-5",
+        *(f"_{name}.replaced-1" for name in renamed),
+    }
+    assert (tmp_path / "_checkpoint-2.replaced-1" / "my_eval" / "notes.txt").exists()
+
+
 def test_a_folder_that_cannot_be_written_is_one_message(tmp_path):
     (tmp_path / "run").write_text("mine")
     with pytest.raises(UserError, match="cannot be written"):
         room(tmp_path / "run")
 
 
-def test_the_record_of_an_earlier_version_marks_its_checkpoints(tmp_path):
+def test_a_checkpoint_of_an_earlier_version_is_renamed_by_another_run(tmp_path):
     (tmp_path / "checkpoint-6").mkdir()
     state = {"global_step": 6, "stateful_callbacks": {RECORD: {"attributes": {"num_processes": 1}}}}
     (tmp_path / "checkpoint-6" / STATE).write_text(json.dumps(state))
     room(tmp_path)
-    assert set(tree(tmp_path)) == {MARK, f"checkpoint-6/{MARK}"}
+    assert set(tree(tmp_path)) == {MARK, f"checkpoint-6/{MARK}", f"_checkpoint-6.replaced-1/{STATE}"}

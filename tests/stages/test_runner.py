@@ -261,7 +261,7 @@ def test_column_types_survive(tmp_path):
 
 @settings(max_examples=12)
 @given(data=st.data())
-def test_a_damaged_shard_is_named_and_done_again(tmp_path_factory, data):
+def test_a_damaged_shard_is_named_and_recomputed(tmp_path_factory, data):
     """Any of its files, cut to any length, missing or changed; or something else in its place."""
     folder = tmp_path_factory.mktemp("folder")
     interrupted(folder)

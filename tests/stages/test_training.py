@@ -12,7 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import ModelConfig, SFTConfig, SFTTrainer
 
 from rlmec_trl import GRMConfig, GRMTrainer, RLMECConfig, RLMECTrainer
@@ -226,8 +226,8 @@ def test_checkpoints_of_weights_alone_are_neither_resumed_from_nor_deleted(make,
         run(make(**settings))
     assert not steps_trained
     assert run(make(at=(3, kill), resume_from_checkpoint="false", **settings)) == "killed"
-    left = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
-    assert left == ["checkpoint-2", "checkpoint-4"]
+    left = sorted(path.name for path in (tmp_path / "run").glob("*checkpoint-*"))
+    assert left == ["_checkpoint-2.replaced-1", "_checkpoint-4.replaced-1", "checkpoint-2"]
 
 
 # --- Finished before -------------------------------------------------------------------------------------------------
@@ -306,6 +306,28 @@ def test_a_finished_model_is_evaluated_on_another_dataset(make, tmp_path, steps_
     assert json.loads(results.read_text())["eval_loss"] != before
 
 
+def test_a_model_that_was_trained_without_evaluation_is_evaluated_on_each_dataset(make, tmp_path, steps_trained):
+    run(make())
+    steps_trained.clear()
+    losses = []
+    for number in (3, 1, 3):
+        trainer = make(eval_strategy="epoch")
+        trainer.eval_dataset = trainer.eval_dataset.select(range(number))
+        assert run(trainer) == "finished"
+        losses.append(json.loads((tmp_path / "run" / "eval_results.json").read_text())["eval_loss"])
+    assert losses[0] == losses[2] != losses[1] and not steps_trained
+
+
+@pytest.mark.parametrize("content", ['{"eval_loss"', "[]"])
+def test_results_that_were_cut_off_are_written_again(content, make, tmp_path):
+    settings = {"eval_strategy": "epoch", "save_strategy": "no", "max_steps": 1}
+    run(make(**settings))
+    for name in ("eval_results.json", "all_results.json"):
+        (tmp_path / "run" / name).write_text(content)
+    assert run(make(**settings)) == "finished"
+    assert json.loads((tmp_path / "run" / "all_results.json").read_text()).keys() >= {"eval_loss"}
+
+
 def test_evaluation_rows_that_decide_which_weights_are_kept_count(make):
     settings = {"eval_strategy": "steps", "eval_steps": 3, "load_best_model_at_end": True}
     run(make(**settings))
@@ -313,6 +335,21 @@ def test_evaluation_rows_that_decide_which_weights_are_kept_count(make):
     trainer.eval_dataset = trainer.eval_dataset.select([0])
     with pytest.raises(ConfigError, match="already finished, with other settings: other evaluation rows"):
         train_and_save(trainer)
+
+
+@pytest.mark.parametrize("order", [("rlmec", "lora"), ("lora", "rlmec"), ("grm", "rlmec")], ids="-".join)
+def test_a_training_that_is_started_over_leaves_no_part_of_another_kind_of_model(order, make, tmp_path):
+    parts = {"rlmec": {"model.safetensors"}, "lora": {"adapter_model.safetensors", "adapter_config.json"}}
+    parts["grm"] = {*parts["rlmec"], "grm_wording.json"}
+    for kind in order:
+        settings = {"lora": {}} if kind == "lora" else {"kind": kind}
+        run(make(max_steps=1, save_strategy="no", resume_from_checkpoint="false", **settings))
+        found = {path.name for path in (tmp_path / "run").iterdir()}
+        assert found & set().union(*parts.values()) == parts[kind]
+        assert "model-00001-of-00002.safetensors" not in found
+        (tmp_path / "run" / "model-00001-of-00002.safetensors").write_bytes(b"a shard")
+        (tmp_path / "run" / "model_notes.json").write_text("mine")
+    assert (tmp_path / "run" / "model_notes.json").exists()
 
 
 @pytest.mark.parametrize("lost", ["model.safetensors", "trainer_state.json", "eval_results.json"])
@@ -351,6 +388,29 @@ def test_the_best_model_is_the_one_that_is_saved_after_a_kill_too(make, tmp_path
     steps_trained.clear()
     run(make(**settings))
     assert saved(folder) == weights and not steps_trained
+
+
+@pytest.mark.parametrize("left", ["moved", "copied", "lost"])
+def test_the_best_model_is_found_in_a_folder_that_was_moved(left, make, tmp_path, steps_trained):
+    settings = {"eval_strategy": "steps", "eval_steps": 4, "save_steps": 4, "load_best_model_at_end": True}
+    settings |= {"metric_for_best_model": "eval_loss", "greater_is_better": True}  # the first one
+    run(make(output_dir="before", **settings))
+    weights = saved(tmp_path / "before" / "checkpoint-4")
+    shutil.copytree(tmp_path / "before", tmp_path / "run")
+    for name in ("model.safetensors", "trainer_state.json"):
+        (tmp_path / "run" / name).unlink()
+    if left == "copied":  # what became of the original is of no interest
+        (tmp_path / "before" / "checkpoint-4" / "model.safetensors").write_bytes(b"changed")
+    else:
+        shutil.rmtree(tmp_path / "before")
+    steps_trained.clear()
+    if left == "lost":
+        shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+        with pytest.raises(ConfigError, match="before/checkpoint-4', the best checkpoint .* is missing. Put it"):
+            run(make(**settings))
+    else:
+        run(make(**settings))
+        assert saved(tmp_path / "run") == weights and not steps_trained
 
 
 def test_a_finished_training_with_more_steps_continues_from_its_checkpoint(make, tmp_path, steps_trained, caplog):
@@ -397,12 +457,15 @@ def test_a_finished_training_is_not_taken_for_one_with_other_settings(save_strat
 def test_what_changes_no_weight_is_not_compared(make, tmp_path, steps_trained, caplog):
     settings = {"logging_steps": 1, "save_steps": 4, "save_total_limit": 5, "gradient_checkpointing": True}
     settings |= {"dataloader_num_workers": 0, "run_name": "another", "pad_to_multiple_of": 8}
+    settings |= {"ignore_data_skip": False, "metric_for_best_model": "eval_loss", "greater_is_better": False}
     run(make(at=(4, kill)))
     run(make(**settings))
     assert "other settings" not in caplog.text
     (tmp_path / "run").rename(tmp_path / "moved")
     steps_trained.clear()
     assert run(make(output_dir="moved", max_steps=-1, num_train_epochs=1.6, rows=10)) == "finished"
+    divided = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    assert run(make(output_dir="moved", **divided)) == "finished"
     assert not steps_trained
 
 
@@ -576,11 +639,22 @@ def test_a_named_checkpoint_is_resumed_from_and_an_incomplete_one_refused(make, 
     steps_trained.clear()
     run(make(resume_from_checkpoint=str(folder / "checkpoint-3")))
     assert len(steps_trained) == STEPS - 3
-    (folder / "checkpoint-3" / "optimizer.pt").unlink()
-    with pytest.raises(ConfigError, match=r"checkpoint-3' is not a complete checkpoint.*optimizer\.pt"):
-        train_and_save(make(resume_from_checkpoint=str(folder / "checkpoint-3")))
+    (folder / "checkpoint-6" / "optimizer.pt").unlink()
+    with pytest.raises(ConfigError, match=r"checkpoint-6' is not a complete checkpoint.*optimizer\.pt"):
+        train_and_save(make(resume_from_checkpoint=str(folder / "checkpoint-6")))
     with pytest.raises(ConfigError, match="'nowhere' is not a folder"):
         train_and_save(make(resume_from_checkpoint="nowhere"))
+
+
+def test_the_same_command_resumes_where_it_names_a_checkpoint_too(make, tmp_path, steps_trained):
+    run(make(output_dir="first"))
+    settings = {"resume_from_checkpoint": str(tmp_path / "first" / "checkpoint-3"), "save_steps": 2}
+    assert run(make(at=(7, kill), **settings)) == "killed"
+    for num_missing in (STEPS - 6, 0):
+        steps_trained.clear()
+        assert run(make(**settings)) == "finished"
+        assert len(steps_trained) == num_missing
+    assert saved(tmp_path / "run") == saved(tmp_path / "first")
 
 
 @pytest.mark.parametrize("no", ["False", False])
@@ -705,6 +779,26 @@ def test_a_second_run_on_the_same_output_is_refused_until_the_first_ends(make, t
     assert list(tmp_path.glob(".*")) == [] == os.listdir(tmp_path / "run"), "the lock leaves nothing behind"
 
 
+def test_a_second_run_in_python_is_refused_too(make, tmp_path):
+    refusals = []
+
+    def train_again():
+        with pytest.raises(OutputError, match="Another run is writing to .*run'") as error:
+            train_and_save(make())
+        refusals.append(error)
+
+    assert run(make(at=(2, train_again))) == "finished"
+    assert len(refusals) == 1 and list(tmp_path.glob(".*")) == []
+    with training_run(make().args):  # which the recipes hold around it
+        assert run(make()) == "finished"
+
+
+def test_a_trainer_that_is_not_one_of_trl_is_refused(tmp_path):
+    trainer = Trainer(torch.nn.Linear(1, 1), TrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none"))
+    with pytest.raises(ConfigError, match="needs a trainer of TRL, not a Trainer"):
+        train_and_save(trainer)
+
+
 def test_the_lock_of_a_killed_run_is_gone_with_it(make, tmp_path):
     args = make().args
     process = os.fork()
@@ -732,7 +826,7 @@ def test_an_output_directory_that_cannot_be_used_is_named(kind, make, tmp_path):
 def test_a_model_is_not_replaced_by_the_one_that_is_trained_from_it(make, tmp_path):
     args = make().args
     (tmp_path / "link").symlink_to("run")
-    for name in (args.output_dir, str(tmp_path / "link")):
+    for name in (args.output_dir, str(tmp_path / "link"), f"{args.output_dir}/checkpoint-2"):
         with pytest.raises(OutputError, match="is the model to start from"):
             set_model_init_kwargs(args, ModelConfig(name))
 

@@ -16,11 +16,13 @@ from trl import GRPOConfig, SFTConfig
 from rlmec_trl import GRMConfig, OnlineRLMECConfig, RLMECConfig
 from rlmec_trl.stages.contents import model_hash, rows_hash
 from rlmec_trl.stages.training_settings import (
+    BATCH,
     EVALUATION,
     FIXED,
     NO_EFFECT,
     changed_settings,
     fixed_changes,
+    same_batch,
     training_settings,
 )
 
@@ -120,6 +122,22 @@ def test_changes_are_named_with_both_values():
     assert changed_settings({"adapter": {}}, {"adapter": {"default": {"r": 8}}}) == {
         "adapter": "adapter.default none -> {'r': 8}"
     }
+
+
+def test_settings_that_say_the_same_are_no_change():
+    for nothing in (None, {}, []):
+        assert (
+            changed_settings({"dataset_kwargs": nothing, "x": {"y": nothing}}, {"dataset_kwargs": {}, "x": {}}) == {}
+        )
+    assert changed_settings({"dropout": None}, {"dropout": 0}) == {"dropout": "dropout none -> 0"}
+
+
+def test_a_step_of_as_many_rows_is_the_same_however_they_are_divided():
+    def divided(*sizes):
+        return dict(zip(BATCH, sizes, strict=True))
+
+    assert same_batch(divided(4, 1, 1), divided(2, 2, 1)) and same_batch(divided(2, 2, 1), divided(1, 2, 2))
+    assert not same_batch(divided(4, 1, 1), divided(2, 1, 1)) and same_batch({}, divided(2, 1, 1))
 
 
 def test_a_record_of_an_earlier_version_is_compared_by_what_it_has():
@@ -251,6 +269,15 @@ def test_settings_tokenizer_and_weights_of_other_formats_are_part_of_the_hash(na
     assert len({before, one, model_hash(tmp_path / "model")}) == 3
     (tmp_path / "model" / "training_args.bin").write_bytes(b"says nothing of the model")
     assert one != model_hash(tmp_path / "model")
+
+
+def test_settings_that_were_only_laid_out_otherwise_are_the_same_model(tmp_path):
+    save_weights(tmp_path / "model")
+    hashes = set()
+    for text in ('{"a": 1, "b": [2]}', '{"b": [2],\n "a": 1}\n'):
+        (tmp_path / "model" / "config.json").write_text(text)
+        hashes.add(model_hash(tmp_path / "model"))
+    assert len(hashes) == 1
 
 
 def test_what_cannot_be_continued_is_compared():

@@ -17,7 +17,8 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_jit_checkpoint import CheckpointManager
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.training_args import ParallelMode
-from trl import SFTConfig, SFTTrainer
+from trl import DPOTrainer, GRPOTrainer, RewardTrainer, SFTConfig, SFTTrainer
+from trl.trainer.base_trainer import _BaseTrainer
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
 from rlmec_trl import GRMConfig, GRMTrainer, RLMECConfig, RLMECTrainer
@@ -50,6 +51,11 @@ def make_sft_trainer(policy, tokenizer, tmp_path):
         )
 
     return make
+
+
+def test_the_trainers_of_trl_have_one_base_class():
+    assert all(issubclass(each, _BaseTrainer) for each in (SFTTrainer, GRPOTrainer, DPOTrainer, RewardTrainer))
+    assert not issubclass(Trainer, _BaseTrainer)
 
 
 @pytest.mark.parametrize("name", ["SFTTrainer", "RLMECTrainer", "GRMTrainer"])
