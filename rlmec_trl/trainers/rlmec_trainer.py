@@ -100,8 +100,8 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
         for name in ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "formatting_func"):
             if arguments.get(name) is not None:
                 raise ConfigError(f"`RLMECTrainer` does not support `{name}`. Leave it out.")
-        self.refuse_unsupported(model, args)
         check_inputs(arguments.get("train_dataset"), arguments.get("eval_dataset"))
+        self.refuse_unsupported(model, args)
         self._vocab_size = vocabulary_size(model, args)
 
         # `SFTTrainer` rejects losses other than its own. The caller's config is not modified.
