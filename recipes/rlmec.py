@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from rlmec_trl import RLMECConfig, RLMECTrainer
+from rlmec_trl.data.adapters import refuse_adapter
 from rlmec_trl.data.errors import ConfigError
 from rlmec_trl.data.loading import load_rows
 from rlmec_trl.stages import score
@@ -45,6 +46,7 @@ def main(args: RLMECArguments, training_args: RLMECConfig, score_config: ScoreCo
         set_model_init_kwargs(training_args, model_args)
         # Before the scoring, which may take hours
         RLMECTrainer.refuse_unsupported(model_args.model_name_or_path, training_args)
+        refuse_adapter(model_args.model_name_or_path, model_args.model_revision)
         if score_config.grm is not None and not {"token_probs", "token_rewards"} & set(dataset.column_names):
             if training_args.imitation_targets == "soft" and score_config.rewrite_topk == 0:
                 raise ConfigError(

@@ -28,15 +28,21 @@ def make_mark(folder: Path, key: str) -> dict[str, Any]:
 
 def read_mark(folder: Path) -> dict[str, Any] | None:
     """The mark of a finished dataset, `None` where it has none. Earlier versions wrote no `hashes`."""
-    try:
-        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(mark, dict) or not isinstance(mark.get("key"), str) or not isinstance(mark.get("files"), dict):
+    mark = read_object(folder / MARK)
+    if mark is None or not isinstance(mark.get("key"), str) or not isinstance(mark.get("files"), dict):
         return None
     mark.setdefault("hashes", {})
     valid = isinstance(mark["hashes"], dict) and all(isinstance(size, int) for size in mark["files"].values())
     return mark if valid else None
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, `None` where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def find_damage(folder: Path, contents: bool = False, below: str = "") -> list[str]:

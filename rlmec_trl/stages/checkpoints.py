@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..data.errors import ConfigError
+from ..data.marks import read_object
 from .output import a_few
 
 
@@ -132,11 +133,8 @@ def missing_weights(folder: Path) -> list[str]:
 
 def read_state(folder: Path) -> dict | None:
     """The trainer's state in a folder, `None` where it has none that can be read."""
-    try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return state if isinstance(state, dict) and isinstance(state.get("global_step"), int) else None
+    state = read_object(folder / STATE)
+    return state if state is not None and isinstance(state.get("global_step"), int) else None
 
 
 def best_checkpoint(state: dict, checkpoint: Path) -> Path | None:

@@ -19,7 +19,7 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 
 from ..data.errors import UserError
-from ..data.marks import MARK, find_damage, list_files, make_mark, read_mark
+from ..data.marks import MARK, find_damage, list_files, make_mark, read_mark, read_object
 
 
 logger = logging.getLogger(__name__)
@@ -358,10 +358,8 @@ def claim_file(output_file: str | os.PathLike | None, names: Iterable[str]) -> I
 
 def is_result_file(path: str | os.PathLike, names: Iterable[str]) -> bool:
     """Whether a file is a JSON object with these names."""
-    try:
-        return set(names) <= json.loads(Path(path).read_text(encoding="utf-8")).keys()
-    except (OSError, ValueError, AttributeError):
-        return False
+    content = read_object(Path(path))
+    return content is not None and set(names) <= content.keys()
 
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from ..data.errors import ConfigError
+from ..data.marks import read_object
 from .checkpoints import (
     STATE,
     WRITTEN,
@@ -140,10 +141,11 @@ def find_start(args: TrainingArguments, report: Callable[[str], None]) -> Start:
     chosen = {"true": True, "false": False}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
     if chosen is False:
         return Start(None, 0, uuid.uuid4().hex)
-    run = _read_mark(output_dir).get("run")
+    mark = _read_mark(output_dir)
+    run = mark.get("run")
     named = chosen not in (None, True)
     origin = str(resolve(chosen)) if named else None
-    if named and _read_mark(output_dir).get("origin") != origin:
+    if named and mark.get("origin") != origin:
         check_complete(Path(chosen))
         return Start(Path(chosen), 0, uuid.uuid4().hex, origin)
     checkpoint = _last_complete(output_dir, run, report)
@@ -165,7 +167,7 @@ def find_start(args: TrainingArguments, report: Callable[[str], None]) -> Start:
             "resumed from it. Name it as `--model_name_or_path` with another `--output_dir` to train it further, "
             "or pass `--resume_from_checkpoint false` to train from the start."
         )
-    if checkpoint is None and num_done == 0 and "origin" in _read_mark(output_dir):
+    if checkpoint is None and num_done == 0 and "origin" in mark:
         run = None  # it begins elsewhere than the one before
     run = run or (checkpoint and _read_mark(checkpoint).get("run")) or uuid.uuid4().hex
     return Start(checkpoint, num_done, run)
@@ -287,8 +289,4 @@ def _is_of(checkpoint: Path, run: str | None) -> bool:
 
 def _read_mark(folder: Path) -> dict[str, str]:
     """The mark of a folder, empty where it has none, or one that was cut off."""
-    try:
-        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return mark if isinstance(mark, dict) else {}
+    return read_object(folder / MARK) or {}

@@ -19,6 +19,7 @@ from trl.trainer.base_trainer import _BaseTrainer
 
 from ..data.adapters import adapter_base
 from ..data.errors import ConfigError, UserError
+from ..data.marks import read_object
 from ..generation.loading import check_model, load_tokenizer
 from ..generation.processes import process_state
 from .checkpoints import MODEL_FILES, RECORD, STATE, best_checkpoint, is_checkpoint_name, read_record, read_state
@@ -158,7 +159,9 @@ def _train_and_save(trainer: Trainer, dataset_name: str | None, depends_on: dict
             return start, settings, done, None, False
         rows = rows_by_name(trainer.eval_dataset)
         record = read_record(read_state(output_dir) or {}) or {}
-        evaluated = _is_result(output_dir / EVALUATION_FILE) and record.get("evaluation rows", rows) == rows
+        evaluated = (
+            read_object(output_dir / EVALUATION_FILE) is not None and record.get("evaluation rows", rows) == rows
+        )
         return start, settings, done, rows, not evaluated
 
     # The main process decides for all: another one may see what is being written
@@ -193,7 +196,7 @@ def _train_and_save(trainer: Trainer, dataset_name: str | None, depends_on: dict
             _save(trainer, start)
         if args.eval_strategy != "no" and (done != "saved" or lacks_evaluation):
             metrics = trainer.evaluate()
-            if trainer.is_world_process_zero() and not _is_result(output_dir / ALL_RESULTS):
+            if trainer.is_world_process_zero() and read_object(output_dir / ALL_RESULTS) is None:
                 (output_dir / ALL_RESULTS).unlink(missing_ok=True)  # `Trainer` adds to it, and it was cut off
             trainer.save_metrics("eval", metrics)
             record = trainer.state.stateful_callbacks.setdefault(RECORD, {}).setdefault("attributes", {})
@@ -349,13 +352,6 @@ def _load_saved(trainer: Trainer) -> None:
     trainer.state = TrainerState.load_from_json(str(Path(trainer.args.output_dir, STATE)))
     trainer.state.is_world_process_zero = trainer.is_world_process_zero()
     trainer.state.is_local_process_zero = trainer.is_local_process_zero()
-
-
-def _is_result(path: Path) -> bool:
-    try:
-        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
-    except (OSError, ValueError):
-        return False
 
 
 def _end_terminated(trainer: Trainer) -> NoReturn:

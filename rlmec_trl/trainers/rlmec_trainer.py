@@ -100,8 +100,10 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
         for name in ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "formatting_func"):
             if arguments.get(name) is not None:
                 raise ConfigError(f"`RLMECTrainer` does not support `{name}`. Leave it out.")
-        check_inputs(arguments.get("train_dataset"), arguments.get("eval_dataset"))
         self.refuse_unsupported(model, args)
+        check_inputs(arguments.get("train_dataset"), arguments.get("eval_dataset"))
+        if isinstance(model, str):
+            refuse_adapter(model, _revision(args))
         self._vocab_size = vocabulary_size(model, args)
 
         # `SFTTrainer` rejects losses other than its own. The caller's config is not modified.
@@ -147,13 +149,11 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
                 Configuration.
 
         Raises:
-            [`~rlmec_trl.data.errors.ConfigError`]: If a setting is not supported, or `model` names an adapter.
+            [`~rlmec_trl.data.errors.ConfigError`]: If a setting is not supported.
         """
         init_kwargs = args.model_init_kwargs or {}
         tp_size = init_kwargs.get("tp_size") if isinstance(model, str) else model.tp_size
         cls._refuse_parallelism(args.parallelism_config, bool(init_kwargs.get("tp_plan")) or (tp_size or 1) > 1)
-        if isinstance(model, str):
-            refuse_adapter(model, _revision(args))
         if args.packing or args.eval_packing or args.padding_free:
             raise ConfigError(
                 "`RLMECTrainer` does not support `packing`, `eval_packing` or `padding_free`: they keep only token "
