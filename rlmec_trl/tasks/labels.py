@@ -142,7 +142,9 @@ def check_label(
     expected = find_label(labels, answer, problem)
     if expected is None:
         return False
-    stated = stated_label(labels, label_position, completion, problem) if read_label is None else read_label(completion)
+    stated = (
+        stated_label(labels, label_position, completion, problem) if read_label is None else read_label(completion)
+    )
     return stated == expected
 
 
@@ -188,9 +190,7 @@ def _read_line(options: Options, line: re.Match, response: str) -> Named:
     return _read(options, line.start(), line.end(), [line[0]], response)
 
 
-def _read(
-    options: Options, start: int, end: int, texts: list[str], response: str, by_sentence: bool = False
-) -> Named:
+def _read(options: Options, start: int, end: int, texts: list[str], response: str, by_sentence: bool = False) -> Named:
     labels = named_options(texts, options)
     reasoned = bool(labels) and " because " in " ".join(texts[0].split())
     if not labels and by_sentence and (sentence := _SENTENCE_END.search(texts[0])):

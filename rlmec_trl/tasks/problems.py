@@ -173,7 +173,9 @@ def to_task_rows(
                 raw = read_row(row)
                 if not isinstance(raw, dict):
                     raise ConfigError(f"`read_row` of task '{task.name}' returned {raw!r}, not a dict.")
-                answer = _as_label(raw.get("answer"), task, by_index) if task.labels else answer_text(raw.get("answer"))
+                answer = (
+                    _as_label(raw.get("answer"), task, by_index) if task.labels else answer_text(raw.get("answer"))
+                )
             except KeyError as error:
                 raise DatasetError(
                     f"Task '{task.name}' needs the column {error}; the dataset has {', '.join(row)}. Name the columns "
@@ -324,8 +326,8 @@ def _with_labels(dataset: Dataset, task: Task) -> Dataset:
 
 def _as_label(answer: Any, task: Task, by_index: bool) -> str | None:
     """
-    The label of a task that an answer is: its text, or its index. Of labels that are numbers, such as those of stars, a
-    number is the text, unless it is of a column of type `ClassLabel`, which stores indices (`by_index`).
+    The label of a task that an answer is: its text, or its index. Of labels that are numbers, such as those of stars,
+    a number is the text, unless it is of a column of type `ClassLabel`, which stores indices (`by_index`).
     """
     text = answer_text(answer)
     is_index = by_index and type(answer) is int
