@@ -173,9 +173,8 @@ def to_task_rows(
                 raw = read_row(row)
                 if not isinstance(raw, dict):
                     raise ConfigError(f"`read_row` of task '{task.name}' returned {raw!r}, not a dict.")
-                answer = (
-                    _as_label(raw.get("answer"), task, by_index) if task.labels else answer_text(raw.get("answer"))
-                )
+                answer = raw.get("answer")
+                answer = _as_label(answer, task, by_index) if task.labels else answer_text(answer)
             except KeyError as error:
                 raise DatasetError(
                     f"Task '{task.name}' needs the column {error}; the dataset has {', '.join(row)}. Name the columns "
