@@ -37,7 +37,7 @@ class ProblemConfig:
         dataset_config (`str`, *optional*):
             Configuration of a dataset on the Hub.
         dataset_split (`str`, *optional*):
-            Split of a dataset on the Hub, or a slice of one (`train[:90%]`). If unset, the first that there is of the
+            Split of a dataset on the Hub, or a slice of one (`train[:1000]`). If unset, the first that there is of the
             stage's own: `train`, to evaluate `test`, and otherwise `validation`.
         max_rows (`int`, *optional*):
             Number of problems to take from the start.
@@ -56,7 +56,7 @@ class ProblemConfig:
     dataset_split: str | None = field(
         default=None,
         metadata={
-            "help": "Split of a dataset on the Hub, or a slice of one (`train[:90%]`). If unset, the first that there "
+            "help": "Split of a dataset on the Hub, or a slice of one (`train[:1000]`). If unset, the first that there "
             "is of the stage's own: `train`, to evaluate `test`, and otherwise `validation`."
         },
     )
@@ -363,7 +363,7 @@ def _load_raw(config: ProblemConfig, task: Task, split: str) -> Dataset:
         # Or one of several, such as `validation_matched`
         split = next((name for name in task.splits if name.startswith("validation")), "validation")
     split = config.dataset_split or split
-    # Also a slice of a split, such as `train[:90%]`
+    # Also a slice of a split, such as `train[:1000]`
     if split.partition("[")[0] not in task.splits:
         raise ConfigError(
             f"{task.hub_id} has no split {split!r}; its splits are {', '.join(task.splits)}. Choose one with "

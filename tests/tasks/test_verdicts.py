@@ -352,6 +352,23 @@ class TestTask:
         assert TASK.raw_problem(REVIEW) == REVIEW
 
 
+def test_the_recipe_writes_the_task_and_the_evaluate_stage_reads_it(tmp_path):
+    from trl import ModelConfig
+
+    from recipes.task import TaskArguments, main
+    from rlmec_trl.data.loading import load_rows
+    from rlmec_trl.stages import evaluate
+    from rlmec_trl.tasks.problems import ProblemConfig
+
+    sizes = {f"{name}_size": size for name, size in SIZES.items()} | {"hidden_size": 16, "num_hidden_layers": 1}
+    main(TaskArguments(output_dir=str(tmp_path / "task"), task="verdicts", **sizes))
+    assert len(load_rows(str(tmp_path / "task" / "rationale_pairs"))) == SIZES["pairs"]
+    config = evaluate.EvaluateConfig("verdicts", predictions_file=str(tmp_path / "rows.jsonl"), max_new_tokens=3)
+    problems = ProblemConfig(str(tmp_path / "task" / "test"), max_rows=5)
+    accuracy = evaluate.run(config, problems, ModelConfig(str(tmp_path / "task" / "policy"), dtype="float32"))
+    assert accuracy.total == len(load_rows(str(tmp_path / "rows.jsonl"))) == 5
+
+
 class TestTokenizer:
     def test_prompts_have_39_to_53_tokens_and_responses_a_dozen(self, dataset, tokenizer):
         for split in dataset.values():
