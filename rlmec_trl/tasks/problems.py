@@ -56,8 +56,8 @@ class ProblemConfig:
     dataset_split: str | None = field(
         default=None,
         metadata={
-            "help": "Split of a dataset on the Hub, or a slice of one (`train[:1000]`). If unset, the first that there "
-            "is of the stage's own: `train`, to evaluate `test`, and otherwise `validation`."
+            "help": "Split of a dataset on the Hub, or a slice of one (`train[:1000]`). If unset, the first that "
+            "there is of the stage's own: `train`, to evaluate `test`, and otherwise `validation`."
         },
     )
     max_rows: int | None = field(default=None, metadata={"help": "Number of problems to take from the start."})
