@@ -212,7 +212,7 @@ def to_task_rows(
         new_fingerprint=unique,
         desc="Reading problems",
     )
-    if task.labels and rows.data["reference"].null_count == len(rows):
+    if task.labels and len(rows) > 0 and rows.data["reference"].null_count == len(rows):
         return rows.remove_columns("reference")
     return rows
 
