@@ -41,8 +41,8 @@ class LabelRewardConfig(RewardConfig):
         default="divergent_tokens",
         metadata={
             "help": "Where the two responses of a pair are compared: `'divergent_tokens'`, at each token from the "
-            "first one that differs, with the mean over these tokens as the pair's loss; `'last_token'`, at their last "
-            "tokens, as in `RewardTrainer`.",
+            "first one that differs, with the mean over these tokens as the pair's loss; `'last_token'`, at their "
+            "last tokens, as in `RewardTrainer`.",
             "choices": ["divergent_tokens", "last_token"],
         },
     )

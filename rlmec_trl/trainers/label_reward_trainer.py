@@ -90,9 +90,9 @@ class DataCollatorForLabelReward(DataCollatorForPreference):
     """
     [`~trl.trainer.reward_trainer.DataCollatorForPreference`] that keeps the kind and the number of each pair.
 
-    In addition to `input_ids`, `attention_mask` and `margin`, a batch has `pair_mask` (`bool`), True where a pair counts,
-    `row` and, if the pairs have one, `kind`, an index of [`~rlmec_trl.data.row_checks.PAIR_KINDS`]: tensors of shape
-    `(pairs,)`.
+    In addition to `input_ids`, `attention_mask` and `margin`, a batch has tensors of shape `(pairs,)`: `pair_mask`
+    (`bool`), True where a pair counts, `row` and, if the pairs have one, `kind`, an index of
+    [`~rlmec_trl.data.row_checks.PAIR_KINDS`].
     """
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -175,9 +175,9 @@ class LabelRewardTrainer(MetricSums, TrainerChecks, RewardTrainer):
         config = self.accelerator.parallelism_config
         if self._tp_size > 1 or self.get_tp_size() > 1 or (config and (config.cp_enabled or config.sp_enabled)):
             raise ConfigError(
-                "`LabelRewardTrainer` does not support tensor, context or sequence parallelism: pairs would be counted "
-                "several times, or be split. Set `tp_size`, `cp_size` and `sp_size` to 1, and shard the model with "
-                "FSDP or ZeRO instead."
+                "`LabelRewardTrainer` does not support tensor, context or sequence parallelism: pairs would be "
+                "counted several times, or be split. Set `tp_size`, `cp_size` and `sp_size` to 1, and shard the model "
+                "with FSDP or ZeRO instead."
             )
         if not any(parameter.requires_grad for parameter in reward_head(self.model).parameters()):
             raise ConfigError(

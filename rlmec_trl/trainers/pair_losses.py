@@ -29,8 +29,8 @@ def last_token_pair_loss(
     margin: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
-    Loss of each pair on the rewards of the whole sequences, `-log sigmoid((r_c - r_r - margin) / T)`. With a temperature
-    of 1, it is that of [`~trl.RewardTrainer`].
+    Loss of each pair on the rewards of the whole sequences, `-log sigmoid((r_c - r_r - margin) / T)`. With a
+    temperature of 1, it is that of [`~trl.RewardTrainer`].
 
     Args:
         chosen_rewards, rejected_rewards (`torch.Tensor` of shape `(pairs,)`):
@@ -63,9 +63,9 @@ def divergent_pair_loss(
     """
     Loss of each pair on the tokens from where its two sequences differ.
 
-    With d the first position at which the sequences differ and e the length of the longer one, the loss of a pair is the
-    mean over t = d .. e - 1 of `-log sigmoid((v_c[t] - v_r[t] - margin) / T)`. Positions are counted from the first real
-    token. Past the end of the shorter sequence, its last value is repeated: there, it is its reward. Identical
+    With d the first position at which the sequences differ and e the length of the longer one, the loss of a pair is
+    the mean over t = d .. e - 1 of `-log sigmoid((v_c[t] - v_r[t] - margin) / T)`. Positions are counted from the
+    first real token. Past the end of the shorter sequence, its last value, which is its reward, is repeated. Identical
     sequences are compared at their last token only.
 
     Args:
