@@ -20,6 +20,11 @@ from ..generation.reward_models import SequenceRewardModel
 
 RewardFunc = Callable[..., list[float]]
 
+_EPSILON = 1e-7
+_MOMENTS = ("count", "mean", "squares")
+# In the form in which `TrainerState` keeps the state of callbacks
+_NO_MOMENTS = {"args": {}, "attributes": {"count": 0, "mean": 0.0, "squares": 0.0}}
+
 
 def rlhf_reward(quality: SequenceRewardModel) -> RewardFunc:
     """
@@ -63,7 +68,7 @@ def rllr_mixed_reward(label: SequenceRewardModel, quality: SequenceRewardModel, 
         label ([`~rlmec_trl.generation.reward_models.SequenceRewardModel`]):
             Reward model trained on label-sensitive pairs.
         quality ([`~rlmec_trl.generation.reward_models.SequenceRewardModel`]):
-            Reward model trained on rationale-sensitive pairs. It may be the same object: a model trained on both kinds.
+            Reward model trained on rationale-sensitive pairs. It may be the same object, trained on both kinds.
         cap (`float`):
             Largest label score that counts, `inf` for no cap. The pairwise loss leaves the origin of the scores free,
             so that a cap belongs to one reward model. [`median_cap`] finds it.
@@ -119,8 +124,8 @@ def median_cap(
     columns = list(zip(*(row[:3] for row in rows if row[3]), strict=True))
     if not columns:
         raise ConfigError(
-            f"None of the {len(prompts)} validation responses is correct, so they give no cap. Sample more of them, or "
-            "set the cap to a number."
+            f"None of the {len(prompts)} validation responses is correct, so they give no cap. Sample more of them, "
+            "or set the cap to a number."
         )
     return median(label.score(*columns))
 
@@ -148,10 +153,10 @@ def running_normalized(reward_func: RewardFunc) -> RewardFunc:
         nonlocal own_moments
         rewards = reward_func(prompts, completions, completion_ids, trainer_state=trainer_state, **kwargs)
         stored = own_moments if trainer_state is None else trainer_state.stateful_callbacks.get(key, _NO_MOMENTS)
-        moments = tuple(stored["attributes"].values())
+        moments = tuple(stored["attributes"][part] for part in _MOMENTS)
         for batch in gather_object([_moments(rewards)]):
             moments = _merge(moments, batch)
-        stored = {"args": {}, "attributes": dict(zip(("count", "mean", "squares"), moments, strict=True))}
+        stored = {"args": {}, "attributes": dict(zip(_MOMENTS, moments, strict=True))}
         if trainer_state is None:
             own_moments = stored
         else:
@@ -162,11 +167,6 @@ def running_normalized(reward_func: RewardFunc) -> RewardFunc:
 
     own_moments = _NO_MOMENTS
     return normalized
-
-
-_EPSILON = 1e-7
-# In the form in which `TrainerState` keeps the state of callbacks
-_NO_MOMENTS = {"args": {}, "attributes": {"count": 0, "mean": 0.0, "squares": 0.0}}
 
 
 def _moments(values: Sequence[float]) -> tuple[int, float, float]:
