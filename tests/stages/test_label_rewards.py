@@ -95,9 +95,7 @@ def normalized_by_hand(batches):
 
 
 def call(function, ids, **kwargs):
-    return function(
-        prompts=["p"] * len(ids), completions=["c"] * len(ids), completion_ids=[[i] for i in ids], **kwargs
-    )
+    return function(["p"] * len(ids), ["c"] * len(ids), [[index] for index in ids], **kwargs)
 
 
 @pytest.mark.parametrize("state", [None, TrainerState()])
@@ -168,7 +166,8 @@ def test_trl_trains_with_them_and_logs_them_under_their_names(
     )  # fmt: skip
     functions = [rlhf_reward(quality), rllr_reward(label), running_normalized(rllr_mixed_reward(label, quality, 0.1))]
     rows = Dataset.from_list([{"prompt": pair["prompt"]} for pair in make_pairs(4)])
-    trainer = trainer_class(make_policy(), [*functions, spy], args, rows, processing_class=tokenizer)
+    make_policy().save_pretrained(tmp_path / "policy")  # RLOO loads its reference by name
+    trainer = trainer_class(str(tmp_path / "policy"), [*functions, spy], args, rows, processing_class=tokenizer)
     trainer.train()
     log = trainer.state.log_history[0]
     prompts, completion_ids = zip(*seen, strict=True)
