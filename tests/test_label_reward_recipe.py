@@ -64,7 +64,10 @@ def finished(train):
 
 
 @pytest.mark.parametrize("kind", ["label", "rationale"])
-def test_what_was_evaluated_in_training_is_what_the_saved_model_gives(kind, finished, folder, make_pairs, tokenizer):
+def test_what_was_evaluated_in_training_is_what_the_saved_model_gives(
+    kind, finished, folder, make_pairs, tokenizer, monkeypatch
+):
+    monkeypatch.chdir(folder)  # an adapter names its base model as the recipe was given it
     pairs = make_pairs(8)
     log = json.loads((folder / kind / "trainer_state.json").read_text())["log_history"]
     assert [name for name in log[0] if name.startswith("accuracy/")] == [f"accuracy/{kind}"], "the others are left out"

@@ -333,13 +333,14 @@ class LabelRewardTrainer(MetricSums, TrainerChecks, RewardTrainer):
         num_tokens = (inputs["attention_mask"] * pair_mask.repeat(2).unsqueeze(-1)).sum()
         metrics["num_tokens"] = (num_tokens, torch.ones_like(num_tokens))
         self._add_metrics(mode, metrics)
-        # As in TRL, the mean over batches of the smallest and the largest reward
+        # Those of all batches since the last log: a mean of theirs would depend on the size of a batch
         rewards, counts = torch.cat([chosen, rejected]), pair_mask.repeat(2)
         lowest = rewards.masked_fill(~counts, torch.inf).min()
         highest = rewards.masked_fill(~counts, -torch.inf).max()
         extremes = self.accelerator.gather(torch.stack([lowest, -highest]).unsqueeze(0)).min(0).values.tolist()
-        self._metrics[mode]["min_reward"].append(extremes[0])
-        self._metrics[mode]["max_reward"].append(-extremes[1])
+        known = self._metrics[mode]
+        known["min_reward"] = [min([*known["min_reward"], extremes[0]])]
+        known["max_reward"] = [max([*known["max_reward"], -extremes[1]])]
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
