@@ -14,6 +14,7 @@ from datasets import Dataset
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from rlmec_trl import LabelRewardConfig, LabelRewardTrainer
+from rlmec_trl.data.checks import check_config
 from rlmec_trl.data.errors import DatasetError
 from rlmec_trl.data.loading import load_rows
 from rlmec_trl.data.schema import check_dataset
@@ -36,6 +37,9 @@ class LabelRewardArguments:
         },
     )
     eval_dataset_name: str | None = field(default=None, metadata={"help": "Pairs to evaluate on."})
+
+    def __post_init__(self):
+        check_config(self)
 
 
 def pairs_of(dataset: Dataset, kind: str | None) -> Dataset:
