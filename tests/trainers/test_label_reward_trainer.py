@@ -9,6 +9,7 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, PromptTuningConfig, get_peft_model
+from transformers import TrainerCallback
 from transformers.trainer_pt_utils import AcceleratorConfig
 from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
@@ -17,6 +18,7 @@ from rlmec_trl import LabelRewardConfig, LabelRewardTrainer
 from rlmec_trl.credit.trainer_checks import NonfiniteError
 from rlmec_trl.data.errors import ConfigError, DatasetError, ModelError
 from rlmec_trl.data.tokens import encode_completion, encode_prompt
+from rlmec_trl.stages.training import train_and_save
 from tests.trainers.test_pair_losses import naive_loss
 
 
@@ -43,7 +45,7 @@ def make_trainer(tmp_path, make_reward_model, make_pairs, tokenizer):
         others = {name: config.pop(name) for name in OTHERS if name in config}
         return LabelRewardTrainer(
             model or make_reward_model(),
-            LabelRewardConfig(str(tmp_path), **(SETTINGS | config)),
+            LabelRewardConfig(**({"output_dir": str(tmp_path)} | SETTINGS | config)),
             train_dataset=as_dataset(make_pairs(8) if rows is None else rows),
             eval_dataset=None if eval_rows is None else as_dataset(eval_rows),
             processing_class=tokenizer,
@@ -437,3 +439,28 @@ def test_the_model_card_cites_the_paper(make_trainer, tmp_path):
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "LabelReward" in card and "https://huggingface.co/papers/2405.19763" in card and "liao2024rllr" in card
     assert "- rllr" in card and "- reward-trainer" in card
+
+
+def test_an_interrupted_training_has_the_log_and_the_weights_of_a_straight_one(make_trainer, make_pairs, tmp_path):
+    class Interrupt(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    settings = {"max_steps": 4, "logging_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    straight, interrupted, resumed = (
+        make_trainer(make_pairs(16), output_dir=str(tmp_path / name), **settings) for name in ("a", "b", "b")
+    )
+    train_and_save(straight)
+    interrupted.add_callback(Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        train_and_save(interrupted)
+    train_and_save(resumed)
+    clock = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos")
+    logs = [
+        [{name: value for name, value in entry.items() if name not in clock} for entry in each.state.log_history]
+        for each in (straight, resumed)
+    ]
+    assert logs[0][0] == logs[1][0] and "accuracy/label" in logs[0][0]
+    for name, value in straight.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
