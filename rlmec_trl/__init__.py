@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from .grm.generative_reward_model import GenerativeRewardModel
     from .grm.grm_config import GRMConfig
     from .grm.grm_trainer import GRMTrainer
+    from .trainers.label_reward_config import LabelRewardConfig
+    from .trainers.label_reward_trainer import LabelRewardTrainer
     from .trainers.online_rlmec_config import OnlineRLMECConfig
     from .trainers.online_rlmec_trainer import OnlineRLMECTrainer
     from .trainers.rlmec_config import RLMECConfig
@@ -19,6 +21,8 @@ __all__ = [
     "GRMConfig",
     "GRMTrainer",
     "GenerativeRewardModel",
+    "LabelRewardConfig",
+    "LabelRewardTrainer",
     "OnlineRLMECConfig",
     "OnlineRLMECTrainer",
     "RLMECConfig",
@@ -31,6 +35,8 @@ _MODULES = {
     "GRMConfig": ".grm.grm_config",
     "GRMTrainer": ".grm.grm_trainer",
     "GenerativeRewardModel": ".grm.generative_reward_model",
+    "LabelRewardConfig": ".trainers.label_reward_config",
+    "LabelRewardTrainer": ".trainers.label_reward_trainer",
     "OnlineRLMECConfig": ".trainers.online_rlmec_config",
     "OnlineRLMECTrainer": ".trainers.online_rlmec_trainer",
     "RLMECConfig": ".trainers.rlmec_config",

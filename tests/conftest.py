@@ -162,3 +162,42 @@ def make_rows(tokenizer):
         return rows
 
     return make
+
+
+@pytest.fixture
+def make_reward_model(tokenizer):
+    """Make untrained reward models of one layer, always with the same weights, whose values differ much."""
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    def make(seed=0, **config):
+        torch.manual_seed(seed)
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+        settings = {**sizes, **ids, "vocab_size": len(tokenizer), "num_labels": 1, **config}
+        model = LlamaForSequenceClassification(LlamaConfig(**settings))
+        model.score.weight.data.mul_(30.0)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_pairs():
+    """Make pairs of responses of the built-in task, of unequal lengths, of both kinds in turn."""
+    from rlmec_trl.tasks import arithmetic
+
+    def make(num_rows, seed=0):
+        rng = random.Random(seed)
+        task = arithmetic.make_arithmetic(seed=seed, warmup=0, train=num_rows, validation=0, test=0)["train"]
+        pairs = []
+        for index, row in enumerate(task):
+            numbers = arithmetic.read_problem(row["prompt"])
+            chosen = arithmetic.write_solution(numbers, [rng.choice(arithmetic.CONNECTIVES) for _ in numbers[1:]])
+            rejected = chosen.split(" ; ")[rng.randrange(2) :]
+            rejected[-1] = f"The answer is {rng.randint(1, 9)}"
+            kind = ("label", "rationale")[index % 2]
+            pairs.append({"prompt": row["prompt"], "chosen": chosen, "rejected": " ; ".join(rejected), "kind": kind})
+        return pairs
+
+    return make

@@ -14,24 +14,36 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from datasets import load_from_disk
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import ModelConfig
 
-from rlmec_trl import GRMConfig, GRMTrainer, RLMECConfig, RLMECTrainer
+from rlmec_trl import (
+    GRMConfig,
+    GRMTrainer,
+    LabelRewardConfig,
+    LabelRewardTrainer,
+    RLMECConfig,
+    RLMECTrainer,
+)
 from rlmec_trl.generation.processes import end_processes
 from rlmec_trl.stages import score
 from rlmec_trl.stages.score import ScoreConfig
 
 
+# What a run trains: trainer, configuration, class of its model, and folders of model and rows
+RLMEC = (RLMECTrainer, RLMECConfig, AutoModelForCausalLM, "policy", "rows")
+GRM = (GRMTrainer, GRMConfig, AutoModelForCausalLM, "policy", "edits")
+LABEL_REWARD = (LabelRewardTrainer, LabelRewardConfig, AutoModelForSequenceClassification, "reward_model", "pairs")
 RUNS = {
-    "rlmec": {"correct_samples": "rewrite"},
+    "rlmec": (RLMEC, {"correct_samples": "rewrite"}),
     # Rows without a reward are kept, and have no sequence: micro-batches and processes without an active token
-    "policy_only": {"loss_type": "ppo", "normalize_by": "completion_tokens", "imitation_coef": 0.0},
+    "policy_only": (RLMEC, {"loss_type": "ppo", "normalize_by": "completion_tokens", "imitation_coef": 0.0}),
     # The soft-target head, too
-    "soft": {"loss_type": "ppo", "correct_samples": "rewrite", "imitation_label_smoothing": 0.1},
+    "soft": (RLMEC, {"loss_type": "ppo", "correct_samples": "rewrite", "imitation_label_smoothing": 0.1}),
     # Some rows have no distribution
-    "attempt": {"attempt_coef": 0.5, "policy_coef": 0.0, "imitation_label_smoothing": 0.1},
-    "grm": None,
+    "attempt": (RLMEC, {"attempt_coef": 0.5, "policy_coef": 0.0, "imitation_label_smoothing": 0.1}),
+    "grm": (GRM, {"locate_fraction": 0.0}),
+    "label_reward": (LABEL_REWARD, {"pair_temperature": 2.0}),
 }
 
 NUM_SCORED = 25
@@ -78,13 +90,11 @@ def make_trainer(folder, run, batch_size, accumulation_steps=1, **settings):
         "disable_tqdm": True,
         **settings,
     }
-    options = RUNS[run]
-    trainer_class = GRMTrainer if options is None else RLMECTrainer
-    config = GRMConfig(locate_fraction=0.0, **settings) if options is None else RLMECConfig(**options, **settings)
-    rows = load_from_disk(f"{folder}/edits" if options is None else f"{folder}/rows")
+    (trainer_class, config_class, model_class, model, rows), options = RUNS[run]
+    rows = load_from_disk(f"{folder}/{rows}")
     return trainer_class(
-        model=AutoModelForCausalLM.from_pretrained(f"{folder}/policy"),
-        args=config,
+        model=model_class.from_pretrained(f"{folder}/{model}"),
+        args=config_class(**options, **settings),
         train_dataset=rows,
         eval_dataset=rows,
         processing_class=AutoTokenizer.from_pretrained(f"{folder}/policy"),

@@ -33,7 +33,9 @@ def worker():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, tokenizer, make_rows):
+def folder(tmp_path_factory, tokenizer, make_rows, make_pairs):
+    from transformers import LlamaForSequenceClassification
+
     from rlmec_trl.grm.prompts import save_wording
     from rlmec_trl.tasks.arithmetic import make_policy
     from rlmec_trl.tasks.wording import WORDING
@@ -45,6 +47,14 @@ def folder(tmp_path_factory, tokenizer, make_rows):
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     save_wording(WORDING, folder / "grm")
+    model.config.num_labels = 1
+    torch.manual_seed(0)
+    LlamaForSequenceClassification(model.config).save_pretrained(folder / "reward_model")
+    # A micro-batch of each kind alone, too
+    pairs = [
+        pair | {"kind": ("label", "rationale")[index // 4 % 2]} for index, pair in enumerate(make_pairs(NUM_ROWS))
+    ]
+    Dataset.from_list(pairs).save_to_disk(folder / "pairs")
     rows = make_rows(NUM_ROWS)
     Dataset.from_list(rows).save_to_disk(folder / "edits")
     for index, row in enumerate(rows):
@@ -99,12 +109,11 @@ def assert_same_run(run, reference, left_out=frozenset()):
 
 @pytest.mark.parametrize("name", runpy.run_path(str(WORKER))["RUNS"])
 class TestTraining:
-    def test_the_reference_run_trains(self, name, whole, folder):
+    def test_the_reference_run_trains(self, name, whole, folder, worker):
         """The weights move far beyond the tolerance, and the losses differ from each other."""
-        from transformers import AutoModelForCausalLM
-
         assert whole[name]["num_rows"] == NUM_ROWS
-        start = AutoModelForCausalLM.from_pretrained(folder / "policy").state_dict()
+        (_, _, model_class, model, _), _ = worker["RUNS"][name]
+        start = model_class.from_pretrained(folder / model).state_dict()
         moved = torch.cat([(value - start[key]).abs().flatten() for key, value in whole[name]["weights"].items()])
         assert moved.max() > 0.01 and moved.mean() > 1e-4
         for other in whole.keys() - {name}:
@@ -124,10 +133,9 @@ class TestTraining:
         assert run["num_sharded"] == len(run["weights"])
         assert_same_run(run, whole[name], PROCESSED if name == "grm" else frozenset())
 
-    def test_a_sharded_model_is_saved_whole(self, name, distributed, folder):
-        from transformers import AutoModelForCausalLM
-
-        saved = AutoModelForCausalLM.from_pretrained(folder / f"saved_{name}").state_dict()
+    def test_a_sharded_model_is_saved_whole(self, name, distributed, folder, worker):
+        (_, _, model_class, _, _), _ = worker["RUNS"][name]
+        saved = model_class.from_pretrained(folder / f"saved_{name}").state_dict()
         for key, value in distributed["fsdp"][name]["weights"].items():
             assert torch.equal(saved[key], value), key
         assert (folder / f"saved_{name}" / "grm_wording.json").exists() == (name == "grm")

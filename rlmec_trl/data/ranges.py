@@ -155,6 +155,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "attempt_coef": _COEF,
         "grm_batch_size": _BATCH,
     },
+    "LabelRewardConfig": {"pair_temperature": at_least(_COLDEST, "the differences divided by it would overflow")},
     "GRMConfig": {
         "locate_fraction": between(0, 1, "it is a fraction of the attempts"),
         "max_correct_ratio": at_least(0, "it is a number of correct attempts per incorrect one"),
@@ -208,6 +209,12 @@ RANGES: dict[str, dict[str, Range]] = {
         "dataset_num_proc": between(1, 10_000, "no machine can start as many processes"),
         "pad_to_multiple_of": _PADDING,
         "router_aux_loss_coef": _COEF,
+    },
+    "RewardConfig": {
+        "max_length": at_least(2, "every pair would be dropped"),
+        "dataset_num_proc": between(1, 10_000, "no machine can start as many processes"),
+        "pad_to_multiple_of": _PADDING,
+        "center_rewards_coefficient": _COEF,
     },
     "GRPOConfig": {
         "num_generations": at_least(2, "an advantage compares the completions of one prompt"),

@@ -12,7 +12,15 @@ from .messages import is_storable, message_text, problem_text
 
 
 # Columns that may hold messages, and how their text is read
-_READ = {"prompt": problem_text, "completion": message_text, "rewrite": message_text}
+_READ = {
+    "prompt": problem_text,
+    "completion": message_text,
+    "rewrite": message_text,
+    "chosen": message_text,
+    "rejected": message_text,
+}
+# What the two responses of a pair differ in: the label, or how well the rationale reads
+PAIR_KINDS = ("label", "rationale")
 # What a text column must hold
 _TEXT_FIXES = {
     "prompt": "Give every problem a text.",
@@ -20,6 +28,8 @@ _TEXT_FIXES = {
     "answer": "Give every problem its final answer, as text.",
     "completion": "Drop the row, or sample it again.",
     "rewrite": "Write None where there is no verified rewrite, and only in scored datasets.",
+    "chosen": "Give every pair two responses.",
+    "rejected": "Give every pair two responses.",
 }
 _NUMBERS = "It must be a list of numbers, one for each token."
 _ONE_EACH = "It must have one for each token, EOS included: score exactly the `completion_ids` of the row."
@@ -40,6 +50,8 @@ _NUMBER_FIXES = {
     "rewrite_topk_logps": _CANDIDATES.format("rewrite"),
     "attempt_topk_ids": _CANDIDATES.format("completion"),
     "attempt_topk_logps": _CANDIDATES.format("completion"),
+    "kind": f"It must be one of {', '.join(map(repr, PAIR_KINDS))}, in every row.",
+    "margin": "It must be a finite number: by how much the reward of `chosen` should be larger.",
 }
 # What Arrow raises where values have no common type, and Python where a value does not fit
 _NO_ARRAY = (pa.ArrowException, OverflowError, UnicodeEncodeError)
@@ -85,6 +97,8 @@ class RowCheck:
             _check_copies(texts, batch, rows)
         if self.stage == "policy":
             _check_rewrite_texts(texts, batch, rows)
+        if self.stage == "preference":
+            _check_pairs(batch, rows)
         self._check_token_lists(batch, rows)
         for columns in _TOPK:
             if columns[0] in batch:
@@ -258,6 +272,26 @@ def _check_verdicts(batch: dict[str, Any], rows: np.ndarray) -> None:
         _refuse_first(error_steps < -1, error_steps, rows, "error_step", fix)
 
 
+def _check_pairs(batch: dict[str, Any], rows: np.ndarray) -> None:
+    for name in ("chosen", "rejected"):
+        for row, value in zip(rows, batch[name], strict=True):
+            if not isinstance(value, str) and len(value) > 1:
+                fix = "A response is one message. Put the messages before it into `prompt`."
+                raise row_error(row, name, f"{len(value)} messages", fix, quote=False)
+    if "kind" in batch:
+        fix = _NUMBER_FIXES["kind"]
+        _check_scalars(batch["kind"], rows, "kind", _is_string, fix)
+        for row, kind in zip(rows, batch["kind"].to_pylist(), strict=True):
+            if kind not in PAIR_KINDS:
+                raise row_error(row, "kind", kind, fix)
+    if "margin" in batch:
+        fix = _NUMBER_FIXES["margin"]
+        _check_scalars(batch["margin"], rows, "margin", _is_number, fix)
+        margins = batch["margin"].to_numpy(zero_copy_only=False)
+        with np.errstate(over="ignore"):
+            _refuse_first(~np.isfinite(margins.astype(np.float32)), margins, rows, "margin", fix)
+
+
 def _check_topk(
     batch: dict[str, Any], rows: np.ndarray, ids_name: str, logps_name: str, of: str, vocab_size: int | None
 ) -> None:
@@ -379,6 +413,10 @@ def _lengths(column: pa.Array) -> np.ndarray:
 
 def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datasets.features.features import FeatureType
 
 
-Stage = Literal["task", "samples", "edits", "scores", "policy", "grpo"]
+Stage = Literal["task", "samples", "edits", "scores", "policy", "grpo", "preference"]
 
 # The columns that the reader of a stage's rows needs; of a tuple, one column is enough
 _REQUIRED: dict[str, tuple[str | tuple[str, ...], ...]] = {
@@ -36,6 +36,7 @@ _REQUIRED: dict[str, tuple[str | tuple[str, ...], ...]] = {
     ),
     "policy": ("prompt", "completion_ids", ("token_probs", "token_rewards"), ("rewrite", "rewrite_ids")),
     "grpo": ("prompt", "answer"),
+    "preference": ("prompt", "chosen", "rejected"),
 }
 # The columns that are read, and so checked, where the dataset has them
 _OPTIONAL: dict[str, tuple[str, ...]] = {
@@ -45,6 +46,7 @@ _OPTIONAL: dict[str, tuple[str, ...]] = {
     "scores": ("reference", "answer", *TOPK_COLUMNS),
     "policy": ("completion", "correct", "old_logps", *TOPK_COLUMNS),
     "grpo": (),
+    "preference": ("kind", "margin"),
 }
 _SOURCE = {
     "prompt": "the task's dataset has to provide it",
@@ -63,6 +65,10 @@ _SOURCE = {
     "rewrite_topk_logps": "`recipes/score.py` writes it",
     "attempt_topk_ids": "`recipes/score.py` writes it",
     "attempt_topk_logps": "`recipes/score.py` writes it",
+    "chosen": "`recipes/pairs.py` writes it (the better response)",
+    "rejected": "`recipes/pairs.py` writes it (the worse response)",
+    "kind": "`recipes/pairs.py` writes it",
+    "margin": "your own source of pairs has to provide it",
 }
 _BATCH_SIZE = 5_000
 _BIG = 50_000
@@ -115,7 +121,8 @@ def check_dataset(
     """
     Check that a dataset has the columns that a stage reads, with valid values.
 
-    Columns that the stage does not read are ignored. `prompt`, `completion` and `rewrite` are strings or TRL messages.
+    Columns that the stage does not read are ignored. `prompt`, `completion`, `rewrite`, `chosen` and `rejected` are
+    strings or TRL messages.
 
     Args:
         dataset ([`~datasets.Dataset`]):
@@ -123,7 +130,7 @@ def check_dataset(
         stage (`str`):
             What the rows are used for: `"task"` to be sampled, `"samples"` to be edited or scored, `"edits"` to train
             the generative reward model, `"scores"` as the score stage writes them, `"policy"` to train the policy,
-            `"grpo"` to train it with GRPO.
+            `"grpo"` to train it with GRPO, `"preference"` to train a reward model on pairs of responses.
         eos_token_ids (`int` or `Iterable[int]`, *optional*):
             Ids that may end a completion. If given, every `completion_ids` and `rewrite_ids` must end with one.
         vocab_size (`int`, *optional*):

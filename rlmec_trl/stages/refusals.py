@@ -8,7 +8,7 @@ from inspect import signature
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from trl import GRPOConfig, ModelConfig, SFTConfig
+from trl import GRPOConfig, ModelConfig, RewardConfig, SFTConfig
 
 from ..data.errors import ConfigError, ModelError
 from ..generation.loading import load_tokenizer
@@ -54,7 +54,7 @@ def check_training_settings(training_args: TrainingArguments, eval_dataset_name:
             if name not in _CHECKPOINTING:
                 known = ", ".join(sorted(_CHECKPOINTING))
                 raise ConfigError(f"`gradient_checkpointing_kwargs` has no argument {name!r}. There are {known}.")
-    if not isinstance(training_args, SFTConfig):
+    if not isinstance(training_args, SFTConfig | RewardConfig):
         return
     if training_args.activation_offloading and (training_args.use_cpu or not torch.accelerator.is_available()):
         raise ConfigError("`activation_offloading` needs an accelerator (such as a GPU). Leave it out on a CPU.")

@@ -13,7 +13,7 @@ from accelerate.logging import get_logger
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from ..trainers.rlmec_trainer import RLMECTrainer
+from ..trainers.metric_sums import MetricSums
 from .checkpoints import RECORD, best_checkpoint, read_record
 from .run_folder import Start, make_room
 
@@ -59,7 +59,7 @@ class TrainingRecord(TrainerCallback, ExportableState):
             "metrics": dict(trainer._metrics["train"]),
             "num_tokens": trainer._total_train_tokens,
         }
-        if isinstance(trainer, RLMECTrainer):
+        if isinstance(trainer, MetricSums):
             record["metric_sums"] = {
                 name: [float(total) for total in sums] for name, sums in trainer._metric_sums["train"].items()
             }
@@ -73,7 +73,7 @@ class TrainingRecord(TrainerCallback, ExportableState):
         self.epoch_rng = record.get("epoch_rng", "")
         trainer._metrics["train"].update(record.get("metrics", {}))
         trainer._total_train_tokens = record.get("num_tokens", 0)
-        if isinstance(trainer, RLMECTrainer):
+        if isinstance(trainer, MetricSums):
             for name, sums in record.get("metric_sums", {}).items():
                 trainer._metric_sums["train"][name] = list(torch.tensor(sums, device=trainer.args.device))
         if trainer.args.world_size == record.get("num_processes") == 1 and "loss" in record:

@@ -27,6 +27,7 @@ from ..data.schema import StreamCheck, check_dataset
 from ..data.tokens import check_chat_template
 from .collator import ROW_COUNTS, DataCollatorForRLMEC
 from .losses import Metrics, imitation_loss, token_policy_loss
+from .metric_sums import MetricSums
 from .rlmec_config import RLMECConfig
 from .soft_targets import add_soft_target_head, tempered_targets
 
@@ -41,7 +42,7 @@ def _revision(args: RLMECConfig) -> str:
     return (args.model_init_kwargs or {}).get("revision") or "main"
 
 
-class RLMECTrainer(TrainerChecks, SFTTrainer):
+class RLMECTrainer(MetricSums, TrainerChecks, SFTTrainer):
     """
     Trainer for offline RLMEC, reinforcement learning with minimum editing constraint
     (https://huggingface.co/papers/2401.06081).
@@ -418,16 +419,6 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
         self._add_metrics(mode, metrics)
         return loss
 
-    def _add_metrics(self, mode: str, metrics: Metrics) -> None:
-        # One reduction for all metrics. They stay on the device until they are logged.
-        totals = self.accelerator.reduce(
-            torch.stack([value.float() for pair in metrics.values() for value in pair]), reduction="sum"
-        )
-        for index, name in enumerate(metrics):
-            sums = self._metric_sums[mode][name]
-            sums[0] = sums[0] + totals[2 * index]
-            sums[1] = sums[1] + totals[2 * index + 1]
-
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
@@ -445,18 +436,3 @@ class RLMECTrainer(TrainerChecks, SFTTrainer):
                 loss = loss + self.router_aux_loss_coef * means["aux_loss"]
             output.metrics[f"{metric_key_prefix}_loss"] = loss.item()
         return output
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        mode = "train" if self.model.training else "eval"
-        sums = self._metric_sums[mode]
-        if sums:
-            values = torch.stack([value for pair in sums.values() for value in pair]).tolist()
-            totals = dict(zip(sums, zip(values[::2], values[1::2], strict=True), strict=True))
-            num_tokens, _ = totals.pop("num_tokens")
-            if mode == "train":
-                self._total_train_tokens += int(num_tokens)
-            for name, (total, count) in totals.items():
-                self._metrics[mode][name] = [total / count if count else 0.0]
-            self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
-            sums.clear()
-        super().log(logs, start_time)

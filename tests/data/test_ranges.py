@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import TrainingArguments
-from trl import GRPOConfig, ModelConfig, SFTConfig
+from trl import GRPOConfig, ModelConfig, RewardConfig, SFTConfig
 
 import rlmec_trl
 from rlmec_trl.data.checks import check_config, check_setting, is_numeric
@@ -67,7 +67,7 @@ OWN = [
 NUMERIC = [(kind, field) for kind, field in OWN if is_numeric(kind, field.name)]
 # Every entry of the table, with a class that has it
 KINDS = {**CONFIGS, "TrainingArguments": SFTConfig, "SFTConfig": SFTConfig, "GRPOConfig": GRPOConfig}
-KINDS["ModelConfig"] = ModelConfig
+KINDS |= {"ModelConfig": ModelConfig, "RewardConfig": RewardConfig}
 ENTRIES = [
     (KINDS[owner], name)
     for owner, table in RANGES.items()
@@ -76,7 +76,7 @@ ENTRIES = [
 ]
 
 
-def make(kind, **changed):
+def make(kind, /, **changed):
     names = {field.name for field in dataclasses.fields(kind) if "choices" not in field.metadata}
     common = {**REQUIRED, **(TRAINING if issubclass(kind, TrainingArguments) else {})}
     return kind(**({name: value for name, value in common.items() if name in names} | changed))

@@ -33,6 +33,10 @@ ROW = {
     "rewrite_topk_logps": [[-0.1, -3.0], [-0.1, -4.0], [-1.0, -1.5], [-0.2, -2.0]],
     "attempt_topk_ids": [[5, 6], [7, 6], [EOS, 5]],
     "attempt_topk_logps": [[-0.1, -3.0], [0.01, -math.inf], [-1.0, -1.5]],
+    "chosen": "1 + 2 is 3",
+    "rejected": "1 + 2 is 4",
+    "kind": "label",
+    "margin": 0.5,
 }
 STAGES = {
     "task": ["prompt", "reference", "answer"],
@@ -40,6 +44,7 @@ STAGES = {
     "edits": ["prompt", "reference", "completion", "correct", "rewrite", "error_step"],
     "scores": ["prompt", "completion", "completion_ids", "correct", "token_probs", "old_logps", "rewrite"],
     "policy": ["prompt", "completion_ids", "correct", "token_probs", "rewrite_ids"],
+    "preference": ["prompt", "chosen", "rejected"],
 }
 EVERYTHING = list(ROW)
 
@@ -122,6 +127,12 @@ def test_topk_columns_are_accepted_only_together():
         ("edits", "rewrite", "", "empty", "None where there is no verified rewrite"),
         ("edits", "error_step", None, "None", "-1 where there is none"),
         ("edits", "error_step", -2, "-2", "-1 where there is none"),
+        ("preference", "chosen", "", "empty", "two responses"),
+        ("preference", "rejected", None, "None", "two responses"),
+        ("preference", "kind", "labels", "labels", "one of 'label', 'rationale'"),
+        ("preference", "kind", None, "None", "one of 'label', 'rationale'"),
+        ("preference", "margin", math.nan, "nan", "a finite number"),
+        ("preference", "margin", math.inf, "inf", "a finite number"),
         ("scores", "rewrite", "", "empty", "None where there is no verified rewrite"),
         ("scores", "rewrite_ids", [], "[]", "None where there is no verified rewrite"),
         ("scores", "token_probs", [0.1, 0.2], "2 values for 3 completion_ids", "one for each token"),
@@ -363,7 +374,8 @@ def test_other_widths_of_numbers_and_lists_are_read():
 
 @pytest.mark.parametrize("messages", [False, True])
 def test_the_known_types_are_those_that_rows_of_python_values_get(messages):
-    row = ROW | {"edit_outcome": "rewritten"}
+    of_pairs = {"chosen", "rejected", "kind", "margin"}  # no stage writes them into samples
+    row = {name: value for name, value in ROW.items() if name not in of_pairs} | {"edit_outcome": "rewritten"}
     if messages:
         row |= {name: chat("user", row[name]) for name in ("prompt", "completion", "rewrite")}
     assert column_features(messages) == Dataset.from_list([row]).features

@@ -205,7 +205,7 @@ def test_settings_that_can_work_pass(tmp_path, chat_tokenizer):
     check_training_settings(config(tmp_path, do_eval=True))  # without a strategy, nothing is evaluated
 
 
-@pytest.mark.parametrize("recipe", ["sft", "grpo", "rlmec", "train_grm"])
+@pytest.mark.parametrize("recipe", ["sft", "grpo", "rlmec", "train_grm", "train_label_reward"])
 def test_an_evaluation_without_rows_is_refused_before_anything_is_loaded(recipe, tmp_path):
     from rlmec_trl.stages.settings import parse_settings
 

@@ -17,6 +17,7 @@ REQUIRED = {
     "sample": {"output_dir": "out", "task": "math"},
     "edit": {"output_dir": "out", "task": "math", "dataset_name": "data", "teacher": "model"},
     "train_grm": {"output_dir": "out", "task": "math", "dataset_name": "data"},
+    "train_label_reward": {"output_dir": "out", "dataset_name": "data"},
     "score": {"output_dir": "out", "dataset_name": "data"},
     "rlmec": {"output_dir": "out", "dataset_name": "data"},
     "evaluate": {"task": "math"},
@@ -26,7 +27,7 @@ REQUIRED = {
     "task": {"output_dir": "out"},
 }
 TRAINING = {"use_cpu": True, "bf16": False, "report_to": "none"}
-TRAINS = ("train_grm", "rlmec", "sft", "grpo")
+TRAINS = ("train_grm", "train_label_reward", "rlmec", "sft", "grpo")
 
 
 def parser_of(recipe):
@@ -142,6 +143,8 @@ def test_a_value_of_another_type_names_the_key_and_the_file(parse_text, value):
         ("rlmec", "loss_type: nll", "`loss_type` must be one of 'rlmec', 'ppo', got 'nll'"),
         ("rlmec", "policy_coef: 0\nimitation_coef: 0", "are all 0, so there is nothing to train on"),
         ("train_grm", "locate_fraction: 2", "`locate_fraction` must be at least 0 and at most 1"),
+        ("train_label_reward", "kind: labels", "`kind` must be one of 'label', 'rationale', got 'labels'"),
+        ("train_label_reward", "pair_temperature: 0", "`pair_temperature` must be at least 0.001"),
         ("sft", "per_device_train_batch_size: 0", "`per_device_train_batch_size` must be at least 1"),
         ("sft", "learning_rate: null", "`learning_rate` must be a number, got None. Leave it out"),
         ("sft", "max_steps: 0", "`max_steps` must be -1 or at least 1, got 0"),
