@@ -14,15 +14,15 @@ import sys
 import traceback
 from pathlib import Path
 
-import anthropic  # noqa: F401  (the editor would import it in each run)
+import anthropic  # noqa: F401  (the teacher would import it in each run)
 from datasets import load_from_disk
 
 from rlmec_trl.generation.server import ServerConfig
 from rlmec_trl.tasks.task import load_task
-from rlmec_trl.teachers.anthropic_editor import AnthropicEditor
+from rlmec_trl.teachers.anthropic_teacher import AnthropicTeacher
 from rlmec_trl.teachers.api.config import TeacherConfig
 from rlmec_trl.teachers.api.journal import Journal
-from rlmec_trl.teachers.api.journaled_editor import edit_through_journal
+from rlmec_trl.teachers.journaled_editor import JournaledEditor, edit_through_journal
 
 
 CONCURRENCY = 4
@@ -34,7 +34,7 @@ def edit(folder, base_url, use_batches):
     config = TeacherConfig(use_batches=use_batches, questions_per_batch=10, poll_seconds=0.01)
     server_config = ServerConfig(base_url=base_url, concurrency=CONCURRENCY)
     with Journal(Path(folder) / "journal") as journal:
-        editor = AnthropicEditor("claude-test", journal, config, server_config, task.wording)
+        editor = JournaledEditor(AnthropicTeacher("claude-test", journal, config, server_config), task.wording)
         edited, _ = edit_through_journal(load_from_disk(f"{folder}/samples"), editor, task)
     edited.save_to_disk(f"{folder}/edited")
 

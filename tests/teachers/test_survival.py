@@ -17,7 +17,7 @@ import pytest
 from datasets import Dataset, load_from_disk
 
 from rlmec_trl.tasks.task import load_task
-from rlmec_trl.teachers.api.questions import make_question
+from rlmec_trl.teachers.edit_questions import make_edit_question
 from rlmec_trl.teachers.editors import editor_inputs
 from tests.fake_anthropic import KEY, FakeAnthropic
 from tests.survival_worker import CONCURRENCY, edit
@@ -84,7 +84,7 @@ def keys_of(samples):
     """The key of each request, by its text."""
     task = load_task("arithmetic")
     questions = [
-        make_question("anthropic claude-test default", task.wording, True, *row)
+        make_edit_question("anthropic claude-test default", task.wording, True, *row)
         for row in zip(*editor_inputs(samples, task), strict=True)
     ]
     return {question.user: question.key for question in questions}
