@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..data.errors import ConfigError
 from ..data.tokens import encode_completion
@@ -63,6 +63,25 @@ _UNFINISHED = re.compile(r"(?:[-+*/=^_<>&|]|\\(?!(?:pi|infty|circ)\b)[a-zA-Z]+)$
 _LATEX_OF_SYMBOL = str.maketrans({"−": "-", "⁄": "/", "°": r"^\circ ", "√": r"\sqrt ", "π": r"\pi "})
 
 
+class Statement(NamedTuple):
+    """
+    Where a solution states its final answer.
+
+    Args:
+        start, end (`int`):
+            Where the statement begins and ends, "The answer is" included.
+        text (`str`):
+            The answer as it is written there.
+        answer (`str`):
+            The answer without the markup around it.
+    """
+
+    start: int
+    end: int
+    text: str
+    answer: str
+
+
 def extract_answer(solution: str) -> str | None:
     r"""
     The final answer that a solution states.
@@ -90,7 +109,27 @@ def extract_answer(solution: str) -> str | None:
 def find_answer(solution: str) -> tuple[int, str] | None:
     """Where a solution states its final answer, and that answer as [`extract_answer`] returns it."""
     found = _last_statement(solution)
-    return None if found is None else (found[0], found[2])
+    return None if found is None else (found.start, found.answer)
+
+
+def find_statements(solution: str) -> list[Statement]:
+    """All statements of a final answer, in their order. Of a statement that contains a box, the box is the one."""
+    stated = [(match.span(), match.group(1)) for match in _HASHES.finditer(solution)]
+    stated += [(match.span(), match["answer"]) for match in _STATEMENT.finditer(solution)]
+    stated = [Statement(*span, text, _strip_markup(text)) for span, text in stated]
+    closing = _closing_braces(solution)
+    for match in _BOXED.finditer(solution):
+        if match.end() in closing:
+            content = solution[match.end() : closing[match.end()]]
+            stated.append(Statement(match.start(), closing[match.end()] + 1, content, content.strip()))
+    stated = sorted(statement for statement in stated if statement.answer)
+    following = [statement.start for statement in stated[1:]]
+    return [one for one, start in zip(stated, [*following, len(solution)], strict=False) if one.end <= start]
+
+
+def readings(statement: Statement) -> list[str]:
+    """The forms in which a stated answer may be that of an option, the most faithful first."""
+    return [statement.text, statement.answer, _without_text_mode(statement.answer)]
 
 
 def check_math(completion: str, answer: str, problem: str = "") -> bool:
@@ -142,28 +181,6 @@ def check_choice(completion: str, answer: str, problem: str = "") -> bool:
     if not expected:
         options, expected = Options((answer,)), {0}
     return _names_only(completion, expected, options)
-
-
-def check_label(completion: str, answer: str, problem: str = "", labels: Sequence[str] = ()) -> bool:
-    """
-    Whether a completion's final answer is the label `answer`, for tasks in which all problems have the same labels.
-
-    Args:
-        completion (`str`):
-            Solution to check. One that states no answer is correct only if it is nothing but the answer.
-        answer (`str`):
-            The correct label.
-        problem (`str`, *optional*, defaults to `""`):
-            The problem. If it lists options, `completion` and `answer` are compared with these, as in
-            [`check_choice`].
-        labels (`Sequence[str]`):
-            All labels of the task.
-    """
-    if read_options(problem) is not None:
-        return check_choice(completion, answer, problem)
-    options = Options(tuple(labels))
-    expected = named_options([answer], options)
-    return bool(expected) and _names_only(completion, expected, options)
 
 
 def check_by_reward(
@@ -239,35 +256,21 @@ def _check_by_reward(
 
 def _names_only(completion: str, expected: set[int], options: Options) -> bool:
     found = _last_statement(completion)
-    readings = [completion] if found is None else [found[1], found[2], _without_text_mode(found[2])]
-    named = named_options(readings, options)
+    named = named_options([completion] if found is None else readings(found), options)
     return bool(named) and named <= expected and not _goes_on_with_another(completion, found, named, options)
 
 
-def _goes_on_with_another(
-    completion: str, found: tuple[int, str, str] | None, named: set[int], options: Options
-) -> bool:
+def _goes_on_with_another(completion: str, found: Statement | None, named: set[int], options: Options) -> bool:
     """Whether the line after the statement names another option: "The answer is A) Paris", then "B) London"."""
     if found is None:
         return False
-    start, text, _ = found
-    lines = completion[completion.index(text, start) + len(text) :].splitlines()[1:]
+    lines = completion[completion.index(found.text, found.start) + len(found.text) :].splitlines()[1:]
     following = next((line for line in lines if line.strip()), "")
     return bool(named_options([following], options) - named)
 
 
-def _last_statement(solution: str) -> tuple[int, str, str] | None:
-    """Where a solution states its final answer, as it is written there, and without the markup around it."""
-    stated = [(match.start(), match.group(1)) for match in _HASHES.finditer(solution)]
-    # A box inside the statement is found below, as the last statement
-    stated += [(match.start(), match["answer"]) for match in _STATEMENT.finditer(solution)]
-    stated = [(start, text, _strip_markup(text)) for start, text in stated]
-    closing = _closing_braces(solution)
-    for match in _BOXED.finditer(solution):
-        if match.end() in closing:
-            content = solution[match.end() : closing[match.end()]]
-            stated.append((match.start(), content, content.strip()))
-    return max((statement for statement in stated if statement[2]), default=None)
+def _last_statement(solution: str) -> Statement | None:
+    return max(find_statements(solution), default=None)
 
 
 def _closing_braces(text: str) -> dict[int, int]:

@@ -7,7 +7,7 @@ from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from datasets import Dataset, Features, Value, concatenate_datasets
+from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
 from datasets.fingerprint import get_temporary_cache_files_directory
 
 from ..data.checks import check_config
@@ -16,7 +16,8 @@ from ..data.loading import load_rows
 from ..data.messages import is_conversational, is_storable
 from ..data.schema import DatasetError, check_dataset, column_features
 from ..data.tokens import as_prompt
-from .answers import check_label, clean_solution, extract_answer
+from .answers import clean_solution, extract_answer
+from .labels import find_label
 from .task import Task, user_code
 from .wording import policy_prompt
 
@@ -36,8 +37,8 @@ class ProblemConfig:
         dataset_config (`str`, *optional*):
             Configuration of a dataset on the Hub.
         dataset_split (`str`, *optional*):
-            Split of a dataset on the Hub. If unset, the first that there is of the stage's own: `train`, to evaluate
-            `test`, and otherwise `validation`.
+            Split of a dataset on the Hub, or a slice of one (`train[:90%]`). If unset, the first that there is of the
+            stage's own: `train`, to evaluate `test`, and otherwise `validation`.
         max_rows (`int`, *optional*):
             Number of problems to take from the start.
         problem_column, reference_column, answer_column (`str`, *optional*):
@@ -55,8 +56,8 @@ class ProblemConfig:
     dataset_split: str | None = field(
         default=None,
         metadata={
-            "help": "Split of a dataset on the Hub. If unset, the first that there is of the stage's own: `train`, to "
-            "evaluate `test`, and otherwise `validation`."
+            "help": "Split of a dataset on the Hub, or a slice of one (`train[:90%]`). If unset, the first that there "
+            "is of the stage's own: `train`, to evaluate `test`, and otherwise `validation`."
         },
     )
     max_rows: int | None = field(default=None, metadata={"help": "Number of problems to take from the start."})
@@ -101,7 +102,8 @@ def load_problems(
     select_rows: Callable[[Dataset, Callable[[Dataset], Dataset]], Dataset] | None = None,
 ) -> Dataset:
     """
-    Load problems as rows of the first stage: `prompt`, `reference` and `answer`, checked.
+    Load problems as rows of the first stage: `prompt`, `reference` and `answer`, checked. Problems of a task with
+    labels may have no `reference`.
 
     Args:
         config ([`ProblemConfig`]):
@@ -123,7 +125,8 @@ def load_problems(
 
     def read(rows: Dataset) -> Dataset:
         problems = to_task_rows(rows, task, processing_class, _row_reader(config, task))
-        check_dataset(problems, "task")
+        # A label needs no worked solution; "grpo" is the check of the columns that are left
+        check_dataset(problems, "grpo" if task.labels and "reference" not in problems.column_names else "task")
         return problems
 
     raw = _load_raw(config, task, split)
@@ -140,6 +143,9 @@ def to_task_rows(
     Turn raw problems into rows with `prompt`, `reference` and `answer`. Other columns are kept, with their types. A
     dataset that has all three is returned as it is, unless `read_row` is given; answers that are numbers become texts.
 
+    Of a task with labels, `reference` is optional: there is no such column if no row has one. Answers become labels as
+    the task writes them.
+
     Args:
         dataset ([`~datasets.Dataset`]):
             Raw rows.
@@ -155,9 +161,11 @@ def to_task_rows(
             none of the options or labels.
         [`~rlmec_trl.data.errors.ConfigError`]: If `read_row` fails.
     """
-    if read_row is None and {"prompt", "reference", "answer"} <= set(dataset.column_names):
-        return _with_answers_as_texts(dataset)
-    read_row = read_row or task.read_row or read_columns()
+    needed = {"prompt", "answer"} if task.labels else {"prompt", "reference", "answer"}
+    if read_row is None and needed <= set(dataset.column_names):
+        return _with_labels(dataset, task) if task.labels else _with_answers_as_texts(dataset)
+    read_row = read_row or task.read_row or read_columns(needs_reference=not task.labels)
+    by_index = isinstance(dataset.features.get("answer"), ClassLabel)
 
     def convert(row: dict, index: int) -> dict:
         with user_code(f"`read_row` of task '{task.name}' failed on row {index}", "Fix the function, or the row."):
@@ -165,7 +173,7 @@ def to_task_rows(
                 raw = read_row(row)
                 if not isinstance(raw, dict):
                     raise ConfigError(f"`read_row` of task '{task.name}' returned {raw!r}, not a dict.")
-                answer = _as_label(raw.get("answer"), task) if task.labels else answer_text(raw.get("answer"))
+                answer = _as_label(raw.get("answer"), task, by_index) if task.labels else answer_text(raw.get("answer"))
             except KeyError as error:
                 raise DatasetError(
                     f"Task '{task.name}' needs the column {error}; the dataset has {', '.join(row)}. Name the columns "
@@ -174,6 +182,8 @@ def to_task_rows(
             except DatasetError as error:
                 raise DatasetError(error.reason, index, error.column) from None
         for name in ("problem", "reference"):
+            if name == "reference" and task.labels and raw.get(name) is None:
+                continue
             if not is_storable(raw.get(name)) or not raw[name].strip():
                 raise DatasetError(
                     f"`read_row` of task '{task.name}' returned {raw.get(name)!r} as `{name}`. It has to return texts "
@@ -182,7 +192,7 @@ def to_task_rows(
                 )
         return {
             "prompt": as_prompt(processing_class, policy_prompt(task.wording, raw["problem"])),
-            "reference": raw["reference"],
+            "reference": raw.get("reference"),
             "answer": answer,  # `check_dataset` reports None
         }
 
@@ -193,7 +203,7 @@ def to_task_rows(
     # its cache would outlive a change of what they do, and the folder of the raw problems may be read-only. So the
     # fingerprint need not be a hash of `convert` either, which takes longer than reading a few hundred problems
     unique = uuid.uuid4().hex
-    return dataset.map(
+    rows = dataset.map(
         convert,
         with_indices=True,
         features=features,
@@ -201,10 +211,16 @@ def to_task_rows(
         new_fingerprint=unique,
         desc="Reading problems",
     )
+    if task.labels and rows.data["reference"].null_count == len(rows):
+        return rows.remove_columns("reference")
+    return rows
 
 
 def read_columns(
-    problem_column: str = "problem", reference_column: str = "solution", answer_column: str | None = None
+    problem_column: str = "problem",
+    reference_column: str = "solution",
+    answer_column: str | None = None,
+    needs_reference: bool = True,
 ) -> Callable[[dict[str, Any]], dict[str, str]]:
     """
     A `read_row` for datasets that have problem, worked solution and answer in a column each.
@@ -286,25 +302,48 @@ def _with_answers_as_texts(dataset: Dataset) -> Dataset:
     return named.select_columns(dataset.column_names)
 
 
-def _as_label(answer: Any, task: Task) -> str | None:
-    """The label of a task that an answer is: its text, or its index, as a column of type `ClassLabel` stores it."""
-    if type(answer) is int and 0 <= answer < len(task.labels):
-        return task.labels[answer]
+def _with_labels(dataset: Dataset, task: Task) -> Dataset:
+    kind = dataset.features["answer"]
+    if kind == Value("string") and set(dataset.unique("answer")) <= set(task.labels):
+        return dataset
+
+    def convert(row: dict, index: int) -> dict:
+        try:
+            return {"answer": _as_label(row["answer"], task, isinstance(kind, ClassLabel))}
+        except DatasetError as error:
+            raise DatasetError(error.reason, index, error.column) from None
+
+    features = Features({**dataset.features, "answer": Value("string")})
+    return dataset.map(convert, with_indices=True, features=features, keep_in_memory=True, desc="Reading labels")
+
+
+def _as_label(answer: Any, task: Task, by_index: bool) -> str | None:
+    """
+    The label of a task that an answer is: its text, or its index. Of labels that are numbers, such as those of stars, a
+    number is the text, unless it is of a column of type `ClassLabel`, which stores indices (`by_index`).
+    """
     text = answer_text(answer)
-    if text is not None and not check_label(text, text, labels=task.labels):
+    is_index = by_index and type(answer) is int
+    label = None if text is None or is_index else find_label(task.labels, text)
+    if label is None and type(answer) is int and 0 <= answer < len(task.labels):
+        return task.labels[answer]
+    if label is None and text is not None:
         raise DatasetError(
             f"found {answer!r}, which is none of the labels of task '{task.name}' ({', '.join(task.labels)}). Give "
             "one of them, or its index.",
             column="answer",
         )
-    return text
+    return label
 
 
 def _row_reader(config: ProblemConfig, task: Task) -> Callable[[dict], dict] | None:
     if config.problem_column is None and config.reference_column is None and config.answer_column is None:
         return None
     return read_columns(
-        config.problem_column or "problem", config.reference_column or "solution", config.answer_column
+        config.problem_column or "problem",
+        config.reference_column or "solution",
+        config.answer_column,
+        needs_reference=config.reference_column is not None or not task.labels,
     )
 
 
@@ -315,9 +354,11 @@ def _load_raw(config: ProblemConfig, task: Task, split: str) -> Dataset:
     if task.hub_id is None:
         raise ConfigError(f"Task '{task.name}' has no dataset on the Hub: name the problems with `--dataset_name`.")
     if config.dataset_split is None and split not in task.splits:
-        split = "validation"
+        # Or one of several, such as `validation_matched`
+        split = next((name for name in task.splits if name.startswith("validation")), "validation")
     split = config.dataset_split or split
-    if split not in task.splits:
+    # Also a slice of a split, such as `train[:90%]`
+    if split.partition("[")[0] not in task.splits:
         raise ConfigError(
             f"{task.hub_id} has no split {split!r}; its splits are {', '.join(task.splits)}. Choose one with "
             "`--dataset_split`."

@@ -22,7 +22,7 @@ import numpy as np
 from ..data.errors import ConfigError, UserError
 from ..data.messages import problem_text
 from ..data.steps import split_steps
-from .answers import check_label
+from .labels import POSITIONS, check_label, stated_label
 from .wording import WORDING, Wording, raw_problem
 
 
@@ -38,6 +38,15 @@ BUILT_IN = (
     "svamp",
     "mmlu_math",
     "choice",
+    "movie_reviews",
+    "app_reviews",
+    "ag_news",
+    "mrpc",
+    "qqp",
+    "mnli",
+    "sst2",
+    "stsb",
+    "verdicts",
 )
 
 
@@ -62,13 +71,20 @@ class Task:
             Splits of that dataset that have answers.
         read_row (`Callable[[dict], dict]`, *optional*):
             Turns one raw row into `problem`, `reference` and `answer`, all strings. By default the row has `problem`,
-            `solution` and `answer`; without `answer`, it is extracted from `solution`.
+            `solution` and `answer`; without `answer`, it is extracted from `solution`. Of a task with `labels`,
+            `reference` may be left out.
         check_steps (`Callable[[str, str], list[bool]]`, *optional*):
             Which steps of a completion are correct, called as `check_steps(problem, completion)`. `None` where steps
             cannot be checked without a model.
         labels (`tuple[str, ...]`, *optional*):
             The possible answers, if they are the same for all problems, as in sentiment classification. A raw
-            row may give its answer as an index into them.
+            row may give its answer as an index into them, unless the labels are numbers themselves.
+        label_position (`str`, *optional*, defaults to `"last"`):
+            Where a response states its label: `"last"`, after its rationale, or `"first"`, before it. The prompt of
+            `wording` has to ask for it there.
+        read_label (`Callable[[str], str | None]`, *optional*):
+            The label that a response states as its own, one of `labels`, or `None`. By default, it is read by
+            [`~rlmec_trl.tasks.labels.stated_label`].
         editor (`Callable`, *optional*):
             A programmatic teacher ([`~rlmec_trl.teachers.editors.Editor`]), used with `--teacher task`.
 
@@ -95,10 +111,12 @@ class Task:
     read_row: Callable[[dict[str, Any]], dict[str, str]] | None = None
     check_steps: Callable[[str, str], list[bool]] | None = None
     labels: tuple[str, ...] | None = None
+    label_position: str = "last"
+    read_label: Callable[[str], str | None] | None = None
     editor: Callable | None = None
 
     def __post_init__(self):
-        for name in ("check_answer", "check_steps", "read_row", "editor"):
+        for name in ("check_answer", "check_steps", "read_row", "read_label", "editor"):
             if not (getattr(self, name) is None or callable(getattr(self, name))):
                 raise ConfigError(f"`{name}` of task '{self.name}' is {getattr(self, name)!r}, not a function.")
         if not isinstance(self.wording, Wording):
@@ -109,10 +127,18 @@ class Task:
                 raise ConfigError(f"The template `{name}` of task '{self.name}' has no {slot}: {template[:60]!r}.")
         if isinstance(self.labels, str) or not all(isinstance(label, str) for label in self.labels or ()):
             raise ConfigError(f"`labels` of task '{self.name}' are {self.labels!r}; they must be a tuple of texts.")
+        if len({" ".join(label.casefold().split()) for label in self.labels or ()} - {""}) < len(self.labels or ()):
+            raise ConfigError(f"`labels` of task '{self.name}' are {self.labels!r}; no two may be alike, or empty.")
+        if self.label_position not in POSITIONS:
+            raise ConfigError(
+                f"`label_position` of task '{self.name}' is {self.label_position!r}; it must be one of "
+                f"{', '.join(map(repr, POSITIONS))}."
+            )
         if self.check_answer is None:
             if not self.labels:
                 raise ConfigError(f"Task '{self.name}' cannot check answers: give it `check_answer` or `labels`.")
-            object.__setattr__(self, "check_answer", partial(check_label, labels=self.labels))
+            reader = {"labels": self.labels, "label_position": self.label_position, "read_label": self.read_label}
+            object.__setattr__(self, "check_answer", partial(check_label, **reader))
 
     def is_correct(self, completion: str, answer: str, problem: str) -> bool:
         """
@@ -129,6 +155,26 @@ class Task:
                 "It must return True or False."
             )
         return bool(verdict)
+
+    def stated_label(self, response: str, problem: str = "") -> str | None:
+        """
+        The label that a response states as its own, by `read_label`; `None` if it states none, or several.
+
+        Raises:
+            [`~rlmec_trl.data.errors.ConfigError`]: If the task has no labels, or `read_label` fails or returns
+                something else.
+        """
+        if not self.labels:
+            raise ConfigError(f"Task '{self.name}' has no labels. Give it `labels`, or name a task that has them.")
+        if self.read_label is None:
+            return stated_label(self.labels, self.label_position, response, problem)
+        label = self._call("read_label", response, response)
+        if label is not None and label not in self.labels:
+            raise ConfigError(
+                f"`read_label` of task '{self.name}' returned {label!r} for the completion {response[:60]!r}. It must "
+                f"return one of the labels ({', '.join(self.labels)}), or None."
+            )
+        return label
 
     def has_correct_steps(self, problem: str, completion: str) -> bool:
         """
@@ -151,7 +197,8 @@ class Task:
 
     def _call(self, check: str, completion: str, *arguments: str) -> Any:
         what = f"`{check}` of task '{self.name}' failed on the completion {completion[:60]!r}"
-        with user_code(what, "Fix it, or let it return False for what it cannot read."):
+        nothing = "None" if check == "read_label" else "False"
+        with user_code(what, f"Fix it, or let it return {nothing} for what it cannot read."):
             return getattr(self, check)(*arguments)
 
     def raw_problem(self, prompt: str | list[dict]) -> str:

@@ -95,6 +95,20 @@ WORDING = Wording(
 )
 """The default wording."""
 
+LABEL_LAST = (
+    "Read the text and answer the question about it. First explain in one to three sentences what in the text decides "
+    'the answer. Then end with a line that says "The answer is X", where X is one of the labels and nothing else.'
+    "\n\n{problem}\n\nResponse:\n"
+)
+"""The policy's prompt for a task with labels: a rationale, then the label."""
+
+LABEL_FIRST = (
+    'Read the text and answer the question about it. Begin with a line that says "The answer is X", where X is one of '
+    "the labels and nothing else. Then explain in one to three sentences what in the text decides the answer."
+    "\n\n{problem}\n\nResponse:\n"
+)
+"""The policy's prompt for a task with labels: the label, then a rationale."""
+
 
 def number_steps(wording: Wording, attempt: str) -> str:
     """The steps of an attempt, numbered from 0, one per line."""

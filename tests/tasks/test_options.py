@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlmec_trl.tasks.answers import check_choice, check_label
+from rlmec_trl.tasks.answers import check_choice
+from rlmec_trl.tasks.labels import check_label
 from rlmec_trl.tasks.options import Options, read_options, write_options
 
 
