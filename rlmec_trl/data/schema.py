@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datasets.features.features import FeatureType
 
 
-Stage = Literal["task", "samples", "edits", "scores", "policy", "grpo"]
+Stage = Literal["task", "samples", "edits", "scores", "policy", "grpo", "responses"]
 
 # The columns that the reader of a stage's rows needs; of a tuple, one column is enough
 _REQUIRED: dict[str, tuple[str | tuple[str, ...], ...]] = {
@@ -36,6 +36,7 @@ _REQUIRED: dict[str, tuple[str | tuple[str, ...], ...]] = {
     ),
     "policy": ("prompt", "completion_ids", ("token_probs", "token_rewards"), ("rewrite", "rewrite_ids")),
     "grpo": ("prompt", "answer"),
+    "responses": ("prompt", "answer", "completion"),
 }
 # The columns that are read, and so checked, where the dataset has them
 _OPTIONAL: dict[str, tuple[str, ...]] = {
@@ -45,6 +46,7 @@ _OPTIONAL: dict[str, tuple[str, ...]] = {
     "scores": ("reference", "answer", *TOPK_COLUMNS),
     "policy": ("completion", "correct", "old_logps", *TOPK_COLUMNS),
     "grpo": (),
+    "responses": (),
 }
 _SOURCE = {
     "prompt": "the task's dataset has to provide it",
@@ -75,7 +77,7 @@ def column_features(messages: bool = False) -> dict[str, FeatureType]:
 
     Args:
         messages (`bool`, *optional*, defaults to `False`):
-            Whether `prompt`, `completion` and `rewrite` are lists of messages instead of strings.
+            Whether `prompt`, `completion`, `rewrite`, `chosen` and `rejected` are lists of messages, not strings.
 
     Returns:
         `dict[str, FeatureType]`: One feature for each column. Numbers have the width that Python's own get.
@@ -94,6 +96,13 @@ def column_features(messages: bool = False) -> dict[str, FeatureType]:
         "rewrite": text,
         "error_step": Value("int64"),
         "edit_outcome": string,
+        "label": string,
+        "rationale_outcome": string,
+        "chosen": text,
+        "rejected": text,
+        "kind": string,
+        "chosen_label": string,
+        "rejected_label": string,
         "rewrite_ids": integers,
         "token_probs": floats,
         "token_rewards": floats,
@@ -123,7 +132,7 @@ def check_dataset(
         stage (`str`):
             What the rows are used for: `"task"` to be sampled, `"samples"` to be edited or scored, `"edits"` to train
             the generative reward model, `"scores"` as the score stage writes them, `"policy"` to train the policy,
-            `"grpo"` to train it with GRPO.
+            `"grpo"` to train it with GRPO, `"responses"` to be paired, or to count the labels that they state.
         eos_token_ids (`int` or `Iterable[int]`, *optional*):
             Ids that may end a completion. If given, every `completion_ids` and `rewrite_ids` must end with one.
         vocab_size (`int`, *optional*):
