@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 
 from ..data.schema import DatasetError
 from ..data.steps import split_steps
+from .small_models import make_policy as make_policy  # of this task too
+from .small_models import make_word_tokenizer
 from .steps import check_stated_steps
 from .task import Task
 from .wording import Wording, locate_prompt, policy_prompt, rewrite_prompt
@@ -28,7 +30,7 @@ from .wording import Wording, locate_prompt, policy_prompt, rewrite_prompt
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 
 NAMES = ("Tom", "Ann", "Ben", "Eva", "Max", "Zoe")
@@ -51,8 +53,6 @@ WORDING = Wording(
     no_error="none",
 )
 
-# A digit, a word or a sign is one token, together with the space before it.
-_TOKEN_PATTERN = r" ?\d| ?[A-Za-z]+| ?[^\sA-Za-z\d]"
 _PROBLEM_PATTERN = re.compile(r"[A-Za-z]+ has (\d+) [A-Za-z]+((?:, [A-Za-z]+ \d+)+)\.")
 _ANSWER_PATTERN = re.compile(r"The answer is (\d+)\s*$")
 _TERSE_PATTERN = re.compile(rf"\d+(?: [+-] \d+){{{NUM_OPERATIONS}}} = (\d+)")
@@ -290,68 +290,16 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     Make the word-level tokenizer of the task. Each digit is a token, and a token includes the space before it, so that
     decoding returns exactly the text that was encoded.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    special_tokens = ["<pad>", "<eos>", "<unk>"]
-    vocabulary = {token: index for index, token in enumerate(special_tokens + _vocabulary())}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_TOKEN_PATTERN), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-        model_input_names=["input_ids", "attention_mask"],
-    )
-
-
-def make_policy(
-    tokenizer: PreTrainedTokenizerFast, seed: int = 0, hidden_size: int = 128, num_hidden_layers: int = 3
-) -> LlamaForCausalLM:
-    """
-    Make an untrained policy for the task, of about 645,000 parameters with the default sizes.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
-            Tokenizer from [`make_tokenizer`].
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the weights. The global random state is not changed.
-        hidden_size (`int`, *optional*, defaults to `128`):
-            Hidden size, a multiple of 8 (four heads of even size). The MLP is three times as wide.
-        num_hidden_layers (`int`, *optional*, defaults to `3`):
-            Number of layers.
-    """
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden_size,
-        intermediate_size=3 * hidden_size,
-        num_hidden_layers=num_hidden_layers,
-        num_attention_heads=4,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
+    return make_word_tokenizer(_vocabulary())
 
 
 def _vocabulary():
-    """All tokens that the task and its wording can produce, in a fixed order."""
+    """Texts with all tokens that the task and its wording can produce, in a fixed order."""
     digits = [f"{space}{digit}" for space in ("", " ") for digit in range(10)]
     stories = [f"{name} has,." for name in NAMES] + [f" {word}" for word in OBJECTS + GAIN_VERBS + LOSS_VERBS]
     answers = [f" {word}" for word in CONNECTIVES] + [" + - ; The answer is", WORDING.no_error]
     questions = [policy_prompt(WORDING, ""), locate_prompt(WORDING, "", "", ""), rewrite_prompt(WORDING, "", "", "")]
-    texts = stories + answers + questions
-    return list(dict.fromkeys(digits + [token for text in texts for token in re.findall(_TOKEN_PATTERN, text)]))
+    return digits + stories + answers + questions
 
 
 def edit(problems, references, completions, usable=None) -> list[tuple[int, str]]:

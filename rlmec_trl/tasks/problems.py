@@ -231,9 +231,14 @@ def read_columns(
         answer_column (`str`, *optional*):
             Column of the final answer. By default `answer`; where a row has none, or the column holds the worked
             solutions, the answer is extracted from the worked solution.
+        needs_reference (`bool`, *optional*, defaults to `True`):
+            Whether every row needs a worked solution. A row without one needs an answer.
     """
 
     def read_row(row: dict[str, Any]) -> dict[str, str]:
+        if not needs_reference and row.get(reference_column) is None:
+            problem = read_text(row, problem_column, "Give every problem a text.")
+            return {"problem": problem, "answer": row[answer_column or "answer"]}
         problem, reference = (
             read_text(row, name, "Give every problem a text and a solution.")
             for name in (problem_column, reference_column)
