@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import ClassVar
 
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Value
 from trl import ModelConfig
 
 from ..data.checks import check_config
@@ -108,9 +108,7 @@ class RationalesConfig:
             "have a prompt need none.",
         },
     )
-    max_problems: int | None = field(
-        default=None, metadata={"help": "Number of problems to take from the start."}
-    )
+    max_problems: int | None = field(default=None, metadata={"help": "Number of problems to take from the start."})
     max_new_tokens: int = field(default=512, metadata={"help": "Maximum length of a local model's response."})
     batch_size: int = field(
         default=16, metadata={"help": "Number of responses that a local model generates at a time."}
@@ -222,7 +220,7 @@ def run(
         if rationales is None:
             return None
     num_accepted = rationales["rationale_outcome"][:].count(ACCEPTED)
-    skipped = f" {left_out} problems, of whose answer no sample states a wrong label, were left out." if left_out else ""
+    skipped = f" {left_out} problems without a confusable label were left out." if left_out else ""
     process_state().print(
         f"{num_accepted} of {len(rationales)} labels have a verified rationale (written now: "
         f"{describe_outcomes(outcomes) or 'none'}).{skipped} Saved to {config.output_dir}"
@@ -274,7 +272,9 @@ def rows_to_justify(
             break
         seen.add(key)
         if stated is None:
-            wanted = [label for label in task.labels if labels == "all" or (label == row["answer"]) == (labels == "gold")]
+            gold = [row["answer"]] if labels in ("gold", "all") else []
+            wrong = [label for label in task.labels if label != row["answer"]] if labels in ("wrong", "all") else []
+            wanted = gold + wrong
         else:
             confusable = stated.most_confusable(row)
             wanted = [] if confusable is None else [confusable]
@@ -289,7 +289,16 @@ def _load_problems(config: RationalesConfig, problem_config: ProblemConfig, task
     tokenizer = None
     if config.policy is not None:
         tokenizer = load_tokenizer(ModelConfig(config.policy), config.trust_remote_code)
-    problems = load_problems(problem_config, task, tokenizer)
+
+    def check_prompts(raw: Dataset, read) -> Dataset:
+        if tokenizer is None and not {"prompt", "answer"} <= set(raw.column_names):
+            raise ConfigError(
+                "The rows have no `prompt`. Name the policy with `--policy`: its tokenizer decides whether the "
+                "prompts that are made of them are messages or texts."
+            )
+        return raw
+
+    problems = load_problems(problem_config, task, tokenizer, select_rows=check_prompts)
     if config.labels == "confusable":
         check_dataset(problems, "responses")
     return problems
