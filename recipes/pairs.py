@@ -3,10 +3,10 @@ RLLR, stage 2: responses to the same problem become pairs for a reward model, in
 
 ```bash
 # Label-sensitive pairs: the correct label over a wrong one
-python recipes/pairs.py --task sst2 --dataset_name runs/sst2/rationales --output_dir runs/sst2/label_pairs
+python recipes/pairs.py --task sst2 --dataset_names runs/sst2/rationales --output_dir runs/sst2/label_pairs
 
 # Rationale-sensitive pairs: of two responses with the same label, the one that the rater prefers
-python recipes/pairs.py --task sst2 --dataset_name runs/sst2/rationales runs/sst2/samples --kind rationale \
+python recipes/pairs.py --task sst2 --dataset_names runs/sst2/rationales runs/sst2/samples --kind rationale \
     --rater Qwen/Qwen2.5-72B-Instruct --provider server --base_url http://localhost:8000/v1 \
     --output_dir runs/sst2/rationale_pairs
 ```

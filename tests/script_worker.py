@@ -64,7 +64,8 @@ def watch(processes, job):
 
 
 def main():
-    for recipe in ("rlmec", "sft", "train_grm", "grpo", "sample", "edit", "score", "evaluate", "audit", "pipeline"):
+    recipes = ("rlmec", "sft", "train_grm", "grpo", "sample", "edit", "score", "evaluate", "audit", "pipeline")
+    for recipe in (*recipes, "rationales", "pairs"):
         runpy.run_path(str(RECIPES / f"{recipe}.py"), run_name="imported")
     gc.freeze()  # a training collects garbage several times
     for line in sys.stdin:

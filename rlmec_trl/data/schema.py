@@ -77,7 +77,7 @@ def column_features(messages: bool = False) -> dict[str, FeatureType]:
 
     Args:
         messages (`bool`, *optional*, defaults to `False`):
-            Whether `prompt`, `completion`, `rewrite`, `chosen` and `rejected` are lists of messages, not strings.
+            Whether `prompt`, `completion` and `rewrite` are lists of messages instead of strings.
 
     Returns:
         `dict[str, FeatureType]`: One feature for each column. Numbers have the width that Python's own get.
@@ -98,11 +98,6 @@ def column_features(messages: bool = False) -> dict[str, FeatureType]:
         "edit_outcome": string,
         "label": string,
         "rationale_outcome": string,
-        "chosen": text,
-        "rejected": text,
-        "kind": string,
-        "chosen_label": string,
-        "rejected_label": string,
         "rewrite_ids": integers,
         "token_probs": floats,
         "token_rewards": floats,

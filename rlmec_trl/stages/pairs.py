@@ -40,7 +40,7 @@ class PairsConfig:
     Settings of the pairs stage.
 
     Parameters:
-        dataset_name (`list[str]`):
+        dataset_names (`list[str]`):
             Where the responses are: rationales, as the rationales stage writes them, samples of the policy, as the
             sample stage does, or several of these.
         output_dir (`str`):
@@ -75,7 +75,7 @@ class PairsConfig:
             Whether to print what an API teacher would cost, and request nothing.
     """
 
-    dataset_name: list[str] = field(
+    dataset_names: list[str] = field(
         metadata={
             "help": "Rationales, samples of the policy, or several of these, as `rationales.py` and `sample.py` "
             "write them."
@@ -132,7 +132,7 @@ class PairsConfig:
 
     # How each field enters the key of a result (see `stages/keys.py`)
     key_parts: ClassVar[dict[str, str]] = {
-        "dataset_name": "content",
+        "dataset_names": "content",
         "output_dir": "none",
         "task": "content",
         "kind": "value",
@@ -150,16 +150,6 @@ class PairsConfig:
 
     def __post_init__(self):
         check_config(self)
-        if not self.dataset_name:
-            raise ConfigError("`dataset_name` is empty: name rationales, samples of the policy, or several of these.")
-        if self.kind != "label" and self.rater is None:
-            raise ConfigError(
-                "Rationale-sensitive pairs need a rater: name one with `--rater`, or make only `--kind label`."
-            )
-        if self.kind == "label" and (self.rater is not None or self.provider != "local"):
-            raise ConfigError(
-                "`--rater` and `--provider` are for rationale-sensitive pairs: set `--kind rationale` or `both`."
-            )
 
 
 def run(
@@ -191,12 +181,13 @@ def run(
     """
     teacher_config, server_config = teacher_config or TeacherConfig(), server_config or ServerConfig()
     check_path(config.output_dir)
+    _check_rater(config)
     task = load_task(config.task)
     check_labels(task)
     if config.provider == "local":
         check_local(config, server_config)
         rater, rater_key = _load_rater(config, task)
-    inputs = [load_rows(name, config.dataset_split) for name in config.dataset_name]
+    inputs = [load_rows(name, config.dataset_split) for name in config.dataset_names]
     for dataset in inputs:
         check_not_input(config.output_dir, dataset)
     problems, left_out = gather_problems(inputs, task, config.rejected_labels, config.max_problems)
@@ -280,7 +271,7 @@ def gather_problems(
         if not samples:
             raise ConfigError(
                 "`--rejected_labels confusable` counts the labels in samples of the policy: name them in "
-                "`--dataset_name` too."
+                "`--dataset_names` too."
             )
         shared = ["prompt", "answer", "completion"]
         stated = StatedLabels(concatenate_datasets([each.select_columns(shared) for each in samples]), task)
@@ -307,6 +298,19 @@ def _with_responses(rationales: Dataset, left_out: Counter) -> tuple[Dataset, li
     numbers = [number for number, outcome in enumerate(outcomes) if outcome == ACCEPTED]
     left_out.update(outcome for outcome in outcomes if outcome != ACCEPTED)
     return rationales.select(numbers), numbers
+
+
+def _check_rater(config: PairsConfig) -> None:
+    if not config.dataset_names:
+        raise ConfigError("`dataset_names` is empty: name rationales, samples of the policy, or several of these.")
+    if config.kind != "label" and config.rater is None:
+        raise ConfigError(
+            "Rationale-sensitive pairs need a rater: name one with `--rater`, or make only `--kind label`."
+        )
+    if config.kind == "label" and (config.rater is not None or config.provider != "local"):
+        raise ConfigError(
+            "`--rater` and `--provider` are for rationale-sensitive pairs: set `--kind rationale` or `both`."
+        )
 
 
 def _kinds(config: PairsConfig) -> list[str]:
@@ -363,8 +367,8 @@ def make_pairs(
     """
     names = ("prompt", "chosen", "rejected", "kind", "chosen_label", "rejected_label", "answer")
     conversational = len(problems) > 0 and is_conversational(problems[0]["prompt"])
-    types = column_features(messages=conversational)
-    features = {name: types[name] for name in names}
+    text = column_features(messages=conversational)["prompt"]
+    features = {name: text if name in ("prompt", "chosen", "rejected") else Value("string") for name in names}
     if _TEMPLATE_KWARGS in problems.column_names:
         features[_TEMPLATE_KWARGS] = Json()
     columns: dict[str, list] = {name: [] for name in features}
