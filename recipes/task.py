@@ -1,8 +1,9 @@
 """
-Write the built-in arithmetic task: its splits as datasets, and an untrained policy with its tokenizer.
+Write a built-in task, arithmetic or verdicts: its splits as datasets, and an untrained policy with its tokenizer.
 
 ```bash
 python recipes/task.py --output_dir runs/arithmetic/seed-0/task --seed 0
+python recipes/task.py --task verdicts --output_dir runs/rllr/seed-0/task --seed 0
 ```
 """
 
@@ -16,19 +17,33 @@ from rlmec_trl.data.checks import check_config
 from rlmec_trl.data.errors import ConfigError
 from rlmec_trl.stages.command import run_command
 from rlmec_trl.stages.output import claim, is_finished, publish
-from rlmec_trl.tasks.arithmetic import make_arithmetic, make_policy, make_tokenizer
+from rlmec_trl.tasks import arithmetic, verdicts
+from rlmec_trl.tasks.small_models import make_policy
 
 
 @dataclass
 class TaskArguments:
     """Sizes of the splits and of the policy, and where to write them."""
 
-    output_dir: str = field(metadata={"help": "Folder for `warmup`, `train`, `validation`, `test` and `policy`."})
+    output_dir: str = field(
+        metadata={
+            "help": "Folder for `warmup`, `train`, `validation`, `test` and `policy`; of verdicts also for "
+            "`label_pairs` and `rationale_pairs`."
+        }
+    )
+    task: str = field(
+        default="arithmetic",
+        metadata={"help": "The task to write.", "choices": ["arithmetic", "verdicts"]},
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the problems and of the policy's weights."})
     warmup_size: int = field(default=1500, metadata={"help": "Number of mostly easy problems with solutions."})
     train_size: int = field(default=4000, metadata={"help": "Number of problems for everything after the warm-up."})
     validation_size: int = field(default=500, metadata={"help": "Number of problems to choose settings on."})
     test_size: int = field(default=1000, metadata={"help": "Number of problems to report."})
+    pairs_size: int = field(
+        default=1000,
+        metadata={"help": "Number of pairs of each kind to measure reward models on. For verdicts only."},
+    )
     hidden_size: int = field(default=128, metadata={"help": "Width of the policy, a multiple of 8."})
     num_hidden_layers: int = field(default=3, metadata={"help": "Layers of the policy."})
 
@@ -44,10 +59,15 @@ def make_parser() -> TrlParser:
 
 def main(args: TaskArguments) -> None:
     def save(folder: Path) -> None:
-        splits = make_arithmetic(args.seed, args.warmup_size, args.train_size, args.validation_size, args.test_size)
+        sizes = (args.warmup_size, args.train_size, args.validation_size, args.test_size)
+        if args.task == "verdicts":
+            splits = verdicts.make_verdicts(args.seed, *sizes, args.pairs_size)
+            tokenizer = verdicts.make_tokenizer()
+        else:
+            splits = arithmetic.make_arithmetic(args.seed, *sizes)
+            tokenizer = arithmetic.make_tokenizer()
         for name, dataset in splits.items():
             dataset.save_to_disk(str(folder / name))
-        tokenizer = make_tokenizer()
         policy = make_policy(tokenizer, args.seed, args.hidden_size, args.num_hidden_layers)
         for part in (policy, tokenizer):
             part.save_pretrained(str(folder / "policy"))

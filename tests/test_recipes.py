@@ -134,7 +134,8 @@ def test_help_is_there(recipe, monkeypatch, capsys):
 
 
 def test_a_task_is_described_in_the_same_words_everywhere():
-    parsers = {recipe: parser_of(recipe) for recipe in set(RECIPES) - {"pipeline"}}
+    # `task.py` writes a task, and has only those that are made in code
+    parsers = {recipe: parser_of(recipe) for recipe in set(RECIPES) - {"pipeline", "task"}}
     texts = {
         recipe: action.help
         for recipe, parser in parsers.items()

@@ -180,6 +180,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "train_size": between(1, 1_000_000, "the split would have no problem, or more than there are"),
         "validation_size": between(1, 1_000_000, "the split would have no problem, or more than there are"),
         "test_size": between(1, 1_000_000, "the split would have no problem, or more than there are"),
+        "pairs_size": between(1, 1_000_000, "the split would have no problem, or more than there are"),
         "hidden_size": between(8, 65_536, "such a policy cannot be built"),
         "num_hidden_layers": between(1, 1_000, "such a policy cannot be built"),
     },

@@ -1,9 +1,11 @@
 """The evaluate stage: accuracy of a policy on problems, by greedy decoding, on as many processes as there are."""
 
 import json
-from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import ClassVar
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
 from accelerate.utils import gather_object
 from datasets import Dataset
@@ -11,15 +13,45 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from ..data.checks import check_config
+from ..data.errors import ConfigError
 from ..data.messages import template_kwargs
 from ..data.schema import DatasetError
 from ..generation.loading import load_model, load_tokenizer
 from ..generation.processes import process_state
 from ..generation.sampling import sample_completions
 from ..reports.accuracy import Accuracy
+from ..reports.correlations import pearson, spearman
 from ..tasks.problems import ProblemConfig, load_problems
 from ..tasks.task import Task, load_task
 from .output import claim_file, write_atomically
+
+
+_NAMES = ("correct", "total", "mean", "interval")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """
+    What a policy answered to a problem.
+
+    Args:
+        row (`int`):
+            Number of the row.
+        completion (`str`):
+            Text of the completion.
+        label (`str`, *optional*):
+            The label that it states; `None` if it states none, and where the task has no labels.
+        answer (`str`):
+            The correct answer.
+        correct (`bool`):
+            Whether the task accepts the completion.
+    """
+
+    row: int
+    completion: str
+    label: str | None
+    answer: str
+    correct: bool
 
 
 @dataclass
@@ -32,6 +64,8 @@ class EvaluateConfig:
             Built-in task, `package.module:NAME` or `path/to/file.py:NAME`.
         output_file (`str`, *optional*):
             JSON file to write the result to.
+        predictions_file (`str`, *optional*):
+            File of JSON lines to write each row's completion, label, correct answer and verdict to.
         max_new_tokens (`int`, *optional*, defaults to `512`):
             Maximum length of a completion, in tokens.
         batch_size (`int`, *optional*, defaults to `16`):
@@ -46,6 +80,12 @@ class EvaluateConfig:
         }
     )
     output_file: str | None = field(default=None, metadata={"help": "JSON file to write the result to."})
+    predictions_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "File of JSON lines to write each row's completion, label, correct answer and verdict to.",
+        },
+    )
     max_new_tokens: int = field(default=512, metadata={"help": "Maximum length of a completion, in tokens."})
     batch_size: int = field(
         default=16,
@@ -60,6 +100,7 @@ class EvaluateConfig:
     key_parts: ClassVar[dict[str, str]] = {
         "task": "content",
         "output_file": "none",
+        "predictions_file": "none",
         "max_new_tokens": "value",
         "batch_size": "none",
         "trust_remote_code": "none",
@@ -67,6 +108,10 @@ class EvaluateConfig:
 
     def __post_init__(self):
         check_config(self)
+        if self.output_file is not None and self.output_file == self.predictions_file:
+            raise ConfigError(
+                f"`output_file` and `predictions_file` are both {str(self.output_file)!r}. Give them different names."
+            )
 
 
 def run(config: EvaluateConfig, problem_config: ProblemConfig, model_args: ModelConfig) -> Accuracy:
@@ -82,41 +127,53 @@ def run(config: EvaluateConfig, problem_config: ProblemConfig, model_args: Model
             The policy.
 
     Raises:
-        [`~rlmec_trl.stages.output.OutputError`]: If `output_file` is a file of something else, or
-            another run is about to write it.
+        [`~rlmec_trl.stages.output.OutputError`]: If `output_file` or `predictions_file` is a file of something else,
+            or another run is about to write it.
         [`~rlmec_trl.data.schema.DatasetError`]: If a problem breaks the contract of its columns.
     """
     state = process_state()
-    names = ("correct", "total", "mean", "interval")
-    with claim_file(config.output_file, names) if state.is_main_process else nullcontext():
+    with ExitStack() as files:
+        if state.is_main_process:
+            files.enter_context(claim_file(config.output_file, _NAMES))
+            names = Prediction.__dataclass_fields__
+            files.enter_context(claim_file(config.predictions_file, names, "--predictions_file", lines=True))
         task = load_task(config.task)
         tokenizer = load_tokenizer(model_args, config.trust_remote_code)
         problems = load_problems(problem_config, task, tokenizer, split="test")
         if len(problems) == 0:
             raise DatasetError(f"There are no problems to evaluate on: {problem_config.dataset_name!r} is empty.")
         model, _ = load_model(model_args, config.trust_remote_code)
-        accuracy = solve(model, tokenizer, problems, task, config.max_new_tokens, config.batch_size)
+        predictions = predict(model, tokenizer, problems, task, config.max_new_tokens, config.batch_size)
+        accuracy = count_correct(predictions)
         low, high = accuracy.interval
+        values = (accuracy.correct, accuracy.total, accuracy.mean, [low, high])
+        result = dict(zip(_NAMES, values, strict=True)) | describe_labels(predictions, task)
         state.print(
             f"{model_args.model_name_or_path}: {accuracy.mean:.3f} ({accuracy.correct} of {accuracy.total} correct, "
             f"95% interval {low:.3f} to {high:.3f})"
         )
-        if config.output_file is not None and state.is_main_process:
-            values = (accuracy.correct, accuracy.total, accuracy.mean, [low, high])
-            write_atomically(config.output_file, json.dumps(dict(zip(names, values, strict=True)), indent=2) + "\n")
+        for line in _label_lines(result):
+            state.print(line)
+        if state.is_main_process:
+            if config.output_file is not None:
+                write_atomically(config.output_file, json.dumps(result, indent=2) + "\n")
+            if config.predictions_file is not None:
+                lines = (json.dumps(asdict(prediction)) + "\n" for prediction in predictions)
+                write_atomically(config.predictions_file, "".join(lines))
     return accuracy
 
 
-def solve(
+def predict(
     model: PreTrainedModel,
     processing_class: PreTrainedTokenizerBase,
     dataset: Dataset,
     task: Task,
     max_new_tokens: int = 512,
     batch_size: int = 16,
-) -> Accuracy:
+) -> list[Prediction]:
     """
-    Accuracy of greedy decoding. A completion that is truncated at `max_new_tokens` is judged by the text up to there.
+    Answer problems by greedy decoding. A completion that is truncated at `max_new_tokens` is judged by the text up to
+    there. The processes share the rows, and each returns all of them.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -126,14 +183,15 @@ def solve(
         dataset ([`~datasets.Dataset`]):
             Problems: `prompt` and `answer`.
         task ([`~rlmec_trl.tasks.task.Task`]):
-            How answers are checked.
+            How answers are checked, and labels are read.
         max_new_tokens (`int`, *optional*, defaults to `512`):
             Maximum length of a completion, in tokens.
         batch_size (`int`, *optional*, defaults to `16`):
             Number of completions generated at a time, on each process.
     """
     state = process_state()
-    own = dataset.select(range(state.process_index, len(dataset), state.num_processes))
+    rows = range(state.process_index, len(dataset), state.num_processes)
+    own = dataset.select(rows)
     completions = sample_completions(
         model,
         processing_class,
@@ -146,6 +204,61 @@ def solve(
         chat_template_kwargs=template_kwargs(own),
     )
     texts = [processing_class.decode(ids, skip_special_tokens=True) for (ids,) in completions]
-    problems = map(task.raw_problem, own["prompt"])
-    correct = sum(map(task.is_correct, texts, own["answer"], problems))
-    return Accuracy(sum(gather_object([correct])), len(dataset))
+    problems = list(map(task.raw_problem, own["prompt"]))
+    labels = map(task.stated_label, texts, problems) if task.labels else [None] * len(texts)
+    correct = map(task.is_correct, texts, own["answer"], problems)
+    predictions = list(map(Prediction, rows, texts, labels, own["answer"], correct))
+    return sorted(gather_object(predictions), key=lambda prediction: prediction.row)
+
+
+def count_correct(predictions: Sequence[Prediction]) -> Accuracy:
+    """Accuracy of predictions."""
+    return Accuracy(sum(prediction.correct for prediction in predictions), len(predictions))
+
+
+def describe_labels(predictions: Sequence[Prediction], task: Task) -> dict[str, Any]:
+    """
+    What accuracy does not say of predicted labels.
+
+    Args:
+        predictions (`Sequence[Prediction]`):
+            Predictions of the task.
+        task ([`~rlmec_trl.tasks.task.Task`]):
+            The task.
+
+    Returns:
+        `dict[str, Any]`: Of a task with labels `without_label`, the number of completions that state none. Where the
+        labels are numbers also `pearson` and `spearman`, the correlations of the stated labels with the correct ones,
+        over the completions that state one; `None` where they are undefined. Of other tasks nothing.
+    """
+    if not task.labels:
+        return {}
+    stated = [prediction for prediction in predictions if prediction.label is not None]
+    result: dict[str, Any] = {"without_label": len(predictions) - len(stated)}
+    if all(map(_is_number, task.labels)):
+        scores = ([float(one.label) for one in stated], [float(one.answer) for one in stated])
+        for name, correlate in (("pearson", pearson), ("spearman", spearman)):
+            value = correlate(*scores)
+            result[name] = None if math.isnan(value) else value
+    return result
+
+
+def _label_lines(result: dict[str, Any]) -> list[str]:
+    if "without_label" not in result:
+        return []
+    lines = [f"{result['without_label']} of {result['total']} completions state no label"]
+    if "pearson" in result:
+        values = (result["pearson"], result["spearman"])
+        shown = ["undefined" if value is None else f"{value:.3f}" for value in values]
+        lines.append(
+            f"Correlation of the other {result['total'] - result['without_label']}: Pearson {shown[0]}, "
+            f"Spearman {shown[1]}"
+        )
+    return lines
+
+
+def _is_number(label: str) -> bool:
+    try:
+        return math.isfinite(float(label))
+    except ValueError:
+        return False

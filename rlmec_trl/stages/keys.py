@@ -65,13 +65,15 @@ def model_key(model_args: ModelConfig, processing_class: PreTrainedTokenizerBase
 
 def task_key(task: Task, source: str | Task = "") -> dict[str, Any]:
     """
-    A task's name and wording and, of a user-defined task, the file that `source` loads it from and those that its
-    checks are written in. What these files import is not part of it.
+    A task's name, wording and labels and, of a user-defined task, the file that `source` loads it from and those that
+    its checks are written in. What these files import is not part of it.
     """
     checks = [task.check_answer, task.check_steps, task.read_row, task.editor]
+    reader = [] if task.read_label is None else function_key(task.read_label)
     return {
         "name": task.name,
         "wording": wording_key(task.wording),
+        **({"labels": [task.labels, task.label_position, reader]} if task.labels else {}),
         "checks": [None if check is None else function_key(check) for check in checks],
         "source": source_hash(source) if isinstance(source, str) and ":" in source else None,
     }

@@ -318,22 +318,34 @@ def save_rows(dataset: Dataset, folder: Path) -> None:
     dataset.save_to_disk(str(folder), num_shards=None if len(dataset) > 0 else 1)
 
 
-def check_result_file(output_file: str | os.PathLike | None, names: Iterable[str]) -> None:
+def check_result_file(
+    output_file: str | os.PathLike | None,
+    names: Iterable[str],
+    setting: str = "--output_file",
+    lines: bool = False,
+) -> None:
     """
-    Check that a file may be written: it does not exist, or is a JSON object with these names, an earlier result.
+    Check that a file may be written: it does not exist, or is an earlier result: a JSON object with these names or,
+    with `lines`, JSON lines with just these.
 
     Raises:
         [`OutputError`]: If there is another file, or a folder.
     """
-    if output_file is not None and Path(output_file).exists() and not is_result_file(output_file, names):
+    is_ours = _has_result_lines if lines else is_result_file
+    if output_file is not None and Path(output_file).exists() and not is_ours(output_file, names):
         raise OutputError(
             f"{str(output_file)!r} exists and is not a result of this stage. Nothing was changed. Choose another "
-            "`--output_file`."
+            f"`{setting}`."
         )
 
 
 @contextmanager
-def claim_file(output_file: str | os.PathLike | None, names: Iterable[str]) -> Iterator[None]:
+def claim_file(
+    output_file: str | os.PathLike | None,
+    names: Iterable[str],
+    setting: str = "--output_file",
+    lines: bool = False,
+) -> Iterator[None]:
     """
     Hold a result file for one run, if there is to be one.
 
@@ -342,6 +354,10 @@ def claim_file(output_file: str | os.PathLike | None, names: Iterable[str]) -> I
             The file.
         names (`Iterable[str]`):
             As in [`check_result_file`].
+        setting (`str`, *optional*, defaults to `"--output_file"`):
+            The setting that names the file, for an error.
+        lines (`bool`, *optional*, defaults to `False`):
+            Whether it is a file of JSON lines.
 
     Raises:
         [`OutputError`]: If the file may not or cannot be written, or another run is about to write it.
@@ -349,9 +365,9 @@ def claim_file(output_file: str | os.PathLike | None, names: Iterable[str]) -> I
     if output_file is None:
         yield
         return
-    check_result_file(output_file, names)
+    check_result_file(output_file, names, setting, lines)
     path = Path(output_file)
-    message = f"Another run will write {str(output_file)!r}. Wait for it to end, or choose another `--output_file`."
+    message = f"Another run will write {str(output_file)!r}. Wait for it to end, or choose another `{setting}`."
     with hold_lock(path.with_name(f".{path.name}.lock"), output_file, message):
         yield
 
@@ -360,6 +376,16 @@ def is_result_file(path: str | os.PathLike, names: Iterable[str]) -> bool:
     """Whether a file is a JSON object with these names."""
     content = read_object(Path(path))
     return content is not None and set(names) <= content.keys()
+
+
+def _has_result_lines(path: str | os.PathLike, names: Iterable[str]) -> bool:
+    """Whether a file has a JSON object with exactly these names on each line."""
+    try:
+        with Path(path).open(encoding="utf-8") as lines:
+            rows = [json.loads(line) for line in lines]
+    except (OSError, ValueError):
+        return False
+    return bool(rows) and all(isinstance(row, dict) and row.keys() == set(names) for row in rows)
 
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:

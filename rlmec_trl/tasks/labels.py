@@ -142,8 +142,9 @@ def check_label(
     expected = find_label(labels, answer, problem)
     if expected is None:
         return False
-    stated = stated_label(labels, label_position, completion, problem) if read_label is None else read_label(completion)
-    return stated == expected
+    if read_label is not None:
+        return read_label(completion) == expected
+    return stated_label(labels, label_position, completion, problem) == expected
 
 
 def find_label(labels: Sequence[str], text: str, problem: str = "") -> str | None:
@@ -154,10 +155,15 @@ def find_label(labels: Sequence[str], text: str, problem: str = "") -> str | Non
 
 def _options(labels: Sequence[str], problem: str = "") -> Options:
     listed = read_options(problem)
+    letters = {} if listed is None else dict(zip(map(_folded, listed.texts), listed.labels, strict=True))
     # Other options are a part of the text that is to be labeled
-    if listed is not None and sorted(listed.texts) == sorted(labels):
-        return Options(tuple(labels), tuple(listed.labels[listed.texts.index(label)] for label in labels))
+    if letters.keys() == set(map(_folded, labels)):
+        return Options(tuple(labels), tuple(letters[_folded(label)] for label in labels))
     return Options(tuple(labels))
+
+
+def _folded(label: str) -> str:
+    return " ".join(label.casefold().split())
 
 
 def _find_own(options: Options, label_position: str, response: str) -> Named | None:
@@ -185,12 +191,11 @@ def _find_own(options: Options, label_position: str, response: str) -> Named | N
 
 
 def _read_line(options: Options, line: re.Match, response: str) -> Named:
-    return _read(options, line.start(), line.end(), [line[0]], response)
+    # Without the signs of a quotation or a heading
+    return _read(options, line.start(), line.end(), [line[0].lstrip(" \t>#")], response)
 
 
-def _read(
-    options: Options, start: int, end: int, texts: list[str], response: str, by_sentence: bool = False
-) -> Named:
+def _read(options: Options, start: int, end: int, texts: list[str], response: str, by_sentence: bool = False) -> Named:
     labels = named_options(texts, options)
     reasoned = bool(labels) and " because " in " ".join(texts[0].split())
     if not labels and by_sentence and (sentence := _SENTENCE_END.search(texts[0])):

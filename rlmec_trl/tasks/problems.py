@@ -37,7 +37,7 @@ class ProblemConfig:
         dataset_config (`str`, *optional*):
             Configuration of a dataset on the Hub.
         dataset_split (`str`, *optional*):
-            Split of a dataset on the Hub, or a slice of one (`train[:90%]`). If unset, the first that there is of the
+            Split of a dataset on the Hub, or a slice of one (`train[:1000]`). If unset, the first that there is of the
             stage's own: `train`, to evaluate `test`, and otherwise `validation`.
         max_rows (`int`, *optional*):
             Number of problems to take from the start.
@@ -56,7 +56,7 @@ class ProblemConfig:
     dataset_split: str | None = field(
         default=None,
         metadata={
-            "help": "Split of a dataset on the Hub, or a slice of one (`train[:90%]`). If unset, the first that there "
+            "help": "Split of a dataset on the Hub, or a slice of one (`train[:1000]`). If unset, the first that there "
             "is of the stage's own: `train`, to evaluate `test`, and otherwise `validation`."
         },
     )
@@ -173,7 +173,8 @@ def to_task_rows(
                 raw = read_row(row)
                 if not isinstance(raw, dict):
                     raise ConfigError(f"`read_row` of task '{task.name}' returned {raw!r}, not a dict.")
-                answer = _as_label(raw.get("answer"), task, by_index) if task.labels else answer_text(raw.get("answer"))
+                answer = raw.get("answer")
+                answer = _as_label(answer, task, by_index) if task.labels else answer_text(answer)
             except KeyError as error:
                 raise DatasetError(
                     f"Task '{task.name}' needs the column {error}; the dataset has {', '.join(row)}. Name the columns "
@@ -324,8 +325,8 @@ def _with_labels(dataset: Dataset, task: Task) -> Dataset:
 
 def _as_label(answer: Any, task: Task, by_index: bool) -> str | None:
     """
-    The label of a task that an answer is: its text, or its index. Of labels that are numbers, such as those of stars, a
-    number is the text, unless it is of a column of type `ClassLabel`, which stores indices (`by_index`).
+    The label of a task that an answer is: its text, or its index. Of labels that are numbers, such as those of stars,
+    a number is the text, unless it is of a column of type `ClassLabel`, which stores indices (`by_index`).
     """
     text = answer_text(answer)
     is_index = by_index and type(answer) is int
@@ -362,7 +363,7 @@ def _load_raw(config: ProblemConfig, task: Task, split: str) -> Dataset:
         # Or one of several, such as `validation_matched`
         split = next((name for name in task.splits if name.startswith("validation")), "validation")
     split = config.dataset_split or split
-    # Also a slice of a split, such as `train[:90%]`
+    # Also a slice of a split, such as `train[:1000]`
     if split.partition("[")[0] not in task.splits:
         raise ConfigError(
             f"{task.hub_id} has no split {split!r}; its splits are {', '.join(task.splits)}. Choose one with "

@@ -17,8 +17,8 @@ _TOKEN_PATTERN = r" ?\d| ?[A-Za-z]+| ?[^\sA-Za-z\d]"
 
 def make_word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """
-    Make a word-level tokenizer. Each word, digit and sign is a token and includes the space before it, so that decoding
-    returns exactly the text that was encoded.
+    Make a word-level tokenizer. Each word, digit and sign is a token and includes the space before it, so that
+    decoding returns exactly the text that was encoded.
 
     Args:
         texts (`Iterable[str]`):

@@ -1,9 +1,10 @@
 """
 The built-in task with labels: short reviews whose verdict is that of most of their clauses.
 
-A problem is a review of seven clauses, "Review : the cast is never truly rich , the plot is great , ... . Verdict :". A
-clause is positive or negative by its word, which a negation turns around, and the verdict is the majority, four or five
-of seven. A response quotes two clauses and states a verdict, "the plot is great and the music is fresh , so positive".
+A problem is a review of seven clauses, "Review : the cast is never truly rich , the plot is great , ... . Verdict :".
+A clause is positive or negative by its word, which a negation turns around, and the verdict is the majority, four or
+five of seven. A response quotes two clauses and states a verdict, "the plot is great and the music is fresh , so
+positive".
 
 The other side has at least two clauses too, so a rationale without any flaw exists for the wrong verdict as well, and
 nothing in it tells that the verdict is wrong: negations, lengths and positions are distributed alike. A reward model

@@ -107,6 +107,38 @@ HUB_ROWS = {
         "4",
     ),
 }
+SENTENCES = {"sentence1": "A dog runs.", "sentence2": "A dog is running."}
+# A row of the Hub, the lines of its texts in the problem, and the label
+LABELED_ROWS = {
+    "movie_reviews": ({"text": "a bleak film .", "label": 0}, "Review: a bleak film .\n", "negative"),
+    "app_reviews": (
+        {"package_name": "org.app", "review": "It crashes.", "date": "May 1 2017", "star": 2},
+        "Review: It crashes.\n",
+        "2",
+    ),
+    "ag_news": ({"text": "A comet was seen.", "label": 3}, "Article: A comet was seen.\n", "Sci/Tech"),
+    "mrpc": (
+        SENTENCES | {"label": 1, "idx": 0},
+        "Sentence 1: A dog runs.\nSentence 2: A dog is running.\n",
+        "equivalent",
+    ),
+    "qqp": (
+        {"question1": "Why?", "question2": "What for?", "label": 0, "idx": 0},
+        "Question 1: Why?\nQuestion 2: What for?\n",
+        "not duplicate",
+    ),
+    "mnli": (
+        {"premise": "A dog runs.", "hypothesis": "It sleeps.", "label": 2, "idx": 0},
+        "Premise: A dog runs.\nHypothesis: It sleeps.\n",
+        "contradiction",
+    ),
+    "sst2": ({"sentence": "a bleak film ", "label": 1, "idx": 0}, "Sentence: a bleak film\n", "positive"),
+    "stsb": (
+        SENTENCES | {"label": 4.5, "idx": 0},
+        "Sentence 1: A dog runs.\nSentence 2: A dog is running.\n",
+        "5",
+    ),
+}
 LISTED = "Options:\nsand\nwater\nstone\nglass"
 OWN_ROWS = {
     name: {
@@ -126,8 +158,8 @@ def rows_of(name, row, tokenizer):
 
 
 def test_every_built_in_task_is_covered_here():
-    assert set(BUILT_IN) - {"arithmetic", "choice"} == set(HUB_ROWS)
-    assert set(BUILT_IN) - {"arithmetic"} == set(OWN_ROWS)
+    assert set(BUILT_IN) - {"arithmetic", "choice", "verdicts"} == set(HUB_ROWS) | set(LABELED_ROWS)
+    assert set(BUILT_IN) - {"arithmetic", "verdicts"} == set(OWN_ROWS) | set(LABELED_ROWS)
 
 
 @pytest.mark.parametrize("name", HUB_ROWS)
@@ -185,14 +217,14 @@ def test_json_lines_of_the_columns_of_the_hub_load(name, tokenizer, tmp_path):
     assert rows["answer"][:] == [answer] * 2
 
 
-@pytest.mark.parametrize("name", HUB_ROWS)
+@pytest.mark.parametrize("name", [*HUB_ROWS, *LABELED_ROWS])
 def test_every_benchmark_names_its_dataset_on_the_hub(name, tokenizer, monkeypatch):
     task = load_task(name)
     asked = []
 
     def load_rows(dataset_name, split="train", max_rows=None, config_name=None):
         asked.append((dataset_name, split, config_name))
-        return Dataset.from_list([HUB_ROWS[name][0]] * 3)
+        return Dataset.from_list([(HUB_ROWS | LABELED_ROWS)[name][0]] * 3)
 
     monkeypatch.setattr("rlmec_trl.tasks.problems.load_rows", load_rows)
     split = task.splits[0]
@@ -295,3 +327,109 @@ def test_svamp_joins_story_and_question(body, problem, tokenizer):
 def test_svamp_writes_numbers_as_people_do(answer, text, tokenizer):
     row = HUB_ROWS["svamp"][0] | {"Answer": answer}
     assert rows_of("svamp", row, tokenizer)[0]["answer"] == text
+
+
+# --- Labels ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LABELED_ROWS)
+def test_a_row_with_a_class_becomes_a_problem_and_a_label_without_a_reference(name, tokenizer, tmp_path):
+    row, texts, label = LABELED_ROWS[name]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    task = load_task(name)
+    (loaded,) = load_problems(ProblemConfig(str(path)), task, tokenizer)
+    assert loaded["answer"] == label and "reference" not in loaded
+    assert {column: loaded[column] for column in row} == row
+    problem = task.raw_problem(loaded["prompt"])
+    assert problem.startswith(texts)
+    assert problem.endswith(f"\nLabels: {', '.join(task.labels)}")
+
+
+@pytest.mark.parametrize("name", LABELED_ROWS)
+def test_each_class_has_the_label_of_its_index(name, tokenizer):
+    task = load_task(name)
+    column = "star" if name == "app_reviews" else "label"
+    first = 1 if name == "app_reviews" else 0
+    rows = [LABELED_ROWS[name][0] | {column: first + index} for index in range(len(task.labels))]
+    assert to_task_rows(Dataset.from_list(rows), task, tokenizer)["answer"][:] == list(task.labels)
+    if name not in ("app_reviews", "stsb"):
+        dataset = Dataset.from_list(rows).cast_column(column, ClassLabel(names=list(task.labels)))
+        assert to_task_rows(dataset, task, tokenizer)["answer"][:] == list(task.labels)
+        named = [row | {column: label.upper()} for row, label in zip(rows, task.labels, strict=True)]
+        assert to_task_rows(Dataset.from_list(named), task, tokenizer)["answer"][:] == list(task.labels)
+
+
+@pytest.mark.parametrize(
+    ("score", "label"), [(0.0, "0"), (0.49, "0"), (0.5, "1"), (2.5, "3"), (3.4, "3"), (4.5, "5"), (5.0, "5"), (3, "3")]
+)
+def test_scores_of_stsb_are_rounded_halves_up(score, label, tokenizer):
+    row = LABELED_ROWS["stsb"][0] | {"label": score}
+    assert rows_of("stsb", row, tokenizer)[0]["answer"] == label
+
+
+@pytest.mark.parametrize("name", LABELED_ROWS)
+@pytest.mark.parametrize("value", [-1, 6, None, "so-so", ["World"], -1.0, float("nan")], ids=repr)
+def test_a_row_without_a_label_is_reported(name, value, tokenizer):
+    good = LABELED_ROWS[name][0]
+    column = "star" if name == "app_reviews" else "label"
+    with pytest.raises(DatasetError, match=f"^Row 0, column '{column}': found .* Use a split that has answers"):
+        rows_of(name, good | {column: value}, tokenizer)
+
+
+@pytest.mark.parametrize("name", LABELED_ROWS)
+@pytest.mark.parametrize("value", [None, "", 5, ["text"]], ids=repr)
+def test_a_row_without_its_text_is_reported(name, value, tokenizer):
+    row = LABELED_ROWS[name][0]
+    column = next(column for column in row if column not in ("package_name",))
+    with pytest.raises(DatasetError, match=f"^Row 0, column '{column}': found .* Give every row a text there"):
+        rows_of(name, row | {column: value}, tokenizer)
+
+
+@pytest.mark.parametrize("name", LABELED_ROWS)
+def test_a_user_defined_row_with_a_label_may_have_a_solution(name, tokenizer):
+    label = load_task(name).labels[1]
+    row = {"problem": "What is it?", "answer": label.upper()}
+    (bare,) = rows_of(name, row, tokenizer)
+    assert (load_task(name).raw_problem(bare["prompt"]), bare["answer"]) == ("What is it?", label)
+    assert "reference" not in bare
+    (worked,) = rows_of(name, row | {"solution": "So it is."}, tokenizer)
+    assert (worked["reference"], worked["answer"]) == ("So it is.", label)
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "loaded"),
+    [
+        ("mnli", "test", "validation_matched"),
+        ("mnli", "train", "train"),
+        ("sst2", "test", "validation"),
+        ("mrpc", "test", "test"),
+        ("ag_news", "test", "test"),
+    ],
+)
+def test_the_split_to_evaluate_on_is_one_that_has_labels(name, split, loaded, tokenizer, monkeypatch):
+    asked = []
+
+    def load_rows(dataset_name, split="train", max_rows=None, config_name=None):
+        asked.append((split, config_name))
+        return Dataset.from_list([LABELED_ROWS[name][0]])
+
+    monkeypatch.setattr("rlmec_trl.tasks.problems.load_rows", load_rows)
+    task = load_task(name)
+    load_problems(ProblemConfig(), task, tokenizer, split)
+    assert asked == [(loaded, *(task.hub_configs or [None]))]
+
+
+def test_a_dataset_with_one_split_can_be_cut_into_two(tokenizer, monkeypatch):
+    asked = []
+
+    def load_rows(dataset_name, split="train", max_rows=None, config_name=None):
+        asked.append(split)
+        return Dataset.from_list([LABELED_ROWS["app_reviews"][0]])
+
+    monkeypatch.setattr("rlmec_trl.tasks.problems.load_rows", load_rows)
+    task = load_task("app_reviews")
+    load_problems(ProblemConfig(dataset_split="train[90%:]"), task, tokenizer, "test")
+    assert asked == ["train[90%:]"]
+    with pytest.raises(ValueError, match="has no split 'validation'; its splits are train"):
+        load_problems(ProblemConfig(), task, tokenizer, "test")

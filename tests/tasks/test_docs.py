@@ -37,7 +37,7 @@ def page_files(tmp_path, monkeypatch):
 def test_the_files_and_the_code_of_the_page_run_as_shown(page_files, chat_tokenizer, monkeypatch):
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda name: chat_tokenizer)
     code = [code for language, title, code in BLOCKS if language == "python" and not title]
-    assert len(code) == 3
+    assert len(code) == 4
     for block in code:
         exec(compile(block, "docs/tasks.md", "exec"), {"__name__": "docs"})
 
@@ -55,7 +55,7 @@ def test_user_defined_rows_load_with_the_tasks_that_are_named(page_files, tokeni
 def test_the_commands_of_the_page_are_accepted_by_their_recipes(page_files):
     script = "".join(code for language, _, code in BLOCKS if language == "bash").replace("\\\n", " ")
     commands = [shlex.split(line) for line in script.splitlines()]
-    assert len(commands) == 2
+    assert len(commands) == 3
     for python, recipe, *args in commands:
         assert python == "python"
         parser = importlib.import_module(recipe.removesuffix(".py").replace("/", ".")).make_parser()
@@ -73,7 +73,7 @@ def test_the_table_of_built_in_tasks_is_what_the_code_says():
             continue
         assert hub_id == f"`{task.hub_id}`"
         assert splits == ", ".join(task.splits), name
-        number = re.search(r"\d+", configs)
+        number = re.search(r"\b\d+", configs)
         if number:
             assert len(task.hub_configs) == int(number[0]), name
         else:
@@ -114,6 +114,8 @@ def error_messages(tokenizer, broken):
         refused(to_task_rows, dataset, Task("mine", check_math, read_row=lambda row: {}), tokenizer),
         refused(to_task_rows, dataset, Task("mine", check_math, read_row=lambda row: row["other"] + 1), tokenizer),
         refused(Task("mine", lambda *texts: texts[3]).is_correct, "a", "b", "c"),
+        refused(load_task("gsm8k").stated_label, "a"),
+        refused(Task("mine", labels=("a", "b"), read_label=lambda response: "c").stated_label, "a"),
         refused(check_by_reward, ids_only),
         refused(check_by_reward(two_rewards), "a", "b"),
     ]
