@@ -80,21 +80,9 @@ def task_key(task: Task, source: str | Task = "") -> dict[str, Any]:
 
 
 def wording_key(wording: Wording) -> str:
-    """Hash of all prompts but those about labels, which [`label_key`] has: other stages do not read them."""
-    about_labels = ("justify", "rate")
-    return _hash(repr(sorted((name, text) for name, text in asdict(wording).items() if name not in about_labels)))
-
-
-def label_key(task: Task) -> dict[str, Any]:
-    """What is about the labels of a task: which there are, and how they are read, justified and rated."""
-    functions = [task.read_label, task.justifier, task.rate]
-    return {
-        "labels": list(task.labels or ()),
-        "label_position": task.label_position,
-        "justify": _hash(task.wording.justify),
-        "rate": _hash(task.wording.rate),
-        "functions": [None if function is None else function_key(function) for function in functions],
-    }
+    """Hash of all prompts but those of teachers that justify or rate, which are in the keys of their stages alone."""
+    prompts = [(name, text) for name, text in asdict(wording).items() if name not in ("justify", "rate")]
+    return _hash(repr(sorted(prompts)))
 
 
 def function_key(function: Callable) -> list:

@@ -23,7 +23,7 @@ from ..teachers.api.journaled_teacher import JournaledTeacher
 from ..teachers.raters import JournaledRater, NoRating, Rater, Rating, TaskRater, load_rater, rate_responses
 from ..teachers.rationales import ACCEPTED
 from .confusable import StatedLabels, problem_key
-from .keys import config_key, function_key, label_key, task_key
+from .keys import config_key, function_key, task_key
 from .output import check_not_input, check_path
 from .pairing import Responses, label_pairs, rationale_pairs
 from .rationales import check_labels
@@ -324,7 +324,7 @@ def _load_rater(config: PairsConfig, task: Task) -> tuple[Rater | None, Any]:
     if config.rater == "task":
         if task.rate is None:
             raise ConfigError(f"Task '{task.name}' does not rate rationales: name another rater with `--rater`.")
-        return TaskRater(task), "task"
+        return TaskRater(task), function_key(task.rate)
     if ":" not in config.rater:
         raise ConfigError(
             f"There is no rater {config.rater!r}. Name `task`, `package.module:NAME` or `path/to/file.py:NAME`, or "
@@ -430,12 +430,7 @@ def _pair_here(
         outcomes.update(counts)
         return pairs
 
-    settings = {
-        **config_key(config),
-        "rater": rater_key,
-        "task": task_key(task, config.task),
-        "labels": label_key(task),
-    }
+    settings = {**config_key(config), "rater": rater_key, "task": task_key(task, config.task)}
     pairs = map_shards(problems, pair, config.output_dir, settings, config.shard_size, check=check)
     return pairs, gather_counts(outcomes)
 

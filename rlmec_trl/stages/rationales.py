@@ -28,7 +28,7 @@ from ..teachers.rationales import (
     load_justifier,
 )
 from .confusable import StatedLabels, problem_key
-from .keys import config_key, function_key, label_key, model_key, task_key
+from .keys import config_key, function_key, model_key, task_key
 from .output import check_not_input, check_path
 from .runner import EmptyResultError, map_shards
 from .through_journal import check_local, describe_outcomes, work_through_journal
@@ -321,7 +321,7 @@ def _justify_here(
     if config.teacher == "task":
         if task.justifier is None:
             raise ConfigError(f"Task '{task.name}' has no writer of rationales: name a model with `--teacher`.")
-        justifier, teacher = TaskJustifier(task), "task"
+        justifier, teacher = TaskJustifier(task), function_key(task.justifier)
     elif ":" in config.teacher:
         justifier = load_justifier(config.teacher)
         # An object is known by its content, and by the file that makes it
@@ -333,7 +333,8 @@ def _justify_here(
                 "`--teacher_revision`, and the policy with `--policy`."
             )
         model_args = replace(model_args, model_name_or_path=config.teacher, model_revision=config.teacher_revision)
-        teacher = model_key(model_args, load_tokenizer(model_args, config.trust_remote_code))
+        tokenizer = load_tokenizer(model_args, config.trust_remote_code)
+        teacher = {**model_key(model_args, tokenizer), "justify": task.wording.justify}
         justifier = None
 
     @cache  # loaded on first use: a finished run loads no model
@@ -350,12 +351,7 @@ def _justify_here(
         outcomes.update(counts)
         return justified
 
-    settings = {
-        **config_key(config),
-        "teacher": teacher,
-        "task": task_key(task, config.task),
-        "labels": label_key(task),
-    }
+    settings = {**config_key(config), "teacher": teacher, "task": task_key(task, config.task)}
     if justifier is not None:
         # It generates nothing
         del settings["max_new_tokens"]

@@ -76,7 +76,7 @@ ENTRIES = [
 ]
 
 
-def make(kind, **changed):
+def make(kind, /, **changed):
     names = {field.name for field in dataclasses.fields(kind) if "choices" not in field.metadata}
     common = {**REQUIRED, **(TRAINING if issubclass(kind, TrainingArguments) else {})}
     return kind(**({name: value for name, value in common.items() if name in names} | changed))
