@@ -15,10 +15,11 @@ import tempfile
 import time
 
 from rlmec_trl.generation.server import ServerConfig
-from rlmec_trl.teachers.anthropic_editor import AnthropicEditor
+from rlmec_trl.teachers.anthropic_teacher import AnthropicTeacher
 from rlmec_trl.teachers.api.config import TeacherConfig
 from rlmec_trl.teachers.api.journal import Journal
-from rlmec_trl.teachers.server_editor import ServerEditor
+from rlmec_trl.teachers.journaled_editor import JournaledEditor
+from rlmec_trl.teachers.server_teacher import ServerTeacher
 
 
 SECONDS_PER_ANSWER = 0.2
@@ -89,13 +90,13 @@ def main() -> None:
     config = TeacherConfig()
     for concurrency in (16, 32, 64):
         for title, teacher, base_url in (
-            ("Anthropic, single messages", AnthropicEditor, address),
-            ("OpenAI-compatible server", ServerEditor, f"{address}/v1"),
+            ("Anthropic, single messages", AnthropicTeacher, address),
+            ("OpenAI-compatible server", ServerTeacher, f"{address}/v1"),
         ):
-            server_config = ServerConfig(base_url=base_url, served_model="teacher", concurrency=concurrency)
+            server_config = ServerConfig(base_url=base_url, concurrency=concurrency)
 
             def make_editor(journal: Journal, teacher=teacher, settings=server_config):
-                return teacher("teacher", journal, config, settings)
+                return JournaledEditor(teacher("teacher", journal, config, settings))
 
             share_of_limit(make_editor, 1, num_questions=1)  # the SDK is imported on first use
             share = share_of_limit(make_editor, concurrency, num_questions=50 * concurrency)

@@ -1,8 +1,8 @@
 """
 The part of Anthropic's API that a teacher needs, on a local port: messages, batches of messages, and token counts.
 
-It corrects attempts at the built-in task, fails on demand, reports requests that the real API would reject, and counts
-what it would have billed.
+It corrects attempts at the built-in task, or gives the answers of a test, fails on demand, reports requests that the
+real API would reject, and counts what it would have billed.
 """
 
 import asyncio
@@ -90,6 +90,8 @@ class FakeAnthropic:
             Whether error messages repeat the key.
         structured (`bool`):
             Whether requests must ask for JSON.
+        answer (`Callable`):
+            The fields of an answer, given the user message and whether the answer is to be wrong.
     """
 
     fault: object = lambda user, attempt: None
@@ -99,6 +101,7 @@ class FakeAnthropic:
     chunk_delay: float = 0.0
     echo_key: bool = False
     structured: bool = True
+    answer: object = lambda user, wrong: correct_attempt(user, wrong)
 
     def __post_init__(self):
         # User messages in the order of the requests, and how often each got an answer that is billed
@@ -243,7 +246,7 @@ class FakeAnthropic:
             (message,) = params["messages"]
             if message["role"] != "user" or not isinstance(message["content"], str):
                 return f"not one message of the user: {message}"
-            read_row(message["content"])
+            self.answer(message["content"], False)
             config = params.get("output_config", {})
             if config.get("effort", "low") not in ("low", "medium", "high", "xhigh", "max"):
                 return f"unknown effort {config['effort']}"
@@ -262,13 +265,10 @@ class FakeAnthropic:
 
     def _message(self, params, fault):
         user = params["messages"][0]["content"]
-        error_step, rewrite = rewrite_minimally(*read_row(user))
-        if fault == "wrong":
-            # No answer of this task has four digits
-            rewrite = re.sub(r"\d+$", "1234", rewrite)
-        text = json.dumps({"error_step": error_step, "rewrite": rewrite})
+        fields = self.answer(user, fault == "wrong")
+        text = json.dumps(fields)
         if not self.structured:
-            text = f"{'none' if error_step == -1 else error_step}\n{rewrite}"
+            text = "\n".join("none" if value == -1 else str(value) for value in fields.values())
         if fault in ("malformed", "max_tokens"):
             text = text[: len(text) // 2]
         content = [{"type": "text", "text": text}]
@@ -421,6 +421,13 @@ class FakeAnthropic:
 def count_tokens(text):
     """Number of tokens for the bill: any tokenizer will do."""
     return len(text) // 4 + 1
+
+
+def correct_attempt(user, wrong):
+    """The edit of an attempt, in the fields of the answer."""
+    error_step, rewrite = rewrite_minimally(*read_row(user))
+    # No answer of this task has four digits
+    return {"error_step": error_step, "rewrite": re.sub(r"\d+$", "1234", rewrite) if wrong else rewrite}
 
 
 def read_row(user):

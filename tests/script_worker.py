@@ -65,7 +65,7 @@ def watch(processes, job):
 
 def main():
     trainings = ("rlmec", "sft", "train_grm", "train_label_reward", "grpo")
-    for recipe in (*trainings, "sample", "edit", "score", "evaluate", "audit", "pipeline"):
+    for recipe in (*trainings, "sample", "edit", "score", "evaluate", "audit", "pipeline", "rationales", "pairs"):
         runpy.run_path(str(RECIPES / f"{recipe}.py"), run_name="imported")
     gc.freeze()  # a training collects garbage several times
     for line in sys.stdin:

@@ -1,9 +1,10 @@
 """
-Edit the samples in a folder with a teacher at Anthropic, again and again, in processes that a test kills.
+Edit the samples in a folder, or justify its labels, with a teacher at Anthropic, again and again, in processes that a
+test kills.
 
-Each line on the standard input starts a run: a JSON list of the folder, the server's address, and whether to use
-batches. The worker prints the run's process id and, when it has ended, its exit code. Runs are forks of a process that
-has imported everything, so that a kill interrupts the work and not the imports.
+Each line on the standard input starts a run: a JSON list of the work (`"edit"` or `"justify"`), the folder, the
+server's address, and whether to use batches. The worker prints the run's process id and, when it has ended, its exit
+code. Runs are forks of a process that has imported everything, so that a kill interrupts the work and not the imports.
 
 python tests/survival_worker.py
 """
@@ -14,15 +15,17 @@ import sys
 import traceback
 from pathlib import Path
 
-import anthropic  # noqa: F401  (the editor would import it in each run)
+import anthropic  # noqa: F401  (the teacher would import it in each run)
 from datasets import load_from_disk
 
 from rlmec_trl.generation.server import ServerConfig
+from rlmec_trl.stages import rationales
+from rlmec_trl.tasks.problems import ProblemConfig
 from rlmec_trl.tasks.task import load_task
-from rlmec_trl.teachers.anthropic_editor import AnthropicEditor
+from rlmec_trl.teachers.anthropic_teacher import AnthropicTeacher
 from rlmec_trl.teachers.api.config import TeacherConfig
 from rlmec_trl.teachers.api.journal import Journal
-from rlmec_trl.teachers.api.journaled_editor import edit_through_journal
+from rlmec_trl.teachers.journaled_editor import JournaledEditor, edit_through_journal
 
 
 CONCURRENCY = 4
@@ -34,9 +37,18 @@ def edit(folder, base_url, use_batches):
     config = TeacherConfig(use_batches=use_batches, questions_per_batch=10, poll_seconds=0.01)
     server_config = ServerConfig(base_url=base_url, concurrency=CONCURRENCY)
     with Journal(Path(folder) / "journal") as journal:
-        editor = AnthropicEditor("claude-test", journal, config, server_config, task.wording)
+        editor = JournaledEditor(AnthropicTeacher("claude-test", journal, config, server_config), task.wording)
         edited, _ = edit_through_journal(load_from_disk(f"{folder}/samples"), editor, task)
     edited.save_to_disk(f"{folder}/edited")
+
+
+def justify(folder, base_url, use_batches):
+    """One run of the rationales stage."""
+    teacher_config = TeacherConfig(use_batches=use_batches, questions_per_batch=10, poll_seconds=0.01)
+    settings = {"labels": "all", "provider": "anthropic", "journal_dir": f"{folder}/journal"}
+    config = rationales.RationalesConfig(f"{folder}/rationales", "verdicts", "claude-test", **settings)
+    server_config = ServerConfig(base_url=base_url, concurrency=CONCURRENCY)
+    rationales.run(config, ProblemConfig(f"{folder}/problems"), teacher_config, server_config)
 
 
 if __name__ == "__main__":
@@ -44,8 +56,10 @@ if __name__ == "__main__":
         process = os.fork()
         if process == 0:
             exit_code = 1
+            os.dup2(2, 1)  # what a stage prints is not for the test
             try:
-                edit(*json.loads(line))
+                work, *arguments = json.loads(line)
+                {"edit": edit, "justify": justify}[work](*arguments)
                 exit_code = 0
             except BaseException:
                 traceback.print_exc()

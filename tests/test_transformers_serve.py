@@ -24,8 +24,8 @@ from rlmec_trl.tasks import arithmetic
 from rlmec_trl.tasks.task import load_task
 from rlmec_trl.teachers.api.config import TeacherConfig
 from rlmec_trl.teachers.api.journal import Journal
-from rlmec_trl.teachers.api.journaled_editor import edit_through_journal
-from rlmec_trl.teachers.server_editor import ServerEditor
+from rlmec_trl.teachers.journaled_editor import JournaledEditor, edit_through_journal
+from rlmec_trl.teachers.server_teacher import ServerTeacher
 from tests.fake_openai import memorize
 
 
@@ -172,9 +172,9 @@ def test_bad_answers_of_a_small_model_as_teacher_are_counted_and_not_trained_on(
     dataset = Dataset.from_list(rows).select_columns(names)
     config = TeacherConfig(structured_output=False, max_attempts=2, max_tokens=20)
     with Journal(tmp_path / "journal") as journal:
-        teacher = ServerEditor("policy", journal, config, server, arithmetic.WORDING)
-        edited, outcomes = edit_through_journal(dataset, teacher, load_task("arithmetic"))
-        questions = teacher.questions(*[[row[name] for row in rows] for name in ("prompt", "reference", "completion")])
+        editor = JournaledEditor(ServerTeacher("policy", journal, config, server), arithmetic.WORDING)
+        edited, outcomes = edit_through_journal(dataset, editor, load_task("arithmetic"))
+        questions = editor.questions(*[[row[name] for row in rows] for name in ("prompt", "reference", "completion")])
         num_answers = [len(journal.answers(question.key)) for question in questions]
     assert num_answers == [2] * 6
     assert edited["rewrite"][:] == [None] * 6

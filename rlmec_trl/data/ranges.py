@@ -100,6 +100,18 @@ RANGES: dict[str, dict[str, Range]] = {
         "batch_size": _BATCH,
         "shard_size": _SHARD,
     },
+    "RationalesConfig": {
+        "max_problems": _ROWS,
+        "max_new_tokens": _NEW_TOKENS,
+        "batch_size": _BATCH,
+        "shard_size": _SHARD,
+    },
+    "PairsConfig": {
+        "max_pairs": at_least(1, "no pair would be made"),
+        "seed": _SEED,
+        "max_problems": _ROWS,
+        "shard_size": _SHARD,
+    },
     "ScoreConfig": {
         "rewrite_topk": at_least(0, "it is a number of ids; 0 stores none"),
         "attempt_topk": at_least(0, "it is a number of ids; 0 stores none"),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datasets.features.features import FeatureType
 
 
-Stage = Literal["task", "samples", "edits", "scores", "policy", "grpo", "preference"]
+Stage = Literal["task", "samples", "edits", "scores", "policy", "grpo", "preference", "responses"]
 
 # The columns that the reader of a stage's rows needs; of a tuple, one column is enough
 _REQUIRED: dict[str, tuple[str | tuple[str, ...], ...]] = {
@@ -37,6 +37,7 @@ _REQUIRED: dict[str, tuple[str | tuple[str, ...], ...]] = {
     "policy": ("prompt", "completion_ids", ("token_probs", "token_rewards"), ("rewrite", "rewrite_ids")),
     "grpo": ("prompt", "answer"),
     "preference": ("prompt", "chosen", "rejected"),
+    "responses": ("prompt", "answer", "completion"),
 }
 # The columns that are read, and so checked, where the dataset has them
 _OPTIONAL: dict[str, tuple[str, ...]] = {
@@ -47,6 +48,7 @@ _OPTIONAL: dict[str, tuple[str, ...]] = {
     "policy": ("completion", "correct", "old_logps", *TOPK_COLUMNS),
     "grpo": (),
     "preference": ("kind", "margin"),
+    "responses": (),
 }
 _SOURCE = {
     "prompt": "the task's dataset has to provide it",
@@ -100,6 +102,8 @@ def column_features(messages: bool = False) -> dict[str, FeatureType]:
         "rewrite": text,
         "error_step": Value("int64"),
         "edit_outcome": string,
+        "label": string,
+        "rationale_outcome": string,
         "rewrite_ids": integers,
         "token_probs": floats,
         "token_rewards": floats,
@@ -130,7 +134,8 @@ def check_dataset(
         stage (`str`):
             What the rows are used for: `"task"` to be sampled, `"samples"` to be edited or scored, `"edits"` to train
             the generative reward model, `"scores"` as the score stage writes them, `"policy"` to train the policy,
-            `"grpo"` to train it with GRPO, `"preference"` to train a reward model on pairs of responses.
+            `"grpo"` to train it with GRPO, `"preference"` to train a reward model on pairs of responses, `"responses"` to be paired, or
+            to count the labels that they state.
         eos_token_ids (`int` or `Iterable[int]`, *optional*):
             Ids that may end a completion. If given, every `completion_ids` and `rewrite_ids` must end with one.
         vocab_size (`int`, *optional*):

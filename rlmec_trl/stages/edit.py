@@ -2,12 +2,11 @@
 
 import json
 from collections import Counter
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import ClassVar
 
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
 from trl import ModelConfig
 
 from ..data.checks import check_config
@@ -18,17 +17,15 @@ from ..generation.loading import load_model, load_tokenizer
 from ..generation.processes import gather_counts, process_state
 from ..generation.server import ServerConfig
 from ..tasks.task import Task, load_task, source_hash
-from ..teachers.anthropic_editor import AnthropicEditor
-from ..teachers.api.budget import describe_estimate
 from ..teachers.api.config import TeacherConfig
-from ..teachers.api.journal import Journal
-from ..teachers.api.journaled_editor import edit_through_journal
+from ..teachers.api.journaled_teacher import JournaledTeacher
 from ..teachers.editors import Editor, edit_dataset, editor_inputs, load_editor, mean_edit_distance
+from ..teachers.journaled_editor import JournaledEditor, edit_through_journal
 from ..teachers.model_editor import ModelEditor
-from ..teachers.server_editor import ServerEditor
 from .keys import config_key, function_key, model_key, task_key
-from .output import check_not_input, check_path, claim, publish, resolve, save_rows
+from .output import check_path
 from .runner import EmptyResultError, map_shards
+from .through_journal import check_local, describe_outcomes, work_through_journal
 
 
 @dataclass
@@ -177,7 +174,7 @@ def run(
         [`~rlmec_trl.stages.runner.EmptyResultError`]: If no sample that was to be edited has a verified rewrite. An
             earlier result stays, and so do the answers of an API teacher in their journal.
         [`~rlmec_trl.stages.output.OutputError`]: If `output_dir` cannot be replaced, or another run is writing to it.
-        [`~rlmec_trl.teachers.api.journaled_editor.TeacherError`]: If an API teacher cannot be used.
+        [`~rlmec_trl.teachers.api.errors.TeacherError`]: If an API teacher cannot be used.
         [`~rlmec_trl.data.schema.DatasetError`]: If a row breaks the contract of its columns.
     """
     teacher_config, server_config = teacher_config or TeacherConfig(), server_config or ServerConfig()
@@ -185,14 +182,13 @@ def run(
     task = load_task(config.task)
     samples = _load_samples(config)
     if config.provider == "local":
-        if server_config.base_url is not None or config.dry_run:
-            raise ConfigError("`--base_url` and `--dry_run` need `--provider server`, or `--provider anthropic`.")
+        check_local(config, server_config)
         edited, outcomes = _edit_here(samples, task, config, model_args or ModelConfig())
     else:
         edited, outcomes = _edit_by_api(samples, task, config, teacher_config, server_config)
         if edited is None:
             return None
-    counts = _describe(outcomes)
+    counts = describe_outcomes(outcomes)
     usable = len(edited) - edited.data["rewrite"].null_count
     distance = mean_edit_distance(edited)
     process_state().print(
@@ -201,13 +197,6 @@ def run(
         + f" Saved to {config.output_dir}"
     )
     return edited
-
-
-def _describe(outcomes: Counter) -> str:
-    kinds = Counter()
-    for outcome, count in outcomes.items():
-        kinds[outcome.partition(":")[0]] += count  # without the details that the API adds
-    return ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common())
 
 
 def _check_not_empty(edited: Dataset, config: EditConfig, teacher_said: str = "") -> None:
@@ -219,7 +208,7 @@ def _check_not_empty(edited: Dataset, config: EditConfig, teacher_said: str = ""
     outcomes = Counter(edited.select(asked)["edit_outcome"])
     raise EmptyResultError(
         f"The teacher {config.teacher!r} gave no verified rewrite of any of {len(asked)} samples "
-        f"({_describe(outcomes)}).{teacher_said} Nothing was saved to {config.output_dir!r}."
+        f"({describe_outcomes(outcomes)}).{teacher_said} Nothing was saved to {config.output_dir!r}."
     )
 
 
@@ -293,43 +282,18 @@ def _edit_by_api(
     samples: Dataset, task: Task, config: EditConfig, teacher_config: TeacherConfig, server_config: ServerConfig
 ) -> tuple[Dataset | None, Counter]:
     """With an API teacher, through the journal. `None` after a dry run."""
-    state = process_state()
-    journal_dir = config.journal_dir or f"{config.output_dir.rstrip('/')}-journal"
-    if resolve(journal_dir).is_relative_to(resolve(config.output_dir)):
-        raise ConfigError(
-            f"The journal {journal_dir!r} lies in `--output_dir`, which is replaced. Choose another folder."
-        )
-    check_not_input(config.output_dir, samples)
-    # The output folder is checked before anything is paid for
-    holds_output = state.is_main_process and not config.dry_run
-    with claim(config.output_dir) if holds_output else nullcontext() as work_dir:
-        with Journal(journal_dir, state.process_index, state.num_processes) as journal:
-            # A process that finds the journal or the folder taken stops before any of them pays
-            state.wait_for_everyone()
-            teacher_class = AnthropicEditor if config.provider == "anthropic" else ServerEditor
-            teacher = teacher_class(
-                config.teacher, journal, teacher_config, server_config, task.wording, 1 / state.num_processes
-            )
-            asked = samples if config.check_correct_samples else samples.filter(lambda row: not row["correct"])
-            estimate = teacher.estimate(*editor_inputs(asked, task))
-            state.print(describe_estimate(estimate, teacher_config))
-            if config.dry_run:
-                return None, Counter()
-            before = teacher.budget.spent
-            edited, outcomes = edit_through_journal(samples, teacher, task, config.check_correct_samples)
-            state.wait_for_everyone()
-            spent = sum(journal.costs())
-        failures = list(teacher.failures.values())
-        said = f" The last request without an answer: {failures[-1]}." if failures else ""
-        if teacher_config.max_cost is not None and outcomes["not asked"] > 0:
-            said += " `max_cost` was reached."
-        _check_not_empty(edited, config, f"{said} All answers are in {journal_dir!r}.")
-        if state.is_main_process:
-            # Rebuilt from the journal at each run, so it needs no key
-            publish(partial(save_rows, edited), config.output_dir, "journal", work_dir)
-        state.wait_for_everyone()
-    if teacher_config.max_cost is not None and outcomes["not asked"] > 0:
-        state.print("`max_cost` was reached. With a higher one, the same command requests the others.")
-    if teacher_config.input_price is not None:
-        state.print(f"Spent {spent - before:.2f} dollars, {spent:.2f} with earlier runs of {journal_dir}.")
-    return load_from_disk(str(resolve(config.output_dir))), outcomes
+    asked = samples if config.check_correct_samples else samples.filter(lambda row: not row["correct"])
+
+    def editor_of(teacher: JournaledTeacher) -> JournaledEditor:
+        return JournaledEditor(teacher, task.wording)
+
+    return work_through_journal(
+        config,
+        config.teacher,
+        [samples],
+        teacher_config,
+        server_config,
+        estimate=lambda teacher: editor_of(teacher).estimate(*editor_inputs(asked, task)),
+        work=lambda teacher: edit_through_journal(samples, editor_of(teacher), task, config.check_correct_samples),
+        check=lambda edited, teacher_said: _check_not_empty(edited, config, teacher_said),
+    )

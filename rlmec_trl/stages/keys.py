@@ -80,8 +80,9 @@ def task_key(task: Task, source: str | Task = "") -> dict[str, Any]:
 
 
 def wording_key(wording: Wording) -> str:
-    """Hash of all prompts."""
-    return _hash(repr(sorted(asdict(wording).items())))
+    """Hash of all prompts but those of teachers that justify or rate, which are in the keys of their stages alone."""
+    prompts = [(name, text) for name, text in asdict(wording).items() if name not in ("justify", "rate")]
+    return _hash(repr(sorted(prompts)))
 
 
 def function_key(function: Callable) -> list:

@@ -87,6 +87,12 @@ class Task:
         read_label (`Callable[[str], str | None]`, *optional*):
             The label that a response states as its own, one of `labels`, or `None`. By default, it is read by
             [`~rlmec_trl.tasks.labels.stated_label`].
+        justifier (`Callable[[str, str], str | None]`, *optional*):
+            A programmatic writer of rationales, used with `--teacher task`: `justifier(problem, label)` returns a
+            response that justifies the label, or `None` if there is none.
+        rate (`Callable[[str, str], float]`, *optional*):
+            How good the rationale of a response is, used with `--rater task`, called as `rate(problem, response)`.
+            Higher is better.
 
     Raises:
         [`~rlmec_trl.data.errors.ConfigError`]: If there is neither `check_answer` nor `labels`, or a field is of
@@ -114,9 +120,11 @@ class Task:
     editor: Callable | None = None
     label_position: str = "last"
     read_label: Callable[[str], str | None] | None = None
+    justifier: Callable[[str, str], str | None] | None = None
+    rate: Callable[[str, str], float] | None = None
 
     def __post_init__(self):
-        for name in ("check_answer", "check_steps", "read_row", "read_label", "editor"):
+        for name in ("check_answer", "check_steps", "read_row", "read_label", "editor", "justifier", "rate"):
             if not (getattr(self, name) is None or callable(getattr(self, name))):
                 raise ConfigError(f"`{name}` of task '{self.name}' is {getattr(self, name)!r}, not a function.")
         if not isinstance(self.wording, Wording):

@@ -429,4 +429,11 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return make_word_tokenizer(["Review : the is , . Verdict :", f" {NEGATION} and so", "the", *texts])
 
 
-TASK = Task("verdicts", wording=replace(WORDING, policy="{problem}"), labels=LABELS, read_label=read_label)
+TASK = Task(
+    "verdicts",
+    wording=replace(WORDING, policy="{problem}"),
+    labels=LABELS,
+    read_label=read_label,
+    justifier=justify,
+    rate=rationale_quality,
+)

@@ -24,6 +24,33 @@ with the final answer in the form that the attempt uses, or with "The answer is 
 """
 """Instructions of an API teacher, unless a task has its own."""
 
+JUSTIFY_INSTRUCTIONS = """\
+You write training data for a model that labels texts. You are given a prompt and one of the labels that it allows. \
+Write the response that the prompt asks for, with the given label as its answer.
+
+1. Argue for the given label, whether or not it is the one that you would choose. Some of the given labels are wrong: \
+a response with a wrong label is a counter-argument, from which a model learns to tell correct labels from incorrect \
+ones. Make the best case that the text allows for, and invent nothing that is not in it.
+2. Give a short rationale in your own words, of one to three sentences unless the prompt asks for something else. It \
+names what in the text speaks for the label.
+3. State the label word for word, at the place and in the form that the prompt asks for. Where it asks for no form, \
+end with a line that says "The answer is X", where X is the label. State no other label as the answer.
+4. Write as if you had chosen the label yourself: do not mention that it was given to you, and express no doubt about \
+it.
+
+"""
+"""Instructions of a teacher that justifies labels, unless a task has its own."""
+
+RATE_INSTRUCTIONS = """\
+You rate the rationales of a model that labels texts. You are given a prompt and a response to it, which has a \
+rationale and a label. Rate the rationale from 1 (useless) to 10 (perfect): whether what it says about the text is \
+true, whether it names what matters, whether it supports the very label that the response states, and whether it is \
+clear and free of repetition. Do not rate the label: a wrong label may have a good rationale, and a correct label a \
+poor one.
+
+"""
+"""Instructions of a teacher that rates responses, unless a task has its own."""
+
 
 @dataclass(frozen=True)
 class Wording:
@@ -49,6 +76,12 @@ class Wording:
             Instructions for an API teacher: find the first incorrect step and correct the attempt with as few edits as
             possible. They have no slots: the row follows in a separate message. The format of the answer is
             appended to them.
+        justify (`str`, *optional*, defaults to `JUSTIFY_INSTRUCTIONS`):
+            Instructions for a teacher: write the response to a prompt that justifies a given label, even a wrong one.
+            They have no slots: the policy's prompt and the label follow.
+        rate (`str`, *optional*, defaults to `RATE_INSTRUCTIONS`):
+            Instructions for a teacher: rate the rationale of a response from 1 to 10. They have no slots: the policy's
+            prompt and the response follow.
 
     Raises:
         [`~rlmec_trl.data.errors.ConfigError`]: If a field is not a text, or `step_separator` is empty.
@@ -61,9 +94,11 @@ class Wording:
     numbered: bool = False
     no_error: str = "none"
     teacher: str = TEACHER_INSTRUCTIONS
+    justify: str = JUSTIFY_INSTRUCTIONS
+    rate: str = RATE_INSTRUCTIONS
 
     def __post_init__(self):
-        for name in ("locate", "rewrite", "policy", "step_separator", "no_error", "teacher"):
+        for name in ("locate", "rewrite", "policy", "step_separator", "no_error", "teacher", "justify", "rate"):
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"`{name}` of a wording must be a text, got {getattr(self, name)!r}.")
         if not self.step_separator:

@@ -1,6 +1,5 @@
 """What an editor is, and the verification that every rewrite has to pass before it is trained on."""
 
-import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,10 +9,11 @@ from typing import Any, Protocol
 from datasets import Dataset, Value
 
 from ..credit.alignment import edit_distance
-from ..data.errors import ConfigError, UserError
+from ..data.errors import UserError
 from ..data.messages import is_conversational, is_storable, message_text
 from ..data.steps import first_changed_step, split_steps
-from ..tasks.task import Task, load_object, user_code
+from ..tasks.task import Task
+from .calls import call_function, load_function, name_of, show_entry
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,8 @@ def load_editor(path: str) -> Editor:
     Raises:
         `ValueError`: If there is no such object, or it cannot be called.
     """
-    editor = load_object(path)
-    if not callable(editor):
-        raise ConfigError(
-            f"{path!r} is a `{type(editor).__name__}`, not an editor. Name a function, or an object with `__call__`, "
-            "that takes problems, references and completions (see `rlmec_trl.teachers.editors.Editor`)."
-        )
-    return editor
+    takes = "problems, references and completions"
+    return load_function(path, "an editor", takes, "rlmec_trl.teachers.editors.Editor")
 
 
 def verify_rewrite(task: Task, problem: str, answer: str, rewrite: str) -> str | None:
@@ -159,7 +154,10 @@ def edit_dataset(
         return judge(asked[position], edit)[2] is not None
 
     inputs = [[texts[index] for index in asked] for texts in (problems, references, completions)]
-    edits = _call_editor(editor, *inputs, usable) if asked else []
+    edits = []
+    if asked:
+        words = ("editor", "edit", "attempt", "NoEdit(reason)")
+        edits = call_function(editor, inputs, *words, EditorError, usable=usable)
     for index, edit in zip(asked, edits, strict=True):
         _check_edit(editor, edit, first_row + index)
     edit_of = dict(zip(asked, edits, strict=True))
@@ -182,33 +180,6 @@ def edit_dataset(
     return edited, Counter(outcomes)
 
 
-def _call_editor(
-    editor: Editor, problems: list[str], references: list[str], completions: list[str], usable: Usable
-) -> list[Edit]:
-    parameters = inspect.signature(editor).parameters
-    takes_usable = "usable" in parameters or any(
-        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
-    )
-    what = f"The editor `{_name_of(editor)}` failed on {len(completions)} attempts"
-    fix = (
-        "Fix it and run the command again: finished shards are saved. Return `NoEdit(reason)` for an attempt without "
-        "an edit."
-    )
-    with user_code(what, fix, EditorError):
-        edits = editor(problems, references, completions, **({"usable": usable} if takes_usable else {}))
-    if not isinstance(edits, list | tuple):
-        raise EditorError(
-            f"The editor `{_name_of(editor)}` returned a `{type(edits).__name__}`; it must return a list "
-            "with one edit per attempt."
-        )
-    if len(edits) != len(completions):
-        raise EditorError(
-            f"The editor `{_name_of(editor)}` returned {len(edits)} edits for {len(completions)} attempts; it must "
-            "return one per attempt, in the same order. Return `NoEdit(reason)` where there is none."
-        )
-    return edits
-
-
 # Outcomes of verified rewrites
 _KEPT = ("rewritten", "unchanged")
 
@@ -220,17 +191,10 @@ def _check_edit(editor: Editor, edit: Any, row: int) -> None:
     else:
         is_sound = isinstance(edit, tuple) and len(edit) == 2 and type(edit[0]) is int and is_storable(edit[1])
     if not is_sound:
-        shown = repr(edit)
         raise EditorError(
-            f"The editor `{_name_of(editor)}` returned {shown if len(shown) <= 100 else shown[:100] + '...'} for row "
-            f"{row}; an edit is a tuple of the first incorrect step (an int, -1 if there is none) and the rewrite (a "
-            "string), or `NoEdit` with a reason."
+            f"The editor `{name_of(editor)}` returned {show_entry(edit)} for row {row}; an edit is a tuple of the "
+            "first incorrect step (an int, -1 if there is none) and the rewrite (a string), or `NoEdit` with a reason."
         )
-
-
-def _name_of(editor: Editor) -> str:
-    named = inspect.isroutine(editor) or inspect.isclass(editor)
-    return (editor if named else type(editor)).__qualname__
 
 
 def judge_edit(

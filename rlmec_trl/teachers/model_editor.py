@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.steps import first_changed_step, split_steps
-from ..data.tokens import as_prompt, encode_prompt
-from ..generation.inference import eos_token_ids, generate_ids
 from ..tasks.wording import WORDING, Wording, locate_prompt, parse_locate, rewrite_prompt
 from .editors import Edit, NoEdit, Usable
+from .local_model import ask_model
 
 
 class ModelEditor:
@@ -66,11 +65,4 @@ class ModelEditor:
         return edits
 
     def _ask(self, prompts: list[str], max_new_tokens: int, desc: str) -> list[str | None]:
-        """The model's answers; `None` for those truncated at `max_new_tokens`."""
-        tokenizer = self.processing_class
-        prompt_ids = [encode_prompt(tokenizer, as_prompt(tokenizer, prompt)) for prompt in prompts]
-        answers = generate_ids(self.model, tokenizer, prompt_ids, max_new_tokens, self.batch_size, desc)
-        ends = eos_token_ids(self.model.generation_config, tokenizer)
-        return [
-            tokenizer.decode(ids, skip_special_tokens=True).strip() if ids[-1] in ends else None for ids in answers
-        ]
+        return ask_model(self.model, self.processing_class, prompts, max_new_tokens, self.batch_size, desc)

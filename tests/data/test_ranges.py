@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py") if path.stem != "pipeline")
 # What the dataclasses need to be made
 REQUIRED = {"output_dir": "out", "task": "math", "dataset_name": "data", "teacher": "model"}
-REQUIRED |= {"seen_dataset_name": "data", "tokenizer": "model"}
+REQUIRED |= {"seen_dataset_name": "data", "tokenizer": "model", "dataset_names": ["data"]}
 TRAINING = {"use_cpu": True, "bf16": False, "report_to": "none"}
 # Settings that are refused on their own
 WITH_OTHERS = {

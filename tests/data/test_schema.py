@@ -375,7 +375,11 @@ def test_other_widths_of_numbers_and_lists_are_read():
 @pytest.mark.parametrize("messages", [False, True])
 def test_the_known_types_are_those_that_rows_of_python_values_get(messages):
     of_pairs = {"chosen", "rejected", "kind", "margin"}  # no stage writes them into samples
-    row = {name: value for name, value in ROW.items() if name not in of_pairs} | {"edit_outcome": "rewritten"}
+    row = {name: value for name, value in ROW.items() if name not in of_pairs} | {
+        "edit_outcome": "rewritten",
+        "label": "positive",
+        "rationale_outcome": "accepted",
+    }
     if messages:
         row |= {name: chat("user", row[name]) for name in ("prompt", "completion", "rewrite")}
     assert column_features(messages) == Dataset.from_list([row]).features

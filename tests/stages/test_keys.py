@@ -12,6 +12,8 @@ from rlmec_trl.generation.server import ServerConfig
 from rlmec_trl.stages.edit import EditConfig
 from rlmec_trl.stages.evaluate import EvaluateConfig
 from rlmec_trl.stages.keys import MODEL_FIELDS, config_key, model_key, task_key
+from rlmec_trl.stages.pairs import PairsConfig
+from rlmec_trl.stages.rationales import RationalesConfig
 from rlmec_trl.stages.sample import SampleConfig
 from rlmec_trl.stages.score import ScoreConfig
 from rlmec_trl.tasks.problems import ProblemConfig
@@ -20,8 +22,9 @@ from rlmec_trl.teachers.api.config import TeacherConfig
 
 
 CONFIGS = [SampleConfig, EditConfig, ScoreConfig, EvaluateConfig, ServerConfig, ProblemConfig, TeacherConfig]
+CONFIGS += [RationalesConfig, PairsConfig]
 FIELDS = [(config, field) for config in CONFIGS for field in dataclasses.fields(config)]
-REQUIRED = {"output_dir": "out", "task": "math", "dataset_name": "data", "teacher": "model"}
+REQUIRED = {"output_dir": "out", "task": "math", "dataset_name": "data", "teacher": "model", "dataset_names": ["data"]}
 
 # What may be lowered or raised without changing a result, whatever a later reader of the code thinks
 ONLY_SPEED = {"batch_size", "score_batch_size", "shard_size", "concurrency", "timeout", "max_retries", "output_dir"}
@@ -43,6 +46,8 @@ def other_value(field, value):
         return value / 2
     if isinstance(value, int) or field.name in ("max_rows", "max_problems"):
         return (value or 0) + 1
+    if isinstance(value, list):
+        return [*value, "other"]
     return {"more": 1} if field.name == "extra_body" else f"{value}-other" if value else "other"
 
 

@@ -25,6 +25,8 @@ REQUIRED = {
     "sft": {"output_dir": "out", "dataset_name": "data"},
     "grpo": {"output_dir": "out", "dataset_name": "data", "task": "math"},
     "task": {"output_dir": "out"},
+    "rationales": {"output_dir": "out", "task": "sst2", "teacher": "model"},
+    "pairs": {"output_dir": "out", "task": "sst2", "dataset_names": "data"},
 }
 TRAINING = {"use_cpu": True, "bf16": False, "report_to": "none"}
 TRAINS = ("train_grm", "train_label_reward", "rlmec", "sft", "grpo")

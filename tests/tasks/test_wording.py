@@ -175,7 +175,8 @@ def test_other_values_are_not_conversational(value):
     ids=["default", "arithmetic"],
 )
 def test_the_shipped_wordings_have_not_changed_since_models_were_trained_on_them(wording, digest):
-    assert hashlib.sha256(json.dumps(dataclasses.asdict(wording)).encode()).hexdigest()[:16] == digest
+    prompts = {name: text for name, text in dataclasses.asdict(wording).items() if name not in ("justify", "rate")}
+    assert hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16] == digest
 
 
 def test_a_wording_saved_before_teachers_had_one_still_loads(tmp_path):

@@ -6,6 +6,7 @@ that moment may be lost: of single messages at most `concurrency`, of batches no
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,9 +17,11 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, load_from_disk
 
+from rlmec_trl.tasks import verdicts
 from rlmec_trl.tasks.task import load_task
-from rlmec_trl.teachers.api.questions import make_question
+from rlmec_trl.teachers.edit_questions import make_edit_question
 from rlmec_trl.teachers.editors import editor_inputs
+from rlmec_trl.teachers.text_questions import make_rationale_question
 from tests.fake_anthropic import KEY, FakeAnthropic
 from tests.survival_worker import CONCURRENCY, edit
 
@@ -41,8 +44,8 @@ class Worker:
             text=True,
         )
 
-    def start(self, folder, server, use_batches):
-        self._process.stdin.write(json.dumps([str(folder), server.url, use_batches]) + "\n")
+    def start(self, folder, server, use_batches, work="edit"):
+        self._process.stdin.write(json.dumps([work, str(folder), server.url, use_batches]) + "\n")
         self._process.stdin.flush()
         self._run = int(self._process.stdout.readline())
 
@@ -84,7 +87,7 @@ def keys_of(samples):
     """The key of each request, by its text."""
     task = load_task("arithmetic")
     questions = [
-        make_question("anthropic claude-test default", task.wording, True, *row)
+        make_edit_question("anthropic claude-test default", task.wording, True, *row)
         for row in zip(*editor_inputs(samples, task), strict=True)
     ]
     return {question.user: question.key for question in questions}
@@ -182,3 +185,38 @@ def test_a_kill_while_results_are_fetched_does_not_pay_them_twice(worker, server
     assert set(answered_keys(tmp_path).values()) == {1}
     assert len(server.batches) == 2
     assert set(server.paid.values()) == {1} and len(server.paid) == 20
+
+
+def justify_as_asked(user, wrong):
+    prompt, label = (re.search(rf"<{name}>\n(.*?)\n</{name}>", user, re.DOTALL)[1] for name in ("prompt", "label"))
+    return {"response": verdicts.justify(prompt, label)}
+
+
+@pytest.mark.parametrize("use_batches", [False, True], ids=["messages", "batches"])
+def test_kills_lose_no_rationale_and_request_none_again(worker, server, tmp_path, use_batches):
+    problems = verdicts.make_verdicts(0, warmup=2, train=40, validation=2, test=2, pairs=2)["train"]
+    problems.save_to_disk(tmp_path / "problems")
+    server.answer, server.delay, server.chunk_delay = justify_as_asked, lambda user: 0.02, 0.02
+    path = tmp_path / "journal" / "answers-0.jsonl"
+    kills = []
+    for goal in (5, 20, 35):
+        worker.start(tmp_path, server, use_batches, work="justify")
+        server.wait_until(lambda goal=goal: path.exists() and path.read_text().count('"text"') >= goal, 60)
+        worker.kill()
+        kills.append((len(server.asked), answered_keys(tmp_path)))
+    assert kills[-1][1].total() < 80, "some labels were left after the last kill"
+    worker.start(tmp_path, server, use_batches, work="justify")
+    assert worker.wait() == 0
+    rationales = load_from_disk(tmp_path / "rationales")
+    assert rationales["rationale_outcome"][:] == ["accepted"] * 80
+    labels = (rationales["prompt"][:], rationales["label"][:])
+    expected = [verdicts.justify(prompt, label) for prompt, label in zip(*labels, strict=True)]
+    assert rationales["completion"][:] == expected
+    assert set(answered_keys(tmp_path).values()) == {1} and len(answered_keys(tmp_path)) == 80
+    names = ("anthropic claude-test default", load_task("verdicts").wording, True)
+    questions = [make_rationale_question(*names, *row) for row in zip(*labels, strict=True)]
+    keys = {question.user: question.key for question in questions}
+    for num_asked, answered in kills:
+        assert not {keys[user] for user in server.asked[num_asked:]} & answered.keys()
+    if use_batches:
+        assert set(server.paid.values()) == {1}

@@ -1,63 +1,46 @@
-"""Requests to an API teacher: one answer gives the first incorrect step and the corrected attempt."""
+"""A question to a teacher that answers through a journal."""
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from typing import Any
-
-from ...data.messages import is_storable
-from ...data.steps import first_changed_step, split_steps
-from ...tasks.wording import Wording, number_steps
-from ..editors import NoEdit
-
-
-_JSON_LAYOUT = """\
-Answer with a JSON object: `error_step` is the number of the first wrong step, or -1 if every step is right; \
-`rewrite` is the corrected attempt."""
-
-_PLAIN_LAYOUT = """\
-Answer with the number of the first wrong step, or with none if every step is right, alone on the first line, and \
-with the corrected attempt from the second line on. Write nothing else."""
-
-ANSWER_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "error_step": {"type": "integer", "description": "Number of the first wrong step, -1 if every step is right."},
-        "rewrite": {"type": "string", "description": "The corrected attempt."},
-    },
-    "required": ["error_step", "rewrite"],
-    "additionalProperties": False,
-}
 
 
 @dataclass(frozen=True)
 class Question:
     """
-    A request to a teacher.
+    A request to a teacher. Who asks it knows how its answer is read.
 
     Args:
         key (`str`):
             Hash of the teacher and of the whole text: 64 hexadecimal digits.
+        kind (`str`):
+            What is asked for, in a word: the name that a server is given for the schema.
         system (`str`):
-            The instructions, the same for all rows.
+            The instructions, the same for all rows, so that providers can cache them.
         user (`str`):
             The row.
-        attempt (`str`):
-            The attempt in that row.
+        answer_length (`int`):
+            Number of characters that an answer is expected to have. It matters for estimates alone.
         schema (`dict`, *optional*):
-            JSON schema of the answer, `None` for the plain layout.
+            JSON schema of the answer, `None` where the instructions describe a plain layout.
     """
 
     key: str
+    kind: str
     system: str
     user: str
-    attempt: str
+    answer_length: int
     schema: dict[str, Any] | None = None
 
 
 def make_question(
-    teacher: str, wording: Wording, structured: bool, problem: str, reference: str, attempt: str
+    teacher: str,
+    kind: str,
+    system: str,
+    parts: dict[str, str],
+    answer_length: int,
+    schema: dict[str, Any] | None = None,
 ) -> Question:
     """
     Make the request for a row.
@@ -65,87 +48,30 @@ def make_question(
     Args:
         teacher (`str`):
             The teacher: part of the key, so that answers of one teacher are not taken for those of another.
-        wording ([`~rlmec_trl.tasks.wording.Wording`]):
-            The teacher's instructions, and how attempts at the task divide into steps.
-        structured (`bool`):
-            Whether to request JSON, or the plain layout.
-        problem, reference, attempt (`str`):
-            The row.
+        kind, system, answer_length, schema:
+            As in [`Question`].
+        parts (`dict[str, str]`):
+            The texts of the row by their names. Each is shown between tags with its name.
     """
-    # The same in all requests of a run, so that providers can cache it
-    system = f"{wording.teacher.strip()}\n\n{_JSON_LAYOUT if structured else _PLAIN_LAYOUT}"
-    parts = {
-        "problem": problem,
-        "reference_solution": reference,
-        "attempt": attempt,
-        "steps": number_steps(wording, attempt),
-    }
-    user = "\n\n".join(f"<{name}>\n{text.strip()}\n</{name}>" for name, text in parts.items())
+    user = show_parts(parts)
     key = hashlib.sha256(json.dumps([teacher, system, user]).encode()).hexdigest()
-    return Question(key, system, user, attempt, ANSWER_SCHEMA if structured else None)
+    return Question(key, kind, system, user, answer_length, schema)
 
 
-def read_answer(wording: Wording, structured: bool, attempt: str, text: str) -> tuple[int, str] | NoEdit:
-    """
-    Read the answer to a request from [`make_question`].
-
-    Args:
-        wording ([`~rlmec_trl.tasks.wording.Wording`]):
-            Wording of the task.
-        structured (`bool`):
-            Whether JSON was requested.
-        attempt (`str`):
-            The attempt.
-        text (`str`):
-            The answer.
-
-    Returns:
-        `tuple[int, str]` or [`~rlmec_trl.teachers.editors.NoEdit`]: The index of the first incorrect step and the
-        rewrite, with the attempt's leading and trailing whitespace; or why there is none: `"malformed"`, or
-        `"inconsistent"` if the rewrite repeats the step that the teacher calls incorrect.
-    """
-    found = _read_json(text) if structured else _read_plain(text)
-    num_steps = len(split_steps(attempt, wording.step_separator))
-    if found is None or not -1 <= found[0] <= num_steps or not is_storable(found[1]):
-        return NoEdit("malformed")
-    error_step, rewrite = found
-    rewrite = _as_written(attempt, rewrite)
-    first_changed = first_changed_step(attempt, rewrite, wording.step_separator)
-    if error_step >= 0 and first_changed == -1:
-        return NoEdit("inconsistent")
-    if error_step == num_steps:
-        # A step is missing at the end: the rewrite shows where
-        error_step = first_changed
-    return NoEdit("inconsistent") if 0 <= error_step < first_changed else (error_step, rewrite)
+def show_parts(parts: dict[str, str]) -> str:
+    """The texts of a row between tags with their names."""
+    return "\n\n".join(f"<{name}>\n{text.strip()}\n</{name}>" for name, text in parts.items())
 
 
-def _read_json(text: str) -> tuple[int, str] | None:
+def read_object(text: str) -> dict[str, Any] | None:
+    """The JSON object that an answer is; `None` if it is something else."""
     try:
         answer = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(answer, dict):
-        return None
-    error_step, rewrite = answer.get("error_step"), answer.get("rewrite")
-    if type(error_step) is not int or not isinstance(rewrite, str):
-        return None
-    return error_step, rewrite
+    return answer if isinstance(answer, dict) else None
 
 
-def _read_plain(text: str) -> tuple[int, str] | None:
-    # Some models write their reasoning first
-    first_line, _, rewrite = text.rpartition("</think>")[2].strip().partition("\n")
-    # The number must stand alone: an answer may begin with the rewrite, and the rewrite with a sum
-    found = re.fullmatch(r"\W*?(?:step\s*)?(-?[0-9]{1,9}|none)\W*", first_line, re.IGNORECASE)
-    if found is None:
-        return None
-    return (-1 if found[1].lower() == "none" else int(found[1])), rewrite
-
-
-def _as_written(attempt: str, rewrite: str) -> str:
-    """A rewrite with the line ends and the outer whitespace of its attempt: a change in these is not an edit."""
-    if "\r" not in attempt:
-        rewrite = rewrite.replace("\r\n", "\n")
-    start = attempt[: len(attempt) - len(attempt.lstrip())]
-    end = attempt[len(attempt.rstrip()) :]
-    return start + rewrite.strip() + end if rewrite.strip() else ""
+def without_reasoning(text: str) -> str:
+    """A plain answer without the reasoning that some models write before it."""
+    return text.rpartition("</think>")[2].strip()

@@ -16,7 +16,7 @@ from ..generation.processes import process_state
 from ..generation.server import ServerConfig, describe_error
 from .api.errors import RequestFailedError, TeacherError
 from .api.journal import Answer, Submission
-from .api.journaled_editor import JournaledEditor
+from .api.journaled_teacher import JournaledTeacher
 from .api.questions import Question
 
 
@@ -29,12 +29,12 @@ _MAX_FAILED_POLLS = 60
 _NOT_ACCEPTED = (429, 529)
 
 
-class AnthropicEditor(JournaledEditor):
+class AnthropicTeacher(JournaledTeacher):
     """
     A Claude model as the teacher, through the official SDK. The key is read from the environment variable
     `ANTHROPIC_API_KEY`. The instructions, which are the same in all requests, are marked for the prompt cache.
 
-    Takes the arguments of [`~rlmec_trl.teachers.api.journaled_editor.JournaledEditor`]. With `config.use_batches`,
+    Takes the arguments of [`~rlmec_trl.teachers.api.journaled_teacher.JournaledTeacher`]. With `config.use_batches`,
     requests go through the Message Batches API. Of `server_config`, `concurrency`, `timeout` and `max_retries` apply,
     and `base_url` for another address than Anthropic's.
     """

@@ -18,10 +18,10 @@ from rlmec_trl.tasks.task import load_task
 from rlmec_trl.teachers.api.config import TeacherConfig
 from rlmec_trl.teachers.api.errors import TeacherError
 from rlmec_trl.teachers.api.journal import Journal
-from rlmec_trl.teachers.api.journaled_editor import edit_through_journal
-from rlmec_trl.teachers.api.questions import ANSWER_SCHEMA
+from rlmec_trl.teachers.edit_questions import ANSWER_SCHEMA
 from rlmec_trl.teachers.editors import NoEdit, edit_dataset
-from rlmec_trl.teachers.server_editor import ServerEditor
+from rlmec_trl.teachers.journaled_editor import JournaledEditor, edit_through_journal
+from rlmec_trl.teachers.server_teacher import ServerTeacher
 from tests.fake_openai import FakeServer, parts_of, teach
 
 
@@ -51,8 +51,8 @@ def edit(tmp_path):
         config = TeacherConfig(**take(TeacherConfig))
         dataset = Dataset.from_list([{name: row[name] for name in SAMPLE_COLUMNS} for row in rows])
         with Journal(tmp_path / name) as journal:
-            teacher = ServerEditor(model, journal, config, server_config, WORDING, **arguments)
-            return edit_through_journal(dataset, teacher, TASK)
+            teacher = ServerTeacher(model, journal, config, server_config, **arguments)
+            return edit_through_journal(dataset, JournaledEditor(teacher, WORDING), TASK)
 
     return edit
 
@@ -265,8 +265,9 @@ def test_odd_bodies_neither_stop_the_run_nor_damage_the_journal(message, kept, t
     client = SimpleNamespace(chat=SimpleNamespace(completions=completions))
     config = TeacherConfig(input_price=1.0, output_price=1.0, structured_output=False, max_attempts=1)
     with Journal(tmp_path) as journal:
-        editor = ServerEditor("teacher", journal, config, ServerConfig(base_url="http://127.0.0.1:9/v1"))
-        editor._client = lambda: nullcontext(client)
+        teacher = ServerTeacher("teacher", journal, config, ServerConfig(base_url="http://127.0.0.1:9/v1"))
+        editor = JournaledEditor(teacher)
+        teacher._client = lambda: nullcontext(client)
         (edit,) = editor(["1 + 1"], ["2"], ["3"])
         (question,) = editor.questions(["1 + 1"], ["2"], ["3"])
         assert [answer.text for answer in journal.answers(question.key)] == kept
@@ -329,10 +330,10 @@ def test_a_teacher_that_may_not_send_requests_answers_from_the_journal(rows, edi
         edit(server, rows[:1])
         asked_before = len(server.exchanges)
         with Journal(tmp_path / "journal") as journal:
-            teacher = ServerEditor("policy", journal, TeacherConfig(), ServerConfig(server.url), WORDING)
+            teacher = ServerTeacher("policy", journal, TeacherConfig(), ServerConfig(server.url))
             teacher.may_ask = False
             inputs = [[row[name] for row in rows[:2]] for name in ("prompt", "reference", "completion")]
-            known, unknown = teacher(*inputs)
+            known, unknown = JournaledEditor(teacher, WORDING)(*inputs)
             assert known == (rows[0]["error_step"], rows[0]["rewrite"])
             assert unknown == NoEdit("not asked")
         assert len(server.exchanges) == asked_before

@@ -1,4 +1,4 @@
-"""Base class of API teachers, with a journal and a cost limit."""
+"""Base class of API teachers: questions are answered through a journal, within a cost limit."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -6,23 +6,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate.utils import gather_object
-from datasets import Dataset
 
 from ...generation.asking import ask_all
 from ...generation.processes import process_state
 from ...generation.server import ServerConfig, describe_error
-from ...tasks.task import Task
-from ...tasks.wording import WORDING, Wording
-from ..editors import Edit, NoEdit, Usable, edit_dataset, editor_inputs
 from .budget import Budget, Estimate
 from .config import TeacherConfig, answer_cost
 from .errors import RequestFailedError, TeacherError
 from .journal import Answer, Journal
-from .questions import Question, make_question, read_answer
+from .questions import Question
 
+
+T = TypeVar("T")
 
 # As Anthropic's API and the OpenAI-compatible ones name it
 _REFUSED = ("refusal", "content_filter")
@@ -32,10 +30,10 @@ _TRUNCATED = ("max_tokens", "model_context_window_exceeded", "length")
 _MAX_FAILURES_IN_A_ROW = 50
 
 
-class JournaledEditor(ABC):
+class JournaledTeacher(ABC):
     """
-    Base class of API teachers. An answer to a row is requested until one passes verification, at most
-    `config.max_attempts` times; what is in the journal is never requested again.
+    Base class of API teachers. It knows nothing of what is asked: an answer to a question is requested until one is
+    usable, at most `config.max_attempts` times, and what is in the journal is never requested again.
 
     Args:
         model (`str`):
@@ -46,8 +44,6 @@ class JournaledEditor(ABC):
             What to request, and what it may cost.
         server_config ([`~rlmec_trl.generation.server.ServerConfig`]):
             How to reach the API.
-        wording ([`~rlmec_trl.tasks.wording.Wording`], *optional*):
-            Wording of the task.
         budget_share (`float`, *optional*, defaults to `1.0`):
             Share of what is left of `config.max_cost` that this process may spend.
 
@@ -66,14 +62,12 @@ class JournaledEditor(ABC):
         journal: Journal,
         config: TeacherConfig,
         server_config: ServerConfig,
-        wording: Wording = WORDING,
         budget_share: float = 1.0,
     ):
         self.model = model
         self.journal = journal
         self.config = config
         self.server_config = server_config
-        self.wording = wording
         self._check_settings()
         self._batch = "" if config.use_batches else None
         longest = answer_cost(config, Answer("", "", output_tokens=config.max_tokens, batch=self._batch))
@@ -161,46 +155,35 @@ class JournaledEditor(ABC):
                     self.budget.under_way += 1
                 yield question
 
-        ask_all(ask, affordable(), self.server_config.concurrency, len(questions), "Editing")
-
-    def __call__(
-        self,
-        problems: Sequence[str],
-        references: Sequence[str],
-        completions: Sequence[str],
-        usable: Usable | None = None,
-    ) -> list[Edit]:
-        def read(question: Question, text: str) -> Edit:
-            return read_answer(self.wording, self.config.structured_output, question.attempt, text)
-
-        usable = usable or (lambda index, edit: not isinstance(edit, NoEdit))
-        return self.answer(self.questions(problems, references, completions), read, usable)
+        ask_all(ask, affordable(), self.server_config.concurrency, len(questions), "Asking the teacher")
 
     def answer(
         self,
         questions: list[Question],
-        read: Callable[[Question, str], Any],
-        usable: Callable[[int, Any], bool],
-    ) -> list[Any]:
+        read: Callable[[int, str], T],
+        usable: Callable[[int, T], bool],
+        no_answer: Callable[[str], T],
+    ) -> list[T]:
         """
         Answer each question from the journal, or request an answer until one is usable.
 
         Args:
             questions (`list[Question]`):
                 What to ask. Questions with the same key are requested once.
-            read (`Callable[[Question, str], Any]`):
-                Parses the text of an answer; [`~rlmec_trl.teachers.editors.NoEdit`] if it cannot be parsed.
+            read (`Callable[[int, str], Any]`):
+                Parses the text of an answer to the question with this index.
             usable (`Callable[[int, Any], bool]`):
-                Whether the question with this index needs no other answer.
+                Whether the question with this index needs no other answer than the one that gave this result.
+            no_answer (`Callable[[str], Any]`):
+                The result where there is no answer, or one without a text that could be read, from the reason.
 
         Returns:
-            `list`: The result of the first usable answer to each question, otherwise of the last. `NoEdit` with the
-            reason if there is no answer.
+            `list`: The result of the first usable answer to each question, otherwise of the last.
         """
         if self.may_ask:
             self.failures.clear()
             self._num_failures.clear()
-        results: list[Any] = [NoEdit("not asked")] * len(questions)
+        results = [no_answer("not asked")] * len(questions)
         self.budget.under_way = 0
         if self.may_ask and self.journal.own_submissions():
             self._with_client(self._resume)
@@ -215,7 +198,8 @@ class JournaledEditor(ABC):
                 # Each answer is read once: verification takes time
                 for answer in answers[num_read[index] :]:
                     if not done[index]:
-                        results[index] = _no_answer(answer) or read(question, answer.text)
+                        unread = _reason_not_to_read(answer)
+                        results[index] = read(index, answer.text) if unread is None else no_answer(unread)
                         done[index] = usable(index, results[index])
                 num_read[index] = len(answers)
                 tries = max(len(answers), self._num_failures[question.key])
@@ -225,33 +209,21 @@ class JournaledEditor(ABC):
                 break
             self._with_client(self._send, list(pending.values()))
         return [
-            NoEdit(self.failures.get(question.key, "not asked")) if count == 0 else result
+            no_answer(self.failures.get(question.key, "not asked")) if count == 0 else result
             for question, result, count in zip(questions, results, num_read, strict=True)
         ]
 
-    def questions(
-        self, problems: Sequence[str], references: Sequence[str], completions: Sequence[str]
-    ) -> list[Question]:
-        """The request for each attempt. Equal rows have the same key, and are requested once."""
-        structured = self.config.structured_output
-        return [
-            make_question(self.name, self.wording, structured, *row)
-            for row in zip(problems, references, completions, strict=True)
-        ]
-
-    def estimate(
-        self, problems: Sequence[str], references: Sequence[str], completions: Sequence[str], sample_size: int = 20
-    ) -> Estimate:
+    def estimate(self, questions: Sequence[Question], sample_size: int = 20) -> Estimate:
         """
-        Estimate what the rows without an answer will cost. Tokens are counted on a sample of the rows and assumed to
-        grow with the number of characters; an answer is expected to be as long as its attempt.
+        Estimate what the questions without an answer will cost. Tokens are counted on a sample of them and assumed to
+        grow with the number of characters.
 
         Raises:
             [`TeacherError`]: If the teacher cannot be reached.
         """
         waiting = self.journal.waiting_keys()
-        questions = {question.key: question for question in self.questions(problems, references, completions)}
-        new = [question for key, question in questions.items() if not self.journal.answers(key) and key not in waiting]
+        asked = {question.key: question for question in questions}
+        new = [question for key, question in asked.items() if not self.journal.answers(key) and key not in waiting]
         if not new:
             return Estimate(0)
         sample = new[:: max(1, len(new) // sample_size)][:sample_size]
@@ -264,8 +236,7 @@ class JournaledEditor(ABC):
             return sum(len(question.system) + len(question.user) for question in questions)
 
         tokens_per_character = sum(counts) / length(sample)
-        # The number of the step and the layout add to the rewrite
-        characters = sum(len(question.attempt) + 40 for question in new)
+        characters = sum(question.answer_length for question in new)
         answer = Answer(
             text="",
             stop_reason="",
@@ -315,35 +286,45 @@ class JournaledEditor(ABC):
             )
 
 
-def _no_answer(answer: Answer) -> NoEdit | None:
-    """The reason why an answer has no usable text; `None` if it has."""
+def _reason_not_to_read(answer: Answer) -> str | None:
+    """Why an answer has no text that could be read; `None` if it has."""
     if answer.stop_reason in _REFUSED:
-        return NoEdit("refusal")
-    return NoEdit("truncated") if answer.stop_reason in _TRUNCATED else None
+        return "refusal"
+    return "truncated" if answer.stop_reason in _TRUNCATED else None
 
 
-def edit_through_journal(
-    dataset: Dataset, editor: JournaledEditor, task: Task, check_correct_samples: bool = True
-) -> tuple[Dataset, Counter]:
+def answer_together(
+    teacher: JournaledTeacher, questions: Sequence[Question], answer: Callable[[Sequence[int]], T]
+) -> T:
     """
-    [`~rlmec_trl.teachers.editors.edit_dataset`] with an API teacher, on all processes of the run.
+    Ask a teacher on all processes of the run.
 
     Each process sends its share of the requests. Then all read every answer from the journal, so that the result does
     not depend on the number of processes.
+
+    Args:
+        teacher ([`JournaledTeacher`]):
+            The teacher.
+        questions (`Sequence[Question]`):
+            All that is asked.
+        answer (`Callable[[Sequence[int]], Any]`):
+            Asks the questions with these indices, and makes the result of the answers.
+
+    Returns:
+        What `answer` returns for all questions.
     """
     state = process_state()
     if state.num_processes > 1:
         # By request, not by row: equal rows are requested once
-        questions = editor.questions(*editor_inputs(dataset, task))
         shares = [int(question.key, 16) % state.num_processes for question in questions]
         own = [index for index, share in enumerate(shares) if share == state.process_index]
         if own:
-            edit_dataset(dataset.select(own), editor, task, check_correct_samples)
-        for failures in gather_object([editor.failures]):
-            editor.failures.update(failures)
-        editor.journal.reload()
-        editor.may_ask = False
+            answer(own)
+        for failures in gather_object([teacher.failures]):
+            teacher.failures.update(failures)
+        teacher.journal.reload()
+        teacher.may_ask = False
     try:
-        return edit_dataset(dataset, editor, task, check_correct_samples)
+        return answer(range(len(questions)))
     finally:
-        editor.may_ask = True
+        teacher.may_ask = True

@@ -14,7 +14,7 @@ from rlmec_trl.data.steps import split_steps
 from rlmec_trl.tasks import arithmetic
 from rlmec_trl.tasks.task import load_task
 from rlmec_trl.tasks.wording import WORDING
-from rlmec_trl.teachers.api.questions import ANSWER_SCHEMA, make_question, read_answer
+from rlmec_trl.teachers.edit_questions import ANSWER_SCHEMA, make_edit_question, read_edit
 from rlmec_trl.teachers.editors import NoEdit, edit_dataset
 
 
@@ -35,7 +35,7 @@ def question(**changes):
         "reference": REFERENCE,
         "attempt": WRONG,
     }
-    return make_question(**(settings | changes))
+    return make_edit_question(**(settings | changes))
 
 
 def say(structured, error_step, rewrite):
@@ -46,7 +46,7 @@ def say(structured, error_step, rewrite):
 
 
 def read(structured, error_step, rewrite, attempt=WRONG):
-    return read_answer(WORDING, structured, attempt, say(structured, error_step, rewrite))
+    return read_edit(WORDING, structured, attempt, say(structured, error_step, rewrite))
 
 
 # --- Requests --------------------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_a_step_that_is_missing_at_the_end_is_counted_as_the_last(structured):
     ids=lambda text: repr(text[:40]),
 )
 def test_json_of_another_form_is_malformed(text):
-    assert read_answer(WORDING, True, WRONG, text) == MALFORMED
+    assert read_edit(WORDING, True, WRONG, text) == MALFORMED
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_json_of_another_form_is_malformed(text):
     ids=lambda text: repr(text[:40]),
 )
 def test_a_plain_answer_without_a_step_is_malformed(text):
-    assert read_answer(WORDING, False, WRONG, text) == MALFORMED
+    assert read_edit(WORDING, False, WRONG, text) == MALFORMED
 
 
 @pytest.mark.parametrize(
@@ -261,8 +261,8 @@ def test_a_plain_answer_without_a_step_is_malformed(text):
 )
 def test_a_rewrite_whose_first_line_looks_like_a_step_number_keeps_it(rewrite):
     """If a teacher omits the number, which must stand alone, the first line is part of the rewrite."""
-    assert read_answer(WORDING, False, WRONG, rewrite) == MALFORMED
-    assert read_answer(WORDING, False, WRONG, f"1\n{rewrite}") in [(1, rewrite), INCONSISTENT]
+    assert read_edit(WORDING, False, WRONG, rewrite) == MALFORMED
+    assert read_edit(WORDING, False, WRONG, f"1\n{rewrite}") in [(1, rewrite), INCONSISTENT]
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_a_rewrite_whose_first_line_looks_like_a_step_number_keeps_it(rewrite):
     ],
 )
 def test_a_plain_answer_is_read_through_reasoning_and_markup(text):
-    assert read_answer(WORDING, False, WRONG, text) == (1, RIGHT)
+    assert read_edit(WORDING, False, WRONG, text) == (1, RIGHT)
 
 
 @BOTH
@@ -289,7 +289,7 @@ def test_line_ends_of_another_system_are_not_an_edit(structured, error_step, rew
     assert answer == read(structured, error_step, rewrite)
     if not structured:
         text = say(structured, error_step, rewrite).replace("\n", "\r\n")
-        assert read_answer(WORDING, structured, WRONG, text) == answer
+        assert read_edit(WORDING, structured, WRONG, text) == answer
 
 
 @BOTH
@@ -327,7 +327,7 @@ def check_result(attempt, answer, wording=WORDING):
 @example(attempt=WRONG, text="</think>")
 @example(attempt=WRONG, text="0\n\u2028\n")
 def test_no_text_makes_the_reader_fail(structured, attempt, text):
-    check_result(attempt, read_answer(WORDING, structured, attempt, text))
+    check_result(attempt, read_edit(WORDING, structured, attempt, text))
 
 
 JSON = st.recursive(
@@ -340,7 +340,7 @@ JSON = st.recursive(
 @given(attempt=ATTEMPTS, error_step=JSON, rewrite=JSON, more=st.dictionaries(st.text(max_size=3), JSON, max_size=2))
 def test_no_json_makes_the_reader_fail(attempt, error_step, rewrite, more):
     text = json.dumps({**more, "error_step": error_step, "rewrite": rewrite})
-    check_result(attempt, read_answer(WORDING, True, attempt, text))
+    check_result(attempt, read_edit(WORDING, True, attempt, text))
 
 
 @BOTH
@@ -356,9 +356,7 @@ def test_half_a_surrogate_pair_does_not_stop_the_run(structured):
     row = {"prompt": PROBLEM, "reference": REFERENCE, "answer": "86", "completion": WRONG, "correct": False}
 
     def editor(problems, references, completions):
-        return [
-            read_answer(WORDING, structured, completion, say(structured, 1, rewrite)) for completion in completions
-        ]
+        return [read_edit(WORDING, structured, completion, say(structured, 1, rewrite)) for completion in completions]
 
     _, outcomes = edit_dataset(Dataset.from_list([row]), editor, load_task("math"))
     assert outcomes == {"malformed": 1}
@@ -396,7 +394,7 @@ def test_the_answer_of_a_perfect_teacher_is_read_back_exactly(structured, row):
     attempt = row[2]
     assume(attempt == attempt.strip())
     error_step, rewrite = arithmetic.rewrite_minimally(*row)
-    answer = read_answer(arithmetic.WORDING, structured, attempt, say(structured, error_step, rewrite))
+    answer = read_edit(arithmetic.WORDING, structured, attempt, say(structured, error_step, rewrite))
     # A step that is missing at the end has no number, and the last step is returned instead
     last_step = len(split_steps(attempt, arithmetic.WORDING.step_separator)) - 1
     assert answer == (min(error_step, last_step), rewrite)

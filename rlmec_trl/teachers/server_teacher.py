@@ -6,17 +6,17 @@ from ..data.errors import ConfigError
 from ..generation.server import describe_error, open_client
 from .api.errors import RequestFailedError, TeacherError
 from .api.journal import Answer
-from .api.journaled_editor import JournaledEditor
+from .api.journaled_teacher import JournaledTeacher
 from .api.questions import Question
 
 
-class ServerEditor(JournaledEditor):
+class ServerTeacher(JournaledTeacher):
     """
     An instruction-tuned model behind an OpenAI-compatible server (vLLM, SGLang, ...) as the teacher.
 
     The first answer to a row is decoded greedily; further ones are sampled, so that they differ.
 
-    Takes the arguments of [`~rlmec_trl.teachers.api.journaled_editor.JournaledEditor`]. `model` is part of the key
+    Takes the arguments of [`~rlmec_trl.teachers.api.journaled_teacher.JournaledTeacher`]. `model` is part of the key
     under which the journal stores the answers and, if `server_config.served_model` is not set, also the name that the
     server knows the model by. Without `config.structured_output`, any server with a chat endpoint will do.
     """
@@ -40,7 +40,7 @@ class ServerEditor(JournaledEditor):
         num_answers = len(self.journal.answers(question.key))
         extra = {}
         if question.schema is not None:
-            schema = {"name": "edit", "schema": question.schema, "strict": True}
+            schema = {"name": question.kind, "schema": question.schema, "strict": True}
             extra["response_format"] = {"type": "json_schema", "json_schema": schema}
         with self._translated_errors():
             response = client.chat.completions.create(

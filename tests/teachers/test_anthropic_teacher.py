@@ -20,12 +20,12 @@ from rlmec_trl.generation.server import ServerConfig
 from rlmec_trl.tasks.arithmetic import edit as edit_arithmetic
 from rlmec_trl.tasks.arithmetic import rewrite_minimally
 from rlmec_trl.tasks.task import load_task
-from rlmec_trl.teachers.anthropic_editor import AnthropicEditor
+from rlmec_trl.teachers.anthropic_teacher import AnthropicTeacher
 from rlmec_trl.teachers.api.config import TeacherConfig
 from rlmec_trl.teachers.api.errors import TeacherError
 from rlmec_trl.teachers.api.journal import Journal
-from rlmec_trl.teachers.api.journaled_editor import edit_through_journal
 from rlmec_trl.teachers.editors import edit_dataset, editor_inputs
+from rlmec_trl.teachers.journaled_editor import JournaledEditor, edit_through_journal
 from tests.fake_anthropic import BROKEN, KEY, FakeAnthropic, read_row
 
 
@@ -58,7 +58,7 @@ def make_samples(make_rows):
 def make_editor(journal, server, model="claude-test", wording=TASK.wording, concurrency=8, max_retries=3, **config):
     config = TeacherConfig(**{"poll_seconds": 0.01, **config})
     server_config = ServerConfig(base_url=server.url, concurrency=concurrency, max_retries=max_retries)
-    return AnthropicEditor(model, journal, config, server_config, wording)
+    return JournaledEditor(AnthropicTeacher(model, journal, config, server_config), wording)
 
 
 def edit(folder, server, samples, **settings):
@@ -434,7 +434,7 @@ def test_an_editor_can_be_used_for_a_second_dataset(server, make_samples, tmp_pa
 @pytest.mark.parametrize("settings", [{"served_model": "x"}, {"extra_body": {"a": 1}}, {"api_key_env": "TEAM_KEY"}])
 def test_settings_for_servers_are_refused(settings, tmp_path):
     with Journal(tmp_path) as journal, pytest.raises(ValueError, match="for servers only"):
-        AnthropicEditor("claude-test", journal, TeacherConfig(), ServerConfig(**settings))
+        AnthropicTeacher("claude-test", journal, TeacherConfig(), ServerConfig(**settings))
 
 
 def test_a_journal_inside_the_folder_that_is_replaced_is_refused(server, make_samples, tmp_path):
@@ -538,9 +538,9 @@ def test_a_batch_whose_results_were_deleted_is_submitted_again(server, make_samp
         edit(tmp_path, server, samples, use_batches=True)
     server.faults, server.keeps_results = {}, False
     with Journal(tmp_path) as journal:
-        editor = make_editor(journal, server, use_batches=True)
-        with editor._client() as client:
-            editor._resume(client)
+        teacher = make_editor(journal, server, use_batches=True).teacher
+        with teacher._client() as client:
+            teacher._resume(client)
         assert journal.submissions() == []
     server.keeps_results = True
     edited, _ = edit(tmp_path, server, samples, use_batches=True)
