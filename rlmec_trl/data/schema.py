@@ -134,8 +134,8 @@ def check_dataset(
         stage (`str`):
             What the rows are used for: `"task"` to be sampled, `"samples"` to be edited or scored, `"edits"` to train
             the generative reward model, `"scores"` as the score stage writes them, `"policy"` to train the policy,
-            `"grpo"` to train it with GRPO, `"preference"` to train a reward model on pairs of responses, `"responses"` to be paired, or
-            to count the labels that they state.
+            `"grpo"` to train it with GRPO, `"preference"` to train a reward model on pairs of responses, `"responses"`
+            to be paired, or to count the labels that they state.
         eos_token_ids (`int` or `Iterable[int]`, *optional*):
             Ids that may end a completion. If given, every `completion_ids` and `rewrite_ids` must end with one.
         vocab_size (`int`, *optional*):
