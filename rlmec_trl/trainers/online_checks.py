@@ -3,11 +3,19 @@
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from datasets import Dataset
+from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ..data.errors import ConfigError
 from .online_rlmec_config import OnlineRLMECConfig
+
+
+NO_REFERENCE = (
+    "`grm` reads a correct solution beside each problem, from the column `reference`, which the training dataset does "
+    "not have. Add it, with None where there is none, and leave `remove_unused_columns=False`."
+)
 
 
 def check_token_reward_settings(args: OnlineRLMECConfig, names: list[str]) -> None:
@@ -77,12 +85,36 @@ def check_with_grm(arguments: dict[str, Any]) -> None:
             )
     dataset = arguments.get("train_dataset")
     if isinstance(dataset, Dataset) and "reference" not in dataset.column_names:
-        raise ConfigError(
-            "`grm` reads a correct solution beside each problem, from the column `reference`, which the training "
-            "dataset does not have. Add it, with None where there is none."
-        )
+        raise ConfigError(NO_REFERENCE)
     if is_deepspeed_zero3_enabled():
         raise ConfigError("`grm` cannot be used under ZeRO-3, which would shard it. Use ZeRO-2 or FSDP.")
+
+
+def check_own_weights(policy: PreTrainedModel, reward_model: PreTrainedModel) -> None:
+    """Check that freezing the reward model does not freeze the policy."""
+    trained = {id(parameter) for parameter in policy.parameters() if parameter.requires_grad}
+    if any(id(parameter) in trained for parameter in reward_model.parameters()):
+        raise ConfigError(
+            "The model of `grm` is the policy's own, which is trained, and a reward model is frozen. Give `grm` a copy "
+            "of the policy, or its path."
+        )
+
+
+def check_sync(policy: PreTrainedModel, reward_model: PreTrainedModel, is_sharded: bool) -> None:
+    """Check that the weights of the reward model can follow those of the policy, one by one."""
+    if is_peft_model(policy):
+        raise ConfigError("`sync_grm` cannot follow an adapter. Set `sync_grm=False`, or train all weights.")
+    if is_sharded:
+        raise ConfigError(
+            "`sync_grm` cannot follow a policy that FSDP shards: the reward model is whole on each device. Set "
+            "`sync_grm=False`, or use DDP or ZeRO-2."
+        )
+    shapes, followed = ([parameter.shape for parameter in model.parameters()] for model in (reward_model, policy))
+    if shapes != followed:
+        raise ConfigError(
+            "`sync_grm` needs a reward model of the policy's architecture, and the shapes of their weights differ. Set "
+            "`sync_grm=False`, or use an earlier state of the policy."
+        )
 
 
 def check_verifier(reward_funcs: Any) -> None:

@@ -1,5 +1,6 @@
 """Online RLMEC: GRPO with credit for each token, and imitation of what a generative reward model rewrites."""
 
+import atexit
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,15 +8,15 @@ from inspect import Parameter, Signature, signature
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, is_peft_model
+from accelerate.utils import gather_object, is_peft_model, send_to_device
 from datasets import Dataset
-from transformers import Trainer
 from trl import GRPOTrainer
 from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import (
     get_callable_name,
     get_config_model_id,
     is_async_callable,
+    shutdown_event_loop_in_daemon,
     start_event_loop_in_daemon,
 )
 
@@ -27,13 +28,16 @@ from ..credit.token_rewards import rewards_from_probs
 from ..credit.trainer_checks import TrainerChecks
 from ..data.errors import ConfigError
 from ..data.messages import is_conversational
-from ..data.tokens import same_vocabulary
+from ..data.tokens import decode_completion, same_vocabulary
 from ..grm.generative_reward_model import GenerativeRewardModel
 from ..grm.in_the_loop import ADAPTER, judge, load_beside, rewrite_flagged
 from .collator import DataCollatorForRLMEC
 from .distillation import add_distillation_head
 from .losses import imitation_loss
 from .online_checks import (
+    NO_REFERENCE,
+    check_own_weights,
+    check_sync,
     check_terms,
     check_token_reward_settings,
     check_verifier,
@@ -164,8 +168,9 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         self._token_loop = None
         verifier = [self.rewrite_verifier or self.reward_funcs[0]] if self._rewrites else []
         if any(map(is_async_callable, [*token_reward_funcs, *verifier])):
-            _, self._token_loop, ready = start_event_loop_in_daemon(name="OnlineRLMECTrainer-AsyncLoop")
+            thread, self._token_loop, ready = start_event_loop_in_daemon(name="OnlineRLMECTrainer-AsyncLoop")
             ready.wait()
+            atexit.register(shutdown_event_loop_in_daemon, thread, self._token_loop)
         self.grm = None if grm is None else self._prepare_grm(grm)
         self._replay = None
         if self._replays:
@@ -221,8 +226,8 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
                 "`attempt_coef` compares distributions over the same tokens, and `grm` has another tokenizer than the "
                 "policy. Set `attempt_coef=0`, or use a reward model of the policy's family."
             )
-        shared = grm.adapter_name is not None
-        if not shared:
+        if grm.adapter_name is None:
+            check_own_weights(self.model, grm.model)
             grm.model.requires_grad_(False)
             # As TRL's reward models: whole on each device, under FSDP too
             grm.model = self.accelerator.prepare_model(grm.model, evaluation_mode=True, device_placement=True)
@@ -234,8 +239,7 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
                 self.temperature,
             )
         if args.sync_grm:
-            if is_peft_model(self.model):
-                raise ConfigError("`sync_grm` cannot follow an adapter. Set `sync_grm=False`, or train all weights.")
+            check_sync(self.model, grm.model, self.is_fsdp_enabled)
             self.add_callback(SyncRefModelCallback(ref_model=grm.model, accelerator=self.accelerator))
         return grm
 
@@ -280,9 +284,13 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
             values = self._combine(rewards, completion_ids)
             return _Credit(values, flags=values)
 
+        if self.model.training and "reference" not in inputs[0]:
+            raise ConfigError(NO_REFERENCE)
         references = [row.get("reference") for row in inputs]
         template_kwargs = [row.get("chat_template_kwargs") for row in inputs]
-        samples = (prompts, references, completions, completion_ids)
+        # The text of the ids: where the tokenizer parses responses, a message may lack a part of it
+        texts = [decode_completion(self._tokenizer, ids) for ids in completion_ids]
+        samples = (prompts, references, texts, completion_ids)
         token_probs, states = judge(self.grm, *samples, template_kwargs, with_states=self._distills)
         # Without a reference, there is no opinion on any token
         opinions = [
@@ -482,7 +490,8 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
             if self.args.token_credit == "none":
                 inputs = inputs | {"advantages": torch.zeros_like(inputs["advantages"])}
             losses.append(super()._compute_loss(model, inputs))
-            if self._token_names and not self._entropy_bonus_enabled:  # with it, TRL logs the metric
+            adds_to_grpo = self._token_names or self._replays
+            if adds_to_grpo and not self._entropy_bonus_enabled:  # with it, TRL logs the metric
                 self._log_loss(mode, "policy_loss", losses[0] * num_accumulated)
         if self._rewrites or self._replays:
             loss = self._imitation_loss(model, inputs, mode)
@@ -520,7 +529,7 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
                 {"prompt_ids": ids, "completion_ids": [], "token_rewards": [], "imitation_ids": [],
                  "imitation_weights": [], "num_edited": 0}
             ]  # fmt: skip
-        batch = Trainer._prepare_inputs(self, self._imitation_collator(examples))
+        batch = send_to_device(self._imitation_collator(examples), self.accelerator.device)
         model_inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
         with self.accelerator.autocast():
             outputs = model(**model_inputs, use_cache=False, fused_lm_head=True)

@@ -15,7 +15,7 @@ from rlmec_trl import OnlineRLMECConfig, OnlineRLMECTrainer
 from rlmec_trl.grm.generative_reward_model import GenerativeRewardModel
 
 
-LOSS_TYPES = ["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "vespo"]
+LOSS_TYPES = ["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "vespo", "luspo"]
 
 
 def reward_length(completions, **kwargs):
@@ -256,6 +256,57 @@ def test_cutting_the_batch_otherwise_gives_the_same_weights(
     assert largest_difference(*results) <= 1e-5
 
 
+def test_the_steps_of_a_generation_batch_share_its_rewrites_and_its_counts(
+    make_policy, make_grm, tokenizer, problems, arguments
+):
+    """At a learning rate of 0, four steps of two completions have on average the losses of one step of eight."""
+    logs, num_rewrites = [], []
+    for settings in (
+        {"per_device_train_batch_size": 8, "max_steps": 1},
+        {"per_device_train_batch_size": 2, "max_steps": 8, "steps_per_generation": 4, "num_iterations": 2},
+    ):
+        config = OnlineRLMECConfig(
+            **arguments(rewrite_samples="all", attempt_coef=0.5, reward_baseline=0.02, top_k=1, shuffle_dataset=False,
+                        optim="sgd", learning_rate=0.0, **settings)
+        )  # fmt: skip
+        grm = make_grm()
+        recorded = record_rewrites(grm)
+        trainer = make_trainer(make_policy, tokenizer, problems, config, grm=grm, rewrite_verifier=passes)
+        logs.append([step for step in train(trainer)[1] if "imitation_loss" in step])
+        num_rewrites.append(len(recorded))
+    (whole,), parts = logs
+    assert num_rewrites == [8, 8], "completions are rewritten once, however often they are trained on"
+    for name in ("imitation_loss", "attempt_loss"):
+        values = [step[name] for step in parts]
+        assert sum(values[:4]) / 4 == pytest.approx(whole[name], rel=1e-4)
+        assert sorted(values[:4]) == pytest.approx(sorted(values[4:]), rel=1e-4), "the second iteration"
+        assert max(values) > min(values)
+
+
+def test_an_evaluation_has_all_terms_and_trains_nothing(
+    make_policy, make_grm, tokenizer, problems, make_rows, arguments
+):
+    config = OnlineRLMECConfig(
+        **arguments(rewrite_samples="all", attempt_coef=0.5, per_device_eval_batch_size=6, steps_per_generation=2)
+    )
+    trainer = make_trainer(
+        make_policy, tokenizer, problems, config, eval_dataset=problems.select(range(6)), grm=make_grm(),
+        rewrite_verifier=passes, replay_dataset=Dataset.from_list(make_rows(6)),
+    )  # fmt: skip
+    trainer.model.train()
+    metrics = trainer.evaluate()
+    for name in ("policy_loss", "imitation_loss", "attempt_loss", "rewrite/verified", "token_reward/grm/mean"):
+        assert math.isfinite(trainer.state.log_history[-1][f"eval_{name}"]), name
+    log = trainer.state.log_history[-1]
+    total = log["eval_policy_loss"] + log["eval_imitation_loss"] + 0.5 * log["eval_attempt_loss"]
+    assert metrics["eval_loss"] == pytest.approx(total, rel=1e-4)
+    fresh = dict(make_policy().named_parameters())
+    assert all(torch.equal(parameter, fresh[name]) for name, parameter in trainer.model.named_parameters())
+    # Those of a benchmark may have no reference
+    bare = problems.select(range(6)).remove_columns("reference")
+    assert math.isfinite(trainer.evaluate(bare)["eval_loss"])
+
+
 def test_credit_reaches_the_loss_where_it_was_placed(make_policy, make_grm, tokenizer, problems, arguments):
     config = OnlineRLMECConfig(**arguments(token_credit="place", imitation_coef=0, max_steps=1))
     trainer = make_trainer(make_policy, tokenizer, problems, config, grm=make_grm())
@@ -332,6 +383,13 @@ def test_replay_rows_are_imitated(make_policy, tokenizer, problems, make_rows, a
     assert len(losses) == 12 and losses[-1] < losses[0] - 0.3
     examples = trainer._imitation_examples({"completion_ids": torch.zeros(4, 3)}, None)
     assert sum(map(len, examples)) == 6
+
+
+def test_terms_beside_that_of_grpo_are_logged_with_it(make_policy, tokenizer, problems, make_rows, arguments):
+    config = OnlineRLMECConfig(**arguments(max_steps=1))
+    trainer = make_trainer(make_policy, tokenizer, problems, config, replay_dataset=Dataset.from_list(make_rows(6)))
+    log = train(trainer)[1][0]
+    assert log["loss"] == pytest.approx(log["policy_loss"] + log["imitation_loss"], abs=1e-4)
 
 
 def test_asynchronous_functions_and_weights(make_policy, tokenizer, problems, arguments):
@@ -481,6 +539,52 @@ def test_a_grm_that_cannot_work_is_refused_before_the_model_is_prepared(
         problems = problems.remove_columns("reference")
     with pytest.raises(ConfigError, match=said):
         make_trainer(make_policy, tokenizer, problems, config, grm=make_grm(), **change)
+
+
+def test_references_that_do_not_reach_the_trainer_are_an_error(make_policy, make_grm, tokenizer, problems, arguments):
+    from rlmec_trl.data.errors import ConfigError
+
+    config = OnlineRLMECConfig(**arguments(remove_unused_columns=True))
+    trainer = make_trainer(make_policy, tokenizer, problems, config, grm=make_grm(), rewrite_verifier=passes)
+    with pytest.raises(ConfigError, match="from the column `reference`, .* `remove_unused_columns=False`"):
+        trainer.train()
+
+
+def test_a_reward_model_that_is_the_policy_itself_is_refused(make_policy, tokenizer, problems, arguments):
+    from rlmec_trl.data.errors import ConfigError
+
+    policy = make_policy()
+    grm = GenerativeRewardModel(policy, tokenizer, show_progress=False)
+    with pytest.raises(ConfigError, match="Give `grm` a copy"):
+        make_trainer(lambda: policy, tokenizer, problems, OnlineRLMECConfig(**arguments(imitation_coef=0)), grm=grm)
+    assert all(parameter.requires_grad for parameter in policy.parameters())
+
+
+def test_a_reward_model_of_other_sizes_cannot_follow_the_policy(make_policy, tokenizer, problems, arguments):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from rlmec_trl.data.errors import ConfigError
+
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    other = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes))
+    grm = GenerativeRewardModel(other, tokenizer, show_progress=False)
+    config = OnlineRLMECConfig(**arguments(imitation_coef=0, attempt_coef=1.0, sync_grm=True))
+    with pytest.raises(ConfigError, match="`sync_grm` needs a reward model of the policy's architecture"):
+        make_trainer(make_policy, tokenizer, problems, config, grm=grm)
+
+
+def test_the_reward_model_reads_the_text_of_the_ids(make_policy, make_grm, tokenizer, problems, arguments):
+    """A tokenizer that parses responses leaves reasoning out of the content of the message."""
+    config = OnlineRLMECConfig(**arguments())
+    trainer = make_trainer(make_policy, tokenizer, problems, config, grm=make_grm(), rewrite_verifier=passes)
+    completion = "59 - 16 is 43"
+    ids = tokenizer(completion)["input_ids"]
+    parsed = [{"role": "assistant", "content": "43", "reasoning_content": "59 - 16 is"}]
+    values = [
+        trainer._judge([problems[0]], [problems[0]["prompt"]], [shown], [ids], [0.0]).values
+        for shown in (completion, parsed)
+    ]
+    assert values[0] == values[1]
 
 
 def test_a_self_teacher_follows_the_policy(make_policy, make_grm, tokenizer, problems, arguments):
