@@ -95,8 +95,8 @@ def check_own_weights(policy: PreTrainedModel, reward_model: PreTrainedModel) ->
     trained = {id(parameter) for parameter in policy.parameters() if parameter.requires_grad}
     if any(id(parameter) in trained for parameter in reward_model.parameters()):
         raise ConfigError(
-            "The model of `grm` is the policy's own, which is trained, and a reward model is frozen. Give `grm` a copy "
-            "of the policy, or its path."
+            "The model of `grm` is the policy's own, which is trained, and a reward model is frozen. Give `grm` a "
+            "copy of the policy, or its path."
         )
 
 
@@ -112,8 +112,8 @@ def check_sync(policy: PreTrainedModel, reward_model: PreTrainedModel, is_sharde
     shapes, followed = ([parameter.shape for parameter in model.parameters()] for model in (reward_model, policy))
     if shapes != followed:
         raise ConfigError(
-            "`sync_grm` needs a reward model of the policy's architecture, and the shapes of their weights differ. Set "
-            "`sync_grm=False`, or use an earlier state of the policy."
+            "`sync_grm` needs a reward model of the policy's architecture, and the shapes of their weights differ. "
+            "Set `sync_grm=False`, or use an earlier state of the policy."
         )
 
 

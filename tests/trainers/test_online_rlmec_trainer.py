@@ -308,22 +308,38 @@ def test_an_evaluation_has_all_terms_and_trains_nothing(
 
 
 def test_credit_reaches_the_loss_where_it_was_placed(make_policy, make_grm, tokenizer, problems, arguments):
-    config = OnlineRLMECConfig(**arguments(token_credit="place", imitation_coef=0, max_steps=1))
-    trainer = make_trainer(make_policy, tokenizer, problems, config, grm=make_grm())
-    seen, compute = [], GRPOTrainer._compute_loss
+    config = OnlineRLMECConfig(**arguments(token_credit="place", imitation_coef=0, max_steps=1, reward_baseline=0.02))
+    trainer = make_trainer(
+        make_policy, tokenizer, problems, config, lambda completions, **kwargs: [0.0, 1.0] * 2, grm=make_grm()
+    )
+    seen, values, compute, judge = [], {}, GRPOTrainer._compute_loss, trainer._judge
 
     def record(self, model, inputs):
         seen.append(inputs)
         return compute(self, model, inputs)
 
+    def keep_values(*others):
+        credit = judge(*others)
+        values.update(zip(map(tuple, credit.completion_ids), credit.values, strict=True))
+        return credit
+
+    trainer._judge = keep_values
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GRPOTrainer, "_compute_loss", record)
         trainer.train()
     (inputs,) = seen
     assert inputs["advantages"].shape == inputs["completion_mask"].shape
-    for advantages, mask in zip(inputs["advantages"], inputs["completion_mask"].bool(), strict=True):
-        values = advantages[mask]
-        assert len(values[values < 0]) in (0, 1, len(values)), "blame belongs to one token, or to all"
+    num_placed = 0
+    for advantages, ids, mask in zip(
+        inputs["advantages"], inputs["completion_ids"], inputs["completion_mask"].bool(), strict=True
+    ):
+        flagged = [token for token, value in enumerate(values[tuple(ids[mask].tolist())]) if value < 0]
+        blamed = (advantages[mask] < 0).nonzero().flatten().tolist()
+        praised = (advantages[mask] > 0).nonzero().flatten().tolist()
+        if flagged and (blamed or praised):
+            assert blamed == flagged[:1] or praised == list(range(flagged[0]))
+            num_placed += 1
+    assert num_placed > 0
 
 
 def test_rows_without_a_reference_get_the_outcome_alone(make_policy, make_grm, tokenizer, problems, arguments):
@@ -418,8 +434,8 @@ def test_a_bad_token_reward_stops_training_and_names_its_function(make_policy, t
         trainer.train()
 
 
-def test_truncated_completions_and_foreign_tokens_get_no_credit(make_policy, tokenizer, problems, arguments):
-    def ones(completion_ids, **kwargs):
+def test_foreign_tokens_get_no_credit(make_policy, tokenizer, problems, arguments):
+    def minus_ones(completion_ids, **kwargs):
         return [[-1.0] * len(ids) for ids in completion_ids]
 
     def rollout(prompts, trainer):
@@ -433,7 +449,7 @@ def test_truncated_completions_and_foreign_tokens_get_no_credit(make_policy, tok
 
     config = OnlineRLMECConfig(**arguments(token_credit="place", max_steps=1))
     trainer = make_trainer(
-        make_policy, tokenizer, problems, config, token_reward_funcs=ones, rollout_func=rollout,
+        make_policy, tokenizer, problems, config, token_reward_funcs=minus_ones, rollout_func=rollout,
         reward_funcs=lambda prompts, **kwargs: [float(index % 2) for index in range(len(prompts))],
     )  # fmt: skip
     trainer.model.train()
@@ -441,6 +457,20 @@ def test_truncated_completions_and_foreign_tokens_get_no_credit(make_policy, tok
     output = trainer._generate_and_score_completions(batch)
     assert (output["advantages"][0, [0, 2, 3]] == 0).all() and output["advantages"][0, 1] < 0
     assert (output["advantages"][1, 1:] == 0).all(), "nothing that the policy wrote stands before the first flag"
+
+
+def test_masked_truncated_completions_teach_nothing(make_policy, make_grm, tokenizer, problems, arguments):
+    policy = make_policy()
+    before = {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
+    never_end = {"suppress_tokens": [tokenizer.eos_token_id, tokenizer.pad_token_id]}
+    config = OnlineRLMECConfig(
+        **arguments(mask_truncated_completions=True, imitation_coef=0, attempt_coef=1.0, max_steps=1,
+                    generation_kwargs=never_end)
+    )  # fmt: skip
+    trainer = make_trainer(lambda: policy, tokenizer, problems, config, grm=make_grm())
+    weights, history = train(trainer)
+    assert history[0]["completions/clipped_ratio"] == 1.0 and history[0]["token_reward/active_fraction"] > 0
+    assert largest_difference(weights, {name: before[name] for name in weights}) == 0.0
 
 
 def test_completions_are_logged_with_their_token_values(make_policy, make_grm, tokenizer, problems, arguments):
@@ -564,6 +594,7 @@ def test_a_reward_model_of_other_sizes_cannot_follow_the_policy(make_policy, tok
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from rlmec_trl.data.errors import ConfigError
+    from rlmec_trl.trainers.online_checks import check_sync
 
     sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     other = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes))
@@ -571,6 +602,8 @@ def test_a_reward_model_of_other_sizes_cannot_follow_the_policy(make_policy, tok
     config = OnlineRLMECConfig(**arguments(imitation_coef=0, attempt_coef=1.0, sync_grm=True))
     with pytest.raises(ConfigError, match="`sync_grm` needs a reward model of the policy's architecture"):
         make_trainer(make_policy, tokenizer, problems, config, grm=grm)
+    with pytest.raises(ConfigError, match="FSDP shards"):
+        check_sync(make_policy(), make_policy(), is_sharded=True)
 
 
 def test_the_reward_model_reads_the_text_of_the_ids(make_policy, make_grm, tokenizer, problems, arguments):
