@@ -503,11 +503,16 @@ def test_the_grm_as_an_adapter_shares_the_base_model(tmp_path, make_policy, toke
     tokenizer.save_pretrained(folder)
     save_wording(WORDING, folder)
 
-    config = OnlineRLMECConfig(**arguments(rewrite_samples="all", beta=0.05, save_strategy="steps", save_steps=2))
-    trainer = OnlineRLMECTrainer(
-        base, reward_length, config, problems, grm=folder, rewrite_verifier=passes,
-        peft_config=LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
-    )  # fmt: skip
+    def build():
+        config = OnlineRLMECConfig(
+            **arguments(rewrite_samples="all", attempt_coef=0.5, beta=0.05, save_strategy="steps", save_steps=2)
+        )
+        return OnlineRLMECTrainer(
+            base, reward_length, config, problems, grm=folder, rewrite_verifier=passes,
+            peft_config=LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+        )  # fmt: skip
+
+    trainer = build()
     assert trainer.grm.model is trainer.model, "the base model is in memory twice"
     inputs = (problems["prompt"][:2], problems["reference"][:2], ["59 - 16 is 43"] * 2)
     ids = [tokenizer("59 - 16 is 43")["input_ids"]] * 2
@@ -523,6 +528,11 @@ def test_the_grm_as_an_adapter_shares_the_base_model(tmp_path, make_policy, toke
     saved = {path.name for path in (tmp_path / "out" / "checkpoint-2").rglob("*")}
     assert "adapter_model.safetensors" in saved and "grm" not in saved
     assert "grm" in trainer.model.peft_config
+
+    resumed = build()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    for (name, parameter), other in zip(trainer.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(parameter, other), name
 
 
 @pytest.mark.parametrize(
