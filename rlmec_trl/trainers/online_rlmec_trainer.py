@@ -1,5 +1,6 @@
 """Online RLMEC: GRPO with credit for each token, and imitation of what a generative reward model rewrites."""
 
+import atexit
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,16 +8,15 @@ from inspect import Parameter, Signature, signature
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, is_peft_model
+from accelerate.utils import gather_object, is_peft_model, send_to_device
 from datasets import Dataset
-from transformers import Trainer
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import (
     get_callable_name,
     get_config_model_id,
     is_async_callable,
+    shutdown_event_loop_in_daemon,
     start_event_loop_in_daemon,
 )
 
@@ -24,16 +24,26 @@ from ..credit.alignment import edit_distance, edit_mask
 from ..credit.paper import PAPER
 from ..credit.token_credit import first_flagged, token_advantages
 from ..credit.token_reward_funcs import TokenRewardFunc, call_token_reward_funcs, check_token_rewards
-from ..credit.token_rewards import clip_token_rewards, keep_first_negative
+from ..credit.token_rewards import rewards_from_probs
 from ..credit.trainer_checks import TrainerChecks
 from ..data.errors import ConfigError
 from ..data.messages import is_conversational
-from ..data.tokens import same_vocabulary
+from ..data.tokens import decode_completion, same_vocabulary
 from ..grm.generative_reward_model import GenerativeRewardModel
 from ..grm.in_the_loop import ADAPTER, judge, load_beside, rewrite_flagged
 from .collator import DataCollatorForRLMEC
 from .distillation import add_distillation_head
 from .losses import imitation_loss
+from .online_checks import (
+    NO_REFERENCE,
+    check_own_weights,
+    check_sync,
+    check_terms,
+    check_token_reward_settings,
+    check_verifier,
+    check_with_grm,
+    check_without_grm,
+)
 from .online_rlmec_config import OnlineRLMECConfig
 from .replay import Replay
 
@@ -140,7 +150,15 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         self._replays = replay_dataset is not None and args.imitation_coef > 0 and args.replay_fraction > 0
         self._token_names = [get_callable_name(func) for func in token_reward_funcs] + [GRM_NAME] * (grm is not None)
         self._has_outcome = bool(reward_funcs) or arguments.get("environment_factory") is not None
-        self._check_arguments(args, arguments, grm)
+        check_token_reward_settings(args, self._token_names)
+        if grm is None:
+            check_without_grm(args)
+        imitates = self._rewrites or self._replays
+        check_terms(args, self._has_outcome, bool(self._token_names), imitates, self._distills)
+        if self._rewrites and rewrite_verifier is None:
+            check_verifier(reward_funcs)
+        if grm is not None:
+            check_with_grm(arguments)
         if not self._has_outcome:
             reward_funcs = no_outcome
 
@@ -150,8 +168,9 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         self._token_loop = None
         verifier = [self.rewrite_verifier or self.reward_funcs[0]] if self._rewrites else []
         if any(map(is_async_callable, [*token_reward_funcs, *verifier])):
-            _, self._token_loop, ready = start_event_loop_in_daemon(name="OnlineRLMECTrainer-AsyncLoop")
+            thread, self._token_loop, ready = start_event_loop_in_daemon(name="OnlineRLMECTrainer-AsyncLoop")
             ready.wait()
+            atexit.register(shutdown_event_loop_in_daemon, thread, self._token_loop)
         self.grm = None if grm is None else self._prepare_grm(grm)
         self._replay = None
         if self._replays:
@@ -178,78 +197,6 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
             ),
         ]
     )
-
-    @staticmethod
-    def _refuse_sequence_level(args: OnlineRLMECConfig) -> None:
-        credit, fix = f"`token_credit={args.token_credit!r}`", "Set `token_credit='outcome'`, or change this setting."
-        if args.importance_sampling_level == "sequence":
-            raise ConfigError(
-                "`importance_sampling_level='sequence'` has one ratio, and one clipping decision, for a whole "
-                f"completion, so {credit} would not reach its tokens. {fix}"
-            )
-        if args.loss_type == "luspo":
-            raise ConfigError(f"`loss_type='luspo'` is a loss of whole sequences, without {credit}. {fix}")
-        if args.multi_objective_aggregation == "normalize_then_sum" and args.token_credit == "add":
-            raise ConfigError(
-                "`multi_objective_aggregation='normalize_then_sum'` brings every reward function to the same scale, "
-                f"from which the token rewards of {credit} would be left out. {fix}"
-            )
-
-    def _check_arguments(self, args: OnlineRLMECConfig, arguments: dict[str, Any], grm: Any) -> None:
-        num_sources = len(self._token_names)
-        if num_sources > 0 and args.token_credit not in ("outcome", "none"):
-            self._refuse_sequence_level(args)
-        if args.token_reward_weights is not None and len(args.token_reward_weights) != num_sources:
-            raise ConfigError(
-                f"`token_reward_weights` has {len(args.token_reward_weights)} numbers for {num_sources} sources of "
-                f"token rewards ({', '.join(self._token_names) or 'none'}). Give one for each."
-            )
-        if len(set(self._token_names)) < num_sources:
-            raise ConfigError(
-                f"Two sources of token rewards have the same name ({', '.join(self._token_names)}), under which their "
-                "metrics are logged. Rename one of the functions."
-            )
-        if grm is None and args.attempt_coef > 0:
-            raise ConfigError("`attempt_coef` needs a `grm` to learn from. Pass one, or set `attempt_coef=0`.")
-        if grm is None and args.sync_grm:
-            raise ConfigError("`sync_grm` needs a `grm`. Pass one, or set `sync_grm=False`.")
-        adds = num_sources > 0 and args.token_credit == "add"
-        if not self._has_outcome and not (adds or self._rewrites or self._distills or self._replays):
-            raise ConfigError(
-                "There is nothing to train on: without `reward_funcs`, pass `token_reward_funcs` or a `grm` with "
-                f"`token_credit='add'` (got {args.token_credit!r}), or a `grm` with `imitation_coef` or "
-                "`attempt_coef`."
-            )
-        if args.token_credit == "none" and not (self._rewrites or self._distills or self._replays):
-            raise ConfigError(
-                "`token_credit='none'` leaves the policy term out, and without a `grm` or a `replay_dataset` there is "
-                "no other."
-            )
-        if self._rewrites and self.rewrite_verifier is None:
-            funcs = arguments.get("reward_funcs")
-            first = funcs[0] if isinstance(funcs, list) and funcs else funcs
-            if not callable(first) or isinstance(first, torch.nn.Module):
-                raise ConfigError(
-                    "Rewrites are imitated only if they are correct, which no function can tell: the first of the "
-                    "`reward_funcs` must be a Python function, or pass a `rewrite_verifier`, or set "
-                    "`imitation_coef=0`."
-                )
-        if grm is None:
-            return
-        for name in ("tools", "environment_factory", "rollout_func"):
-            if arguments.get(name):
-                raise ConfigError(
-                    f"`grm` cannot be used with `{name}`: the reward model judges a solution that the policy wrote in "
-                    "one turn. Leave one of them out; `token_reward_funcs` can be used with tools."
-                )
-        dataset = arguments.get("train_dataset")
-        if isinstance(dataset, Dataset) and "reference" not in dataset.column_names:
-            raise ConfigError(
-                "`grm` reads a correct solution beside each problem, from the column `reference`, which the training "
-                "dataset does not have. Add it, with None where there is none."
-            )
-        if is_deepspeed_zero3_enabled():
-            raise ConfigError("`grm` cannot be used under ZeRO-3, which would shard it. Use ZeRO-2 or FSDP.")
 
     def _prepare_grm(self, grm: str | GenerativeRewardModel) -> GenerativeRewardModel:
         args = self.args
@@ -279,8 +226,8 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
                 "`attempt_coef` compares distributions over the same tokens, and `grm` has another tokenizer than the "
                 "policy. Set `attempt_coef=0`, or use a reward model of the policy's family."
             )
-        shared = grm.adapter_name is not None
-        if not shared:
+        if grm.adapter_name is None:
+            check_own_weights(self.model, grm.model)
             grm.model.requires_grad_(False)
             # As TRL's reward models: whole on each device, under FSDP too
             grm.model = self.accelerator.prepare_model(grm.model, evaluation_mode=True, device_placement=True)
@@ -292,8 +239,7 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
                 self.temperature,
             )
         if args.sync_grm:
-            if is_peft_model(self.model):
-                raise ConfigError("`sync_grm` cannot follow an adapter. Set `sync_grm=False`, or train all weights.")
+            check_sync(self.model, grm.model, self.is_fsdp_enabled)
             self.add_callback(SyncRefModelCallback(ref_model=grm.model, accelerator=self.accelerator))
         return grm
 
@@ -338,21 +284,27 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
             values = self._combine(rewards, completion_ids)
             return _Credit(values, flags=values)
 
+        if self.model.training and "reference" not in inputs[0]:
+            raise ConfigError(NO_REFERENCE)
         references = [row.get("reference") for row in inputs]
         template_kwargs = [row.get("chat_template_kwargs") for row in inputs]
-        samples = (prompts, references, completions, completion_ids)
+        # The text of the ids: where the tokenizer parses responses, a message may lack a part of it
+        texts = [decode_completion(self._tokenizer, ids) for ids in completion_ids]
+        samples = (prompts, references, texts, completion_ids)
         token_probs, states = judge(self.grm, *samples, template_kwargs, with_states=self._distills)
-        margins = [
-            _no_opinion(ids) if probs is None else [self._margin(prob) for prob in probs]
+        # Without a reference, there is no opinion on any token
+        opinions = [
+            [None] * len(ids) if probs is None else probs
             for probs, ids in zip(token_probs, completion_ids, strict=True)
         ]
+        margins = [self._margins(probs) for probs in opinions]
         if outcome is None:
             correct = [not any(margin < 0 for margin in row) for row in margins]
         else:
             # Of a completion that the reward function gives no reward, nothing is known
             correct = [None if math.isnan(reward) else reward >= self.args.correct_reward for reward in outcome]
         if self.args.token_credit == "add":
-            rewards.append(self._clipped_rewards(token_probs, correct, completion_ids))
+            rewards.append([self._clipped_rewards(*row) for row in zip(opinions, correct, strict=True)])
         else:
             rewards.append(margins)
         credit = _Credit(self._combine(rewards, completion_ids), margins, completion_ids, states=states)
@@ -364,27 +316,20 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
             credit.rewrite_ids = self._verified(inputs, prompts, rewrite_ids, completion_ids)
         return credit
 
-    def _clipped_rewards(
-        self, token_probs: list[list[float] | None], correct: list[bool | None], completion_ids: list[list[int]]
-    ) -> list[list[float]]:
-        """The paper's rewards, NaN for completions without a reference or an outcome."""
-        rows = []
-        for probs, is_correct, ids in zip(token_probs, correct, completion_ids, strict=True):
-            if probs is None or is_correct is None:
-                rows.append(_no_opinion(ids))
-                continue
-            row = clip_token_rewards(
-                torch.tensor([[math.nan if prob is None else prob for prob in probs]], dtype=torch.float32),
-                torch.tensor([is_correct]),
-                self.args.reward_baseline,
-                tuple(self.args.positive_reward_range),
-                tuple(self.args.negative_reward_range),
+    def _clipped_rewards(self, token_probs: list[float | None], correct: bool | None) -> list[float]:
+        """The paper's rewards of a sample, NaN where the reward model has no opinion, or without an outcome."""
+        if correct is None:
+            return [math.nan] * len(token_probs)
+        positive, negative = tuple(self.args.positive_reward_range), tuple(self.args.negative_reward_range)
+        return _nan_for_none(
+            rewards_from_probs(
+                token_probs, correct, self.args.reward_baseline, positive, negative, self.args.negative_credit
             )
-            rows.append((keep_first_negative(row) if self.args.negative_credit == "first_error" else row)[0].tolist())
-        return rows
+        )
 
-    def _margin(self, prob: float | None) -> float:
-        return math.nan if prob is None else prob - self.args.reward_baseline
+    def _margins(self, token_probs: list[float | None]) -> list[float]:
+        """How far each token's probability is over `reward_baseline`; a token under it is flagged."""
+        return [prob - self.args.reward_baseline for prob in _nan_for_none(token_probs)]
 
     def _combine(self, rewards: list[list[list[float]]], completion_ids: list[list[int]]) -> list[list[float]]:
         """Weighted sum over the sources, NaN where none has an opinion; and their metrics."""
@@ -545,7 +490,8 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
             if self.args.token_credit == "none":
                 inputs = inputs | {"advantages": torch.zeros_like(inputs["advantages"])}
             losses.append(super()._compute_loss(model, inputs))
-            if self._token_names and not self._entropy_bonus_enabled:  # with it, TRL logs the metric
+            adds_to_grpo = self._token_names or self._replays
+            if adds_to_grpo and not self._entropy_bonus_enabled:  # with it, TRL logs the metric
                 self._log_loss(mode, "policy_loss", losses[0] * num_accumulated)
         if self._rewrites or self._replays:
             loss = self._imitation_loss(model, inputs, mode)
@@ -583,7 +529,7 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
                 {"prompt_ids": ids, "completion_ids": [], "token_rewards": [], "imitation_ids": [],
                  "imitation_weights": [], "num_edited": 0}
             ]  # fmt: skip
-        batch = Trainer._prepare_inputs(self, self._imitation_collator(examples))
+        batch = send_to_device(self._imitation_collator(examples), self.accelerator.device)
         model_inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
         with self.accelerator.autocast():
             outputs = model(**model_inputs, use_cache=False, fused_lm_head=True)
@@ -645,8 +591,8 @@ def _pad_rows(rows: list[list[float]], mask: torch.Tensor, value: float) -> torc
     return padded
 
 
-def _no_opinion(completion_ids: list[int]) -> list[float]:
-    return [math.nan] * len(completion_ids)
+def _nan_for_none(row: list[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in row]
 
 
 def _rounded(row: list[float]) -> list[float]:

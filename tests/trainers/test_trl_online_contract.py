@@ -21,6 +21,7 @@ from trl.trainer.utils import (
     get_callable_name,
     is_async_callable,
     shuffle_sequence_dict,
+    shutdown_event_loop_in_daemon,
     split_tensor_dict,
     start_event_loop_in_daemon,
     use_adapter,
@@ -238,7 +239,7 @@ def test_attributes_of_grpo_that_we_read(make_trainer):
     trainer = make_trainer(temperature=0.7)
     assert trainer.eos_token_ids == [trainer._tokenizer.eos_token_id]
     assert trainer.temperature == 0.7 and trainer.max_completion_length == 6
-    assert trainer._is_vlm is False and trainer.is_fsdp_enabled is False
+    assert trainer._is_vlm is False and trainer.is_fsdp_enabled is False and trainer.environments is None
     assert trainer.beta == 0.0 and trainer.aux_loss_enabled is False and trainer._entropy_bonus_enabled is False
     assert trainer.reward_funcs == [alternate]
     assert set(trainer._metrics) == {"train", "eval"}
@@ -319,7 +320,9 @@ def test_functions_are_named_and_awaited_as_reward_functions_are():
     thread, loop, ready = start_event_loop_in_daemon(name="test")
     assert ready.wait(30) and thread.daemon
     assert asyncio.run_coroutine_threadsafe(judge(), loop).result(30) == 3
-    loop.call_soon_threadsafe(loop.stop)
+    shutdown_event_loop_in_daemon(thread, loop)
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 def test_the_callback_that_syncs_a_reference_model_moves_any_model(make_policy):

@@ -1,0 +1,127 @@
+"""Arguments of the online trainer that do not fit together. Each check raises a `ConfigError`."""
+
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from datasets import Dataset
+from transformers import PreTrainedModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from ..data.errors import ConfigError
+from .online_rlmec_config import OnlineRLMECConfig
+
+
+NO_REFERENCE = (
+    "`grm` reads a correct solution beside each problem, from the column `reference`, which the training dataset does "
+    "not have. Add it, with None where there is none, and leave `remove_unused_columns=False`."
+)
+
+
+def check_token_reward_settings(args: OnlineRLMECConfig, names: list[str]) -> None:
+    """Check the settings of the sources of token rewards, the functions and the reward model, by their names."""
+    if names and args.token_credit not in ("outcome", "none"):
+        _refuse_sequence_level(args)
+    if args.token_reward_weights is not None and len(args.token_reward_weights) != len(names):
+        raise ConfigError(
+            f"`token_reward_weights` has {len(args.token_reward_weights)} numbers for {len(names)} sources of token "
+            f"rewards ({', '.join(names) or 'none'}). Give one for each."
+        )
+    if len(set(names)) < len(names):
+        raise ConfigError(
+            f"Two sources of token rewards have the same name ({', '.join(names)}), under which their metrics are "
+            "logged. Rename one of the functions."
+        )
+
+
+def _refuse_sequence_level(args: OnlineRLMECConfig) -> None:
+    credit, fix = f"`token_credit={args.token_credit!r}`", "Set `token_credit='outcome'`, or change this setting."
+    if args.importance_sampling_level == "sequence":
+        raise ConfigError(
+            "`importance_sampling_level='sequence'` has one ratio, and one clipping decision, for a whole completion, "
+            f"so {credit} would not reach its tokens. {fix}"
+        )
+    if args.loss_type == "luspo":
+        raise ConfigError(f"`loss_type='luspo'` is a loss of whole sequences, without {credit}. {fix}")
+    if args.multi_objective_aggregation == "normalize_then_sum" and args.token_credit == "add":
+        raise ConfigError(
+            "`multi_objective_aggregation='normalize_then_sum'` brings every reward function to the same scale, from "
+            f"which the token rewards of {credit} would be left out. {fix}"
+        )
+
+
+def check_terms(
+    args: OnlineRLMECConfig, has_outcome: bool, has_token_rewards: bool, imitates: bool, distills: bool
+) -> None:
+    """Check that there is something to train on, and something to learn it from."""
+    adds = has_token_rewards and args.token_credit == "add"
+    if not (has_outcome or adds or imitates or distills):
+        raise ConfigError(
+            "There is nothing to train on: without `reward_funcs`, pass `token_reward_funcs` or a `grm` with "
+            f"`token_credit='add'` (got {args.token_credit!r}), or a `grm` with `imitation_coef` or `attempt_coef`."
+        )
+    if args.token_credit == "none" and not (imitates or distills):
+        raise ConfigError(
+            "`token_credit='none'` leaves the policy term out, and without a `grm` or a `replay_dataset` there is no "
+            "other."
+        )
+
+
+def check_without_grm(args: OnlineRLMECConfig) -> None:
+    """Check that nothing needs a generative reward model."""
+    if args.attempt_coef > 0:
+        raise ConfigError("`attempt_coef` needs a `grm` to learn from. Pass one, or set `attempt_coef=0`.")
+    if args.sync_grm:
+        raise ConfigError("`sync_grm` needs a `grm`. Pass one, or set `sync_grm=False`.")
+
+
+def check_with_grm(arguments: dict[str, Any]) -> None:
+    """Check the arguments of `GRPOTrainer`, by name, that are given beside a generative reward model."""
+    for name in ("tools", "environment_factory", "rollout_func"):
+        if arguments.get(name):
+            raise ConfigError(
+                f"`grm` cannot be used with `{name}`: the reward model judges a solution that the policy wrote in one "
+                "turn. Leave one of them out; `token_reward_funcs` can be used with tools."
+            )
+    dataset = arguments.get("train_dataset")
+    if isinstance(dataset, Dataset) and "reference" not in dataset.column_names:
+        raise ConfigError(NO_REFERENCE)
+    if is_deepspeed_zero3_enabled():
+        raise ConfigError("`grm` cannot be used under ZeRO-3, which would shard it. Use ZeRO-2 or FSDP.")
+
+
+def check_own_weights(policy: PreTrainedModel, reward_model: PreTrainedModel) -> None:
+    """Check that freezing the reward model does not freeze the policy."""
+    trained = {id(parameter) for parameter in policy.parameters() if parameter.requires_grad}
+    if any(id(parameter) in trained for parameter in reward_model.parameters()):
+        raise ConfigError(
+            "The model of `grm` is the policy's own, which is trained, and a reward model is frozen. Give `grm` a "
+            "copy of the policy, or its path."
+        )
+
+
+def check_sync(policy: PreTrainedModel, reward_model: PreTrainedModel, is_sharded: bool) -> None:
+    """Check that the weights of the reward model can follow those of the policy, one by one."""
+    if is_peft_model(policy):
+        raise ConfigError("`sync_grm` cannot follow an adapter. Set `sync_grm=False`, or train all weights.")
+    if is_sharded:
+        raise ConfigError(
+            "`sync_grm` cannot follow a policy that FSDP shards: the reward model is whole on each device. Set "
+            "`sync_grm=False`, or use DDP or ZeRO-2."
+        )
+    shapes, followed = ([parameter.shape for parameter in model.parameters()] for model in (reward_model, policy))
+    if shapes != followed:
+        raise ConfigError(
+            "`sync_grm` needs a reward model of the policy's architecture, and the shapes of their weights differ. "
+            "Set `sync_grm=False`, or use an earlier state of the policy."
+        )
+
+
+def check_verifier(reward_funcs: Any) -> None:
+    """Check that the first of the reward functions can tell which rewrites are correct."""
+    first = reward_funcs[0] if isinstance(reward_funcs, list) and reward_funcs else reward_funcs
+    if not callable(first) or isinstance(first, torch.nn.Module):
+        raise ConfigError(
+            "Rewrites are imitated only if they are correct, which no function can tell: the first of the "
+            "`reward_funcs` must be a Python function, or pass a `rewrite_verifier`, or set `imitation_coef=0`."
+        )
