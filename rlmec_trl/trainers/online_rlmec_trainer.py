@@ -91,7 +91,9 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
             of its `completion_ids`. They may be asynchronous.
         grm (`str` or [`GenerativeRewardModel`], *optional*):
             Generative reward model, which judges completions whose row has a `reference`. A path or a name on the Hub
-            may be that of an adapter: if the policy is an adapter on the same base model, both share its weights.
+            may be that of an adapter: if the policy is an adapter on the same base model, both share its weights. It
+            may be wholly behind a server ([`GenerativeRewardModel.from_server`]), which has to serve the same weights
+            throughout the training.
         replay_dataset ([`~datasets.Dataset`], *optional*):
             Scored rows, as [`RLMECTrainer`] takes them, whose rewrites are imitated beside those of new completions.
         rewrite_verifier (`Callable`, *optional*):
@@ -248,7 +250,18 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
                 "`grm` reads a correct solution beside each problem, from the column `reference`, which the training "
                 "dataset does not have. Add it, with None where there is none."
             )
-        if is_deepspeed_zero3_enabled():
+        if isinstance(grm, GenerativeRewardModel) and grm.model is None:
+            if args.attempt_coef > 0:
+                raise ConfigError(
+                    "`attempt_coef` learns from the reward model's whole distribution, and a server returns only the "
+                    "probabilities of the sampled tokens. Set `attempt_coef=0`, or pass the path of the `grm`."
+                )
+            if args.sync_grm:
+                raise ConfigError(
+                    "`sync_grm` changes the reward model's weights, and those of this `grm` are on a server. Set "
+                    "`sync_grm=False`, or pass the path of the `grm`."
+                )
+        elif is_deepspeed_zero3_enabled():
             raise ConfigError("`grm` cannot be used under ZeRO-3, which would shard it. Use ZeRO-2 or FSDP.")
 
     def _prepare_grm(self, grm: str | GenerativeRewardModel) -> GenerativeRewardModel:
@@ -280,7 +293,7 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
                 "policy. Set `attempt_coef=0`, or use a reward model of the policy's family."
             )
         shared = grm.adapter_name is not None
-        if not shared:
+        if not shared and grm.model is not None:
             grm.model.requires_grad_(False)
             # As TRL's reward models: whole on each device, under FSDP too
             grm.model = self.accelerator.prepare_model(grm.model, evaluation_mode=True, device_placement=True)
