@@ -300,9 +300,7 @@ class TokenServer:
     def _score(self, client, model: str, prompt: list[int], completion: list[int]) -> list[float]:
         sequence = prompt + completion
         # `max_tokens=0` is not accepted by every version of vLLM, and `logprobs=0` stands for none in SGLang
-        response = self._complete(
-            client, model, sequence, True, echo=True, logprobs=1, max_tokens=1, temperature=1.0
-        )
+        response = self._complete(client, model, sequence, True, echo=True, logprobs=1, max_tokens=1, temperature=1.0)
         if response is None:
             raise ServerError(
                 f"The server at {self.config.base_url} refused to score a sequence of {len(sequence)} tokens "
