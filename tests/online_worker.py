@@ -2,7 +2,9 @@
 Train online with the models in a folder on the problems beside them, and save the weights and the log. A test runs it
 in its own process and, by `accelerate launch`, in two.
 
-python tests/online_worker.py FOLDER
+python tests/online_worker.py FOLDER [URL]
+
+With the address of a server, the reward model is wholly behind it.
 """
 
 import sys
@@ -12,6 +14,7 @@ from datasets import load_from_disk
 
 from rlmec_trl import OnlineRLMECConfig, OnlineRLMECTrainer
 from rlmec_trl.generation.processes import end_processes, process_state
+from rlmec_trl.generation.server import ServerConfig
 from rlmec_trl.grm.generative_reward_model import GenerativeRewardModel
 
 
@@ -30,7 +33,7 @@ class EndingGRM(GenerativeRewardModel):
         return [[*ids[:-1], self.processing_class.eos_token_id] for ids in super().rewrite_ids(*args)]
 
 
-def main(folder):
+def main(folder, url=None):
     num_processes = process_state().num_processes
     config = OnlineRLMECConfig(
         output_dir=f"{folder}/out-{num_processes}",
@@ -52,15 +55,20 @@ def main(folder):
         disable_tqdm=True,
         token_credit="add",
         rewrite_samples="all",
-        attempt_coef=0.5,
+        attempt_coef=0.5 if url is None else 0.0,
         reward_baseline=0.02,
     )
+    settings = {"allow_untrained": True, "show_progress": False, "max_new_tokens": 8}
+    if url is None:
+        grm = EndingGRM.from_pretrained(f"{folder}/grm", **settings)
+    else:
+        grm = EndingGRM.from_server(f"{folder}/grm", ServerConfig(url), **settings)
     trainer = OnlineRLMECTrainer(
         f"{folder}/policy",
         outcome,
         config,
         load_from_disk(f"{folder}/problems"),
-        grm=EndingGRM.from_pretrained(f"{folder}/grm", allow_untrained=True, show_progress=False, max_new_tokens=8),
+        grm=grm,
         rewrite_verifier=verify,
     )
     trainer.train()
@@ -73,4 +81,4 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

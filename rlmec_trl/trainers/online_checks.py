@@ -75,8 +75,11 @@ def check_without_grm(args: OnlineRLMECConfig) -> None:
         raise ConfigError("`sync_grm` needs a `grm`. Pass one, or set `sync_grm=False`.")
 
 
-def check_with_grm(arguments: dict[str, Any]) -> None:
-    """Check the arguments of `GRPOTrainer`, by name, that are given beside a generative reward model."""
+def check_with_grm(args: OnlineRLMECConfig, arguments: dict[str, Any], is_served: bool) -> None:
+    """
+    Check the settings, and the arguments of `GRPOTrainer`, by name, that are given beside a generative reward model,
+    which may have its weights on a server alone.
+    """
     for name in ("tools", "environment_factory", "rollout_func"):
         if arguments.get(name):
             raise ConfigError(
@@ -86,8 +89,23 @@ def check_with_grm(arguments: dict[str, Any]) -> None:
     dataset = arguments.get("train_dataset")
     if isinstance(dataset, Dataset) and "reference" not in dataset.column_names:
         raise ConfigError(NO_REFERENCE)
-    if is_deepspeed_zero3_enabled():
+    if is_served:
+        _check_served(args)
+    elif is_deepspeed_zero3_enabled():
         raise ConfigError("`grm` cannot be used under ZeRO-3, which would shard it. Use ZeRO-2 or FSDP.")
+
+
+def _check_served(args: OnlineRLMECConfig) -> None:
+    if args.attempt_coef > 0:
+        raise ConfigError(
+            "`attempt_coef` learns from the reward model's whole distribution, and a server returns only the "
+            "probabilities of the sampled tokens. Set `attempt_coef=0`, or pass the path of the `grm`."
+        )
+    if args.sync_grm:
+        raise ConfigError(
+            "`sync_grm` changes the reward model's weights, and those of this `grm` are on a server. Set "
+            "`sync_grm=False`, or pass the path of the `grm`."
+        )
 
 
 def check_own_weights(policy: PreTrainedModel, reward_model: PreTrainedModel) -> None:

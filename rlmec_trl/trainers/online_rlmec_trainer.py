@@ -101,7 +101,9 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
             of its `completion_ids`. They may be asynchronous.
         grm (`str` or [`GenerativeRewardModel`], *optional*):
             Generative reward model, which judges completions whose row has a `reference`. A path or a name on the Hub
-            may be that of an adapter: if the policy is an adapter on the same base model, both share its weights.
+            may be that of an adapter: if the policy is an adapter on the same base model, both share its weights. It
+            may be wholly behind a server ([`GenerativeRewardModel.from_server`]), which has to serve the same weights
+            throughout the training.
         replay_dataset ([`~datasets.Dataset`], *optional*):
             Scored rows, as [`RLMECTrainer`] takes them, whose rewrites are imitated beside those of new completions.
         rewrite_verifier (`Callable`, *optional*):
@@ -158,7 +160,7 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         if self._rewrites and rewrite_verifier is None:
             check_verifier(reward_funcs)
         if grm is not None:
-            check_with_grm(arguments)
+            check_with_grm(args, arguments, isinstance(grm, GenerativeRewardModel) and grm.model is None)
         if not self._has_outcome:
             reward_funcs = no_outcome
 
@@ -226,7 +228,7 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
                 "`attempt_coef` compares distributions over the same tokens, and `grm` has another tokenizer than the "
                 "policy. Set `attempt_coef=0`, or use a reward model of the policy's family."
             )
-        if grm.adapter_name is None:
+        if grm.adapter_name is None and grm.model is not None:
             check_own_weights(self.model, grm.model)
             grm.model.requires_grad_(False)
             # As TRL's reward models: whole on each device, under FSDP too
