@@ -89,7 +89,7 @@ def test_an_error_in_an_asynchronous_function_is_not_swallowed():
         raise RuntimeError("my own fault")
 
     with pytest.raises(RuntimeError, match="my own fault"):
-        call_token_reward_funcs([fails], [True], loop)
+        call_token_reward_funcs([fails], [True], loop, completion_ids=IDS)
     loop.call_soon_threadsafe(loop.stop)
 
 
