@@ -28,7 +28,7 @@ from ..credit.token_credit import first_flagged, token_advantages
 from ..credit.token_reward_funcs import TokenRewardFunc, call_token_reward_funcs, check_token_rewards
 from ..credit.token_rewards import clip_token_rewards, keep_first_negative
 from ..credit.trainer_checks import TrainerChecks
-from ..data.adapters import note_base_revision
+from ..data.adapters import note_base_revision, refuse_adapter
 from ..data.errors import ConfigError, DatasetError
 from ..data.inputs import check_input
 from ..data.messages import is_conversational
@@ -154,10 +154,13 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         self._check_arguments(args, arguments, grm)
         if not self._has_outcome:
             reward_funcs = no_outcome
+        revision = (args.model_init_kwargs or {}).get("revision") or "main"
+        if isinstance(model, str):
+            refuse_adapter(model, revision)
 
         super().__init__(model, reward_funcs, args, *others, **kwargs)
         if isinstance(model, str) and is_peft_model(self.model):
-            note_base_revision(self.model, (args.model_init_kwargs or {}).get("revision") or "main")
+            note_base_revision(self.model, revision)
         self.token_reward_weights = args.token_reward_weights or [1.0] * len(self._token_names)
         self._is_async = [is_async_callable(func) for func in token_reward_funcs]
         self._token_loop = None
@@ -272,8 +275,8 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
             return
         if not isinstance(grm, (str, os.PathLike, GenerativeRewardModel)):
             raise ConfigError(
-                f"`grm` must be a path, a name on the Hub, or a `GenerativeRewardModel`, got a `{type(grm).__name__}`. "
-                "A model and its tokenizer become one with `GenerativeRewardModel(model, tokenizer)`."
+                "`grm` must be a path, a name on the Hub, or a `GenerativeRewardModel`, got a "
+                f"`{type(grm).__name__}`. Wrap a model: `GenerativeRewardModel(model, tokenizer)`."
             )
         for name in ("tools", "environment_factory", "rollout_func"):
             if arguments.get(name):
@@ -365,7 +368,7 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         if is_peft_model(self.model):
             raise ConfigError("`sync_grm` cannot follow an adapter. Set `sync_grm=False`, or train all weights.")
         if self.is_fsdp_enabled:
-            raise ConfigError("`sync_grm` cannot be used under FSDP, which shards the policy and not the reward model.")
+            raise ConfigError("`sync_grm` cannot be used under FSDP, which shards the policy and not the `grm`.")
         shapes, others = ([parameter.shape for parameter in model.parameters()] for model in (grm.model, self.model))
         if shapes != others or not all(parameter.is_floating_point() for parameter in grm.model.parameters()):
             raise ConfigError(
