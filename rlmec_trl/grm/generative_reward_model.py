@@ -295,7 +295,8 @@ class GenerativeRewardModel:
             # A token belongs to the step of its last character: it may begin with the space that ends a separator
             end = len(decode_completion(self.policy_processing_class, ids[: first + 1]))
             step_ends = list(accumulate(map(len, split_steps(message_text(completion), self.wording.step_separator))))
-            located.append(min(bisect_left(step_ends, end), len(step_ends) - 1))
+            # An empty attempt, of which EOS is flagged, has no steps, and is rewritten from its start
+            located.append(max(min(bisect_left(step_ends, end), len(step_ends) - 1), 0))
         return located
 
     def rewrite(

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from peft import PeftModel
 from transformers import PreTrainedModel
 from trl import ModelConfig
 
@@ -31,7 +32,8 @@ def load_beside(
     Load a generative reward model to be used beside a policy.
 
     If it is an adapter on the policy's base model, and the policy is an adapter too, it becomes another adapter of the
-    policy's model, named `"grm"`: the base model's weights are in memory once.
+    policy's model, named `"grm"`: the base model's weights are in memory once. With `model_init_kwargs` it is loaded
+    with these, beside the policy.
 
     Args:
         policy ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -51,8 +53,8 @@ def load_beside(
         kwargs:
             Arguments of [`GenerativeRewardModel`].
     """
-    base = adapter_base(name_or_path, revision) if is_peft_model(policy) and may_share else None
-    if base is not None and base[0] == policy.peft_config["default"].base_model_name_or_path:
+    may_share = may_share and is_peft_model(policy) and not model_init_kwargs
+    if may_share and ADAPTER not in policy.peft_config and _has_base(policy, adapter_base(name_or_path, revision)):
         source = ModelConfig(name_or_path, model_revision=revision)
         tokenizer = load_tokenizer(source, trust_remote_code)
         wording = load_wording(name_or_path, revision, allow_untrained)
@@ -66,6 +68,12 @@ def load_beside(
         model_init_kwargs={"dtype": policy.dtype, **(model_init_kwargs or {})},
         **kwargs,
     )
+
+
+def _has_base(policy: PeftModel, base: tuple[str, str] | None) -> bool:
+    """Whether the base model of an adapter, by name and revision, is that of the policy."""
+    config = policy.peft_config[policy.active_adapters[0]]
+    return base == (config.base_model_name_or_path, config.revision or "main")
 
 
 def judge(

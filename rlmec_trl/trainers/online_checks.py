@@ -1,5 +1,6 @@
 """Arguments of the online trainer that do not fit together. Each check raises a `ConfigError`."""
 
+import os
 from typing import Any
 
 import torch
@@ -8,7 +9,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from ..data.errors import ConfigError
+from ..data.errors import ConfigError, DatasetError
+from ..data.inputs import check_input
+from ..grm.generative_reward_model import GenerativeRewardModel
 from .online_rlmec_config import OnlineRLMECConfig
 
 
@@ -21,7 +24,7 @@ NO_REFERENCE = (
 def check_token_reward_settings(args: OnlineRLMECConfig, names: list[str]) -> None:
     """Check the settings of the sources of token rewards, the functions and the reward model, by their names."""
     if names and args.token_credit not in ("outcome", "none"):
-        _refuse_sequence_level(args)
+        _refuse_unfit_settings(args)
     if args.token_reward_weights is not None and len(args.token_reward_weights) != len(names):
         raise ConfigError(
             f"`token_reward_weights` has {len(args.token_reward_weights)} numbers for {len(names)} sources of token "
@@ -34,8 +37,13 @@ def check_token_reward_settings(args: OnlineRLMECConfig, names: list[str]) -> No
         )
 
 
-def _refuse_sequence_level(args: OnlineRLMECConfig) -> None:
+def _refuse_unfit_settings(args: OnlineRLMECConfig) -> None:
     credit, fix = f"`token_credit={args.token_credit!r}`", "Set `token_credit='outcome'`, or change this setting."
+    if args.token_credit == "place" and args.top_entropy_quantile < 1:
+        raise ConfigError(
+            "`top_entropy_quantile` trains only on the tokens of the highest entropy, and a confident mistake is not "
+            f"among them: the one token that {credit} blames would be left out. {fix}"
+        )
     if args.importance_sampling_level == "sequence":
         raise ConfigError(
             "`importance_sampling_level='sequence'` has one ratio, and one clipping decision, for a whole completion, "
@@ -75,11 +83,28 @@ def check_without_grm(args: OnlineRLMECConfig) -> None:
         raise ConfigError("`sync_grm` needs a `grm`. Pass one, or set `sync_grm=False`.")
 
 
-def check_with_grm(args: OnlineRLMECConfig, arguments: dict[str, Any], is_served: bool) -> None:
-    """
-    Check the settings, and the arguments of `GRPOTrainer`, by name, that are given beside a generative reward model,
-    which may have its weights on a server alone.
-    """
+def check_replay(args: OnlineRLMECConfig, dataset: Any) -> None:
+    """Check that rows of the replay dataset can be drawn, and are imitated."""
+    for name in ("imitation_coef", "replay_fraction"):
+        if getattr(args, name) == 0:
+            raise ConfigError(
+                f"`{name}` is 0, so no row of the `replay_dataset` would be imitated. Set `{name}`, or leave the "
+                "dataset out."
+            )
+    check_input(dataset, "replay")
+    if not isinstance(dataset, Dataset):
+        raise DatasetError(
+            "The replay dataset is a stream, and rows are drawn from all of it. Pass a `datasets.Dataset`."
+        )
+
+
+def check_with_grm(args: OnlineRLMECConfig, arguments: dict[str, Any], grm: Any) -> None:
+    """Check a generative reward model, and the settings and arguments of `GRPOTrainer`, by name, beside it."""
+    if not isinstance(grm, (str, os.PathLike, GenerativeRewardModel)):
+        raise ConfigError(
+            "`grm` must be a path, a name on the Hub, or a `GenerativeRewardModel`, got a "
+            f"`{type(grm).__name__}`. Wrap a model: `GenerativeRewardModel(model, tokenizer)`."
+        )
     for name in ("tools", "environment_factory", "rollout_func"):
         if arguments.get(name):
             raise ConfigError(
@@ -89,7 +114,7 @@ def check_with_grm(args: OnlineRLMECConfig, arguments: dict[str, Any], is_served
     dataset = arguments.get("train_dataset")
     if isinstance(dataset, Dataset) and "reference" not in dataset.column_names:
         raise ConfigError(NO_REFERENCE)
-    if is_served:
+    if isinstance(grm, GenerativeRewardModel) and grm.model is None:
         _check_served(args)
     elif is_deepspeed_zero3_enabled():
         raise ConfigError("`grm` cannot be used under ZeRO-3, which would shard it. Use ZeRO-2 or FSDP.")
@@ -110,11 +135,25 @@ def _check_served(args: OnlineRLMECConfig) -> None:
 
 def check_own_weights(policy: PreTrainedModel, reward_model: PreTrainedModel) -> None:
     """Check that freezing the reward model does not freeze the policy."""
-    trained = {id(parameter) for parameter in policy.parameters() if parameter.requires_grad}
-    if any(id(parameter) in trained for parameter in reward_model.parameters()):
+    if set(map(id, policy.parameters())) & set(map(id, reward_model.parameters())):
         raise ConfigError(
             "The model of `grm` is the policy's own, which is trained, and a reward model is frozen. Give `grm` a "
             "copy of the policy, or its path."
+        )
+
+
+def check_adapter(policy: PreTrainedModel, grm: GenerativeRewardModel) -> None:
+    """Check that the adapter of a reward model is there, and is not the policy's."""
+    adapters = grm.model.peft_config if is_peft_model(grm.model) else {}
+    if grm.adapter_name not in adapters:
+        raise ConfigError(
+            f"The model of `grm` has no adapter {grm.adapter_name!r} (`adapter_name`). It has "
+            f"{', '.join(map(repr, adapters)) or 'none'}."
+        )
+    if grm.model is policy and grm.adapter_name in policy.active_adapters:
+        raise ConfigError(
+            f"`grm` is the adapter {grm.adapter_name!r}, which is the policy's own. Load the reward model's into the "
+            "policy's model under another name, or pass `grm` as a path."
         )
 
 
@@ -128,10 +167,10 @@ def check_sync(policy: PreTrainedModel, reward_model: PreTrainedModel, is_sharde
             "`sync_grm=False`, or use DDP or ZeRO-2."
         )
     shapes, followed = ([parameter.shape for parameter in model.parameters()] for model in (reward_model, policy))
-    if shapes != followed:
+    if shapes != followed or not all(parameter.is_floating_point() for parameter in reward_model.parameters()):
         raise ConfigError(
-            "`sync_grm` needs a reward model of the policy's architecture, and the shapes of their weights differ. "
-            "Set `sync_grm=False`, or use an earlier state of the policy."
+            "`sync_grm` needs a reward model of the policy's architecture that is not quantized, and their weights "
+            "differ in shape or type. Set `sync_grm=False`, or use an earlier state of the policy."
         )
 
 

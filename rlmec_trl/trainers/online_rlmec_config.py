@@ -247,6 +247,16 @@ class OnlineRLMECConfig(GRPOConfig):
             bounds = getattr(self, name)
             if len(bounds) != 2 or bounds[0] > bounds[1]:
                 raise ConfigError(f"`{name}` must be two numbers, the lower bound first, got {bounds}.")
+        if self.grm_init_kwargs is not None and not isinstance(self.grm_init_kwargs, dict):
+            raise ConfigError(f"`grm_init_kwargs` must be a mapping, or one as JSON, got {self.grm_init_kwargs!r}.")
+        for name, field_name in (("revision", "grm_revision"), ("trust_remote_code", "trust_remote_code")):
+            if name in (self.grm_init_kwargs or {}):
+                raise ConfigError(f"`grm_init_kwargs` cannot have `{name}`. Set the field `{field_name}`.")
+        if self.imitation_coef > 0 and self.edited_weight == 0 and self.unedited_weight == 0:
+            raise ConfigError(
+                "`edited_weight` and `unedited_weight` are both 0, so nothing would be imitated. Set one of them, or "
+                "`imitation_coef=0`."
+            )
         if self.token_credit == "none" and self.imitation_coef == 0 and self.attempt_coef == 0:
             raise ConfigError(
                 "`token_credit='none'` with `imitation_coef` and `attempt_coef` 0 leaves nothing to train on."

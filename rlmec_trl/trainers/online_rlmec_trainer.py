@@ -2,6 +2,7 @@
 
 import atexit
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import Parameter, Signature, signature
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object, is_peft_model, send_to_device
 from datasets import Dataset
+from safetensors.torch import load_model, save_model
 from trl import GRPOTrainer
 from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import (
@@ -26,17 +28,20 @@ from ..credit.token_credit import first_flagged, token_advantages
 from ..credit.token_reward_funcs import TokenRewardFunc, call_token_reward_funcs, check_token_rewards
 from ..credit.token_rewards import rewards_from_probs
 from ..credit.trainer_checks import TrainerChecks
-from ..data.errors import ConfigError
+from ..data.adapters import note_base_revision, refuse_adapter
+from ..data.errors import ConfigError, DatasetError
 from ..data.messages import is_conversational
-from ..data.tokens import decode_completion, same_vocabulary
+from ..data.tokens import decode_completion, given_template_kwargs, same_vocabulary
 from ..grm.generative_reward_model import GenerativeRewardModel
-from ..grm.in_the_loop import ADAPTER, judge, load_beside, rewrite_flagged
+from ..grm.in_the_loop import judge, load_beside, rewrite_flagged
 from .collator import DataCollatorForRLMEC
 from .distillation import add_distillation_head
 from .losses import imitation_loss
 from .online_checks import (
     NO_REFERENCE,
+    check_adapter,
     check_own_weights,
+    check_replay,
     check_sync,
     check_terms,
     check_token_reward_settings,
@@ -52,6 +57,8 @@ from .replay import Replay
 RewriteVerifier = Callable[..., list[bool]]
 
 GRM_NAME = "grm"
+# In a checkpoint, a reward model that follows the policy
+SYNCED_GRM = "synced_grm.safetensors"
 
 
 @dataclass
@@ -99,7 +106,7 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
             `completions`, `completion_ids`, the columns of the dataset, `trainer_state`, `log_extra`, `log_metric`)
             and return a list with a list for each completion, which has a number, or `None` for no opinion, for each
             of its `completion_ids`. They may be asynchronous.
-        grm (`str` or [`GenerativeRewardModel`], *optional*):
+        grm (`str`, `os.PathLike` or [`GenerativeRewardModel`], *optional*):
             Generative reward model, which judges completions whose row has a `reference`. A path or a name on the Hub
             may be that of an adapter: if the policy is an adapter on the same base model, both share its weights. It
             may be wholly behind a server ([`GenerativeRewardModel.from_server`]), which has to serve the same weights
@@ -130,7 +137,7 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         args=None,
         *others,
         token_reward_funcs: TokenRewardFunc | list[TokenRewardFunc] | None = None,
-        grm: str | GenerativeRewardModel | None = None,
+        grm: str | os.PathLike | GenerativeRewardModel | None = None,
         replay_dataset: Dataset | None = None,
         rewrite_verifier: RewriteVerifier | None = None,
         **kwargs,
@@ -143,9 +150,12 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         arguments = signature(GRPOTrainer.__init__).bind(self, model, reward_funcs, args, *others, **kwargs).arguments
         if token_reward_funcs is None:
             token_reward_funcs = []
-        elif not isinstance(token_reward_funcs, list):
+        elif not isinstance(token_reward_funcs, (list, tuple)):
             token_reward_funcs = [token_reward_funcs]
-        self.token_reward_funcs = token_reward_funcs
+        for func in token_reward_funcs:
+            if not callable(func):
+                raise ConfigError(f"`token_reward_funcs` must be functions, got {func!r} ({type(func).__name__}).")
+        self.token_reward_funcs = token_reward_funcs = list(token_reward_funcs)
         self.rewrite_verifier = rewrite_verifier
         self._rewrites = grm is not None and args.imitation_coef > 0
         self._distills = grm is not None and args.attempt_coef > 0
@@ -153,6 +163,8 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         self._token_names = [get_callable_name(func) for func in token_reward_funcs] + [GRM_NAME] * (grm is not None)
         self._has_outcome = bool(reward_funcs) or arguments.get("environment_factory") is not None
         check_token_reward_settings(args, self._token_names)
+        if replay_dataset is not None:
+            check_replay(args, replay_dataset)
         if grm is None:
             check_without_grm(args)
         imitates = self._rewrites or self._replays
@@ -160,11 +172,16 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         if self._rewrites and rewrite_verifier is None:
             check_verifier(reward_funcs)
         if grm is not None:
-            check_with_grm(args, arguments, isinstance(grm, GenerativeRewardModel) and grm.model is None)
+            check_with_grm(args, arguments, grm)
         if not self._has_outcome:
             reward_funcs = no_outcome
+        revision = (args.model_init_kwargs or {}).get("revision") or "main"
+        if isinstance(model, str):
+            refuse_adapter(model, revision)
 
         super().__init__(model, reward_funcs, args, *others, **kwargs)
+        if isinstance(model, str) and is_peft_model(self.model):
+            note_base_revision(self.model, revision)
         self.token_reward_weights = args.token_reward_weights or [1.0] * len(self._token_names)
         self._is_async = [is_async_callable(func) for func in token_reward_funcs]
         self._token_loop = None
@@ -174,6 +191,8 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
             ready.wait()
             atexit.register(shutdown_event_loop_in_daemon, thread, self._token_loop)
         self.grm = None if grm is None else self._prepare_grm(grm)
+        if args.sync_grm:
+            self.add_callback(SyncRefModelCallback(ref_model=self.grm.model, accelerator=self.accelerator))
         self._replay = None
         if self._replays:
             vocab_size = self.model.config.get_text_config().vocab_size
@@ -200,12 +219,12 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         ]
     )
 
-    def _prepare_grm(self, grm: str | GenerativeRewardModel) -> GenerativeRewardModel:
+    def _prepare_grm(self, grm: str | os.PathLike | GenerativeRewardModel) -> GenerativeRewardModel:
         args = self.args
-        if isinstance(grm, str):
+        if not isinstance(grm, GenerativeRewardModel):
             grm = load_beside(
                 self.model,
-                grm,
+                os.fspath(grm),
                 args.grm_revision,
                 args.trust_remote_code,
                 args.allow_untrained_grm,
@@ -228,7 +247,13 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
                 "`attempt_coef` compares distributions over the same tokens, and `grm` has another tokenizer than the "
                 "policy. Set `attempt_coef=0`, or use a reward model of the policy's family."
             )
-        if grm.adapter_name is None and grm.model is not None:
+        if grm.adapter_name is not None:
+            check_adapter(self.model, grm)
+        if self._is_shared(grm):
+            for name, parameter in grm.model.named_parameters():
+                if f".{grm.adapter_name}." in name:
+                    parameter.requires_grad_(False)
+        elif grm.model is not None:
             check_own_weights(self.model, grm.model)
             grm.model.requires_grad_(False)
             # As TRL's reward models: whole on each device, under FSDP too
@@ -239,19 +264,25 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
                 grm.model.get_base_model() if is_peft_model(grm.model) else grm.model,
                 self.args.attempt_loss,
                 self.temperature,
+                grm.adapter_name,
             )
         if args.sync_grm:
             check_sync(self.model, grm.model, self.is_fsdp_enabled)
-            self.add_callback(SyncRefModelCallback(ref_model=grm.model, accelerator=self.accelerator))
         return grm
 
+    def _is_shared(self, grm: GenerativeRewardModel) -> bool:
+        """Whether the reward model is an adapter of the policy's model."""
+        return grm.adapter_name is not None and grm.model is self.model
+
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        # Reward functions may change the lists that they get
+        samples = (list(prompts), list(completions), [list(ids) for ids in completion_ids_list])
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self._token_names:
-            start = self.accelerator.process_index * len(prompts)
+            start = self.accelerator.process_index * len(inputs)
             # The outcome of this process's completions
-            outcome = rewards[start : start + len(prompts), 0].tolist() if self._has_outcome else None
-            self._credit = self._judge(inputs, prompts, completions, completion_ids_list, outcome)
+            outcome = rewards[start : start + len(inputs), 0].tolist() if self._has_outcome else None
+            self._credit = self._judge(inputs, *samples, outcome)
         return rewards
 
     def _reward_kwargs(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -288,9 +319,15 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
 
         if self.model.training and "reference" not in inputs[0]:
             raise ConfigError(NO_REFERENCE)
-        references = [row.get("reference") for row in inputs]
-        template_kwargs = [row.get("chat_template_kwargs") for row in inputs]
-        # The text of the ids: where the tokenizer parses responses, a message may lack a part of it
+        references = [
+            _check_reference(row.get("reference")) if self._knows(ids) else None
+            for row, ids in zip(inputs, completion_ids, strict=True)
+        ]
+        # Those of the policy's prompts, and those of the row, as in the offline stages
+        template_kwargs = [
+            self.chat_template_kwargs | given_template_kwargs(row.get("chat_template_kwargs")) for row in inputs
+        ]
+        # What the policy wrote. TRL may have parsed it into messages, of which the content is a part
         texts = [decode_completion(self._tokenizer, ids) for ids in completion_ids]
         samples = (prompts, references, texts, completion_ids)
         token_probs, states = judge(self.grm, *samples, template_kwargs, with_states=self._distills)
@@ -317,6 +354,16 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
             )
             credit.rewrite_ids = self._verified(inputs, prompts, rewrite_ids, completion_ids)
         return credit
+
+    def _knows(self, completion_ids: list[int]) -> bool:
+        """
+        Whether the reward model can read a completion: a vocabulary may be padded with ids that the tokenizer never
+        gives, but that a policy may sample.
+        """
+        vocab_size = len(self._tokenizer)
+        if self.grm.model is not None:
+            vocab_size = max(vocab_size, self.grm.model.config.get_text_config().vocab_size)
+        return not self.grm.shares_tokenizer or max(completion_ids, default=0) < vocab_size
 
     def _clipped_rewards(self, token_probs: list[float | None], correct: bool | None) -> list[float]:
         """The paper's rewards of a sample, NaN where the reward model has no opinion, or without an outcome."""
@@ -366,7 +413,10 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         """The rewrites that are complete and correct; and their metrics."""
         mode = "train" if self.model.training else "eval"
         ends = set(self.eos_token_ids)
-        complete = [index for index, ids in enumerate(rewrite_ids) if ids and ids[-1] in ends]
+        vocab_size = self.model.config.get_text_config().vocab_size
+        complete = [
+            index for index, ids in enumerate(rewrite_ids) if ids and ids[-1] in ends and max(ids) < vocab_size
+        ]
         verified: list[list[int] | None] = [None] * len(rewrite_ids)
         if complete:
             chosen_ids = [rewrite_ids[index] for index in complete]
@@ -404,10 +454,13 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
             completion_ids=completion_ids,
             **columns,
         )[0]
-        if len(returned) != len(completions):
+        # Arrays and tensors of booleans are as good as lists
+        num_returned = len(returned) if hasattr(returned, "__len__") else None
+        if num_returned != len(completions):
+            found = f"{num_returned} values" if num_returned is not None else f"a `{type(returned).__name__}`"
             raise ConfigError(
-                f"{get_callable_name(func)!r} returned {len(returned)} values for {len(completions)} rewrites. It "
-                "must return one for each."
+                f"{get_callable_name(func)!r} returned {found} for {len(completions)} rewrites. It must return a list "
+                "with one value for each."
             )
         if self.rewrite_verifier is not None:
             return [bool(passed) for passed in returned]
@@ -476,7 +529,7 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
     def _padded_states(self, states: list[torch.Tensor | None], mask: torch.Tensor) -> torch.Tensor:
         known = next((row for row in states if row is not None), None)
         # A process whose samples have no reference has nothing to learn from
-        width = self.model.config.get_text_config().hidden_size if known is None else known.size(-1)
+        width = self.grm.model.config.get_text_config().hidden_size if known is None else known.size(-1)
         dtype = torch.float32 if known is None else known.dtype
         padded = torch.zeros(*mask.shape, width, dtype=dtype, device=mask.device)
         for row, one in zip(padded, states, strict=True):
@@ -570,15 +623,42 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         return batch  # GRPO's batches are whole groups, and in an evaluation all of them count
 
     def _save(self, output_dir=None, state_dict=None):
-        if self.grm is None or self.grm.adapter_name is None:
+        if self.grm is None or not self._is_shared(self.grm):
             return super()._save(output_dir, state_dict)
         # The reward model's adapter is not part of the policy
         adapters = self.model.peft_config
-        adapter = adapters.pop(ADAPTER)
+        adapter = adapters.pop(self.grm.adapter_name)
         try:
             super()._save(output_dir, state_dict)
         finally:
-            adapters[ADAPTER] = adapter
+            adapters[self.grm.adapter_name] = adapter
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        super()._save_optimizer_and_scheduler(output_dir)
+        # A reward model that follows the policy is part of what a training resumes from
+        if self.args.sync_grm and self.args.should_save:
+            save_model(self.grm.model, os.path.join(output_dir, SYNCED_GRM))
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.args.sync_grm and checkpoint is not None:
+            path = os.path.join(checkpoint, SYNCED_GRM)
+            if not os.path.isfile(path):
+                raise ConfigError(
+                    f"{checkpoint!r} has no {SYNCED_GRM}, the reward model as it was at that step (`sync_grm`), so it "
+                    "cannot be resumed from. Train from the start, or with `sync_grm=False`."
+                )
+            load_model(self.grm.model, path, device=str(self.args.device))
+
+
+def _check_reference(reference: Any) -> str | None:
+    """A reference, `None` where it is blank."""
+    if reference is not None and not isinstance(reference, str):
+        raise DatasetError(
+            f"The column `reference` must be a text, or None where there is none, got {reference!r} "
+            f"({type(reference).__name__})."
+        )
+    return reference if reference is not None and reference.strip() else None
 
 
 def _num_weighted(examples: list[dict[str, Any]]) -> int:

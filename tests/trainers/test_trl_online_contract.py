@@ -84,7 +84,8 @@ def test_our_constructor_takes_what_grpo_trainer_takes_in_its_order():
 
 
 def test_what_is_overridden_takes_what_ours_takes():
-    for name in ("_calculate_rewards", "_generate_and_score_completions", "_compute_loss", "_save"):
+    names = ["_calculate_rewards", "_generate_and_score_completions", "_compute_loss", "_save"]
+    for name in [*names, "_save_optimizer_and_scheduler", "_load_optimizer_and_scheduler"]:
         assert parameters(getattr(OnlineRLMECTrainer, name)) == parameters(getattr(GRPOTrainer, name)), name
 
 
