@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import Parameter, Signature, signature
+from itertools import chain
 from typing import Any
 
 import torch
@@ -383,17 +384,15 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
     def _combine(self, rewards: list[list[list[float]]], completion_ids: list[list[int]]) -> list[list[float]]:
         """Weighted sum over the sources, NaN where none has an opinion; and their metrics."""
         mode = "train" if self.model.training else "eval"
-        combined, sums = [], torch.zeros(len(rewards) + 1, 2, device=self.accelerator.device)
-        for sample in range(len(completion_ids)):
-            rows = torch.tensor([source[sample] for source in rewards], dtype=torch.float32)
-            weights = torch.tensor(self.token_reward_weights).unsqueeze(-1)
-            total = (rows * weights).nansum(dim=0).masked_fill(rows.isnan().all(dim=0), torch.nan)
-            combined.append(total.tolist())
-            opinions = ~rows.isnan()
-            sums[:-1, 0] += rows.nansum(dim=-1).to(sums.device)
-            sums[:-1, 1] += opinions.sum(dim=-1).to(sums.device)
-            sums[-1, 0] += (total.nan_to_num() != 0).sum()
-            sums[-1, 1] += total.numel()
+        # All completions in one row, shape (sources, tokens): a call for each would cost more than its arithmetic
+        rows = torch.tensor([list(chain.from_iterable(source)) for source in rewards], dtype=torch.float32)
+        opinions = ~rows.isnan()
+        weights = torch.tensor(self.token_reward_weights).unsqueeze(-1)
+        total = (rows * weights).nansum(dim=0).masked_fill(~opinions.any(dim=0), torch.nan)
+        combined = [row.tolist() for row in total.split([len(ids) for ids in completion_ids])]
+        num_active = torch.tensor([[(total.nan_to_num() != 0).sum(), total.numel()]], dtype=torch.float32)
+        sums = torch.cat([torch.stack([rows.nansum(dim=-1), opinions.sum(dim=-1)], dim=-1), num_active])
+        sums = sums.to(self.accelerator.device)
         totals = self.accelerator.reduce(sums, reduction="sum").tolist()
         names = [f"{name}/mean" for name in self._token_names] + ["active_fraction"]
         for name, (total, count) in zip(names, totals, strict=True):
