@@ -23,16 +23,15 @@ from tests.invariance_worker import fsdp_on_cpu, whole
 REWRITE_ALL = {"rewrite_samples": "all", "reward_baseline": 0.02}
 SAVES = {"save_strategy": "steps", "save_steps": 1}
 RUNS = {
-    "all_terms": {"token_credit": "add", "attempt_coef": 0.5, **REWRITE_ALL},
     # In each step, one of two processes lacks something, as the columns of the problems say
-    "lopsided": {"token_credit": "place", "attempt_coef": 0.5, "beta": 0.1, "replay_fraction": 1.0},
+    "lopsided": {"attempt_coef": 0.5, "beta": 0.1, "replay_fraction": 1.0},
 }
 SHARDED_RUNS = {
     "grpo": None,
     "place": {"token_credit": "place", "imitation_coef": 0.0},
     "imitation": {"token_credit": "none", **REWRITE_ALL},
     "distillation": {"token_credit": "none", "imitation_coef": 0.0, "attempt_coef": 1.0},
-    "all_terms_sharded": {"attempt_coef": 0.5, "optim": "adamw_torch", "learning_rate": 1e-2, **SAVES, **REWRITE_ALL},
+    "all_terms": {"attempt_coef": 0.5, "optim": "adamw_torch", "learning_rate": 1e-2, **SAVES, **REWRITE_ALL},
 }
 
 
@@ -134,8 +133,8 @@ def main(folder):
         sharded = {"max_steps": 2, "fsdp": num_processes > 1}
         results |= {name: train(folder, name, **sharded) for name in SHARDED_RUNS}
         if num_processes > 1:
-            checkpoint = f"{folder}/all_terms_sharded-2/checkpoint-1"
-            results["resumed"] = train(folder, "all_terms_sharded", checkpoint, **sharded)
+            checkpoint = f"{folder}/all_terms-2/checkpoint-1"
+            results["resumed"] = train(folder, "all_terms", checkpoint, **sharded)
     if process_state().is_main_process:
         torch.save(results, f"{folder}/{num_processes}.pt")
     end_processes()
