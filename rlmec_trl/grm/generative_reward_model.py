@@ -370,7 +370,7 @@ class GenerativeRewardModel:
         self._check_tokenizer(completions, completion_ids)
         contexts = self._encode(encode_rewrite_prompt, prompts, references, completions, chat_template_kwargs)
         own_ids = completion_ids if self.shares_tokenizer else [self._own_ids(ids) for ids in completion_ids]
-        with self._adapter():
+        with self.active():
             logps = completion_logps(
                 self.model, self.processing_class, contexts, own_ids, self.batch_size, self._desc("Scoring")
             )
@@ -408,7 +408,7 @@ class GenerativeRewardModel:
             )
         self._check_tokenizer(completions, completion_ids)
         contexts = self._encode(encode_rewrite_prompt, prompts, references, completions, chat_template_kwargs)
-        with self._adapter():
+        with self.active():
             logps, states = completion_logps_and_states(
                 self.model, self.processing_class, contexts, completion_ids, self.batch_size, self._desc("Scoring")
             )
@@ -496,7 +496,7 @@ class GenerativeRewardModel:
         sequences = [context + list(ids) for context, ids in zip(contexts, target_ids, strict=True)]
         all_ids, all_logps = [None] * len(sequences), [None] * len(sequences)
         pad_token_id = padding_id(self.processing_class)
-        with self._adapter(), evaluation_mode(self.model):
+        with self.active(), evaluation_mode(self.model):
             for batch in length_batches([len(ids) for ids in sequences], self.batch_size, self._desc(title)):
                 rows = [torch.tensor(sequences[index]) for index in batch]
                 # With left padding, all targets end at the last position, so that only their logits are computed
@@ -518,12 +518,13 @@ class GenerativeRewardModel:
         desc = self._desc(title)
         if self.server is not None:
             return self.server.generate_ids(prompt_ids, max_new_tokens, desc=desc)
-        with self._adapter():
+        with self.active():
             return generate_ids(
                 self.model, self.processing_class, prompt_ids, max_new_tokens, self.batch_size, desc, **kwargs
             )
 
-    def _adapter(self) -> AbstractContextManager:
+    def active(self) -> AbstractContextManager:
+        """While it is open, `model` is the reward model, also if it is the policy otherwise (`adapter_name`)."""
         return nullcontext() if self.adapter_name is None else use_adapter(self.model, self.adapter_name)
 
     def _encode(

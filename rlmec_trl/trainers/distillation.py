@@ -132,7 +132,8 @@ def add_distillation_head(
         model ([`~transformers.PreTrainedModel`]):
             The policy, a causal language model with a fused LM head.
         teacher ([`~transformers.PreTrainedModel`]):
-            The model whose states `teacher_states` are.
+            The model whose states `teacher_states` are. Its LM head is the one that it has now: an adapter that is
+            active now may be another one later.
         kind (`str`, *optional*, defaults to `"reverse_kl"`):
             As in [`divergence`].
         temperature (`float`, *optional*, defaults to `1.0`):
@@ -144,6 +145,7 @@ def add_distillation_head(
     for one in (model, teacher):
         refuse_scaled_logits(one, "`attempt_coef`", "Set `attempt_coef=0`.")
     fused_forward = model.forward
+    teacher_head = Head.of(teacher)
 
     @functools.wraps(type(model).forward)
     def forward(self, *args, teacher_states=None, teacher_mask=None, **kwargs):
@@ -160,8 +162,6 @@ def add_distillation_head(
         # The state at a position predicts the next token. Virtual prompt tokens, if any, come first.
         hidden_states = captured[0][:, -teacher_mask.size(1) : -1]
         mask = teacher_mask[:, 1:]
-        with torch.no_grad():
-            teacher_head = Head.of(teacher)
         values = divergence(
             hidden_states[mask], Head.of(self), teacher_states[:, 1:][mask], teacher_head, kind, temperature
         )

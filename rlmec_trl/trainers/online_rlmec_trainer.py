@@ -30,7 +30,7 @@ from ..data.errors import ConfigError
 from ..data.messages import is_conversational
 from ..data.tokens import same_vocabulary
 from ..grm.generative_reward_model import GenerativeRewardModel
-from ..grm.in_the_loop import ADAPTER, judge, load_beside, rewrite_flagged
+from ..grm.in_the_loop import judge, load_beside, rewrite_flagged
 from .collator import DataCollatorForRLMEC
 from .distillation import add_distillation_head
 from .losses import imitation_loss
@@ -261,6 +261,8 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
                 args.trust_remote_code,
                 args.allow_untrained_grm,
                 may_share=not self.is_fsdp_enabled,
+                # TRL sends vLLM all modules that adapters bring along, and none that PEFT has wrapped for them
+                may_wrap=not self.use_vllm,
                 model_init_kwargs=args.grm_init_kwargs,
                 batch_size=args.grm_batch_size,
                 max_new_tokens=args.rewrite_max_new_tokens or self.max_completion_length,
@@ -285,12 +287,13 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
             # As TRL's reward models: whole on each device, under FSDP too
             grm.model = self.accelerator.prepare_model(grm.model, evaluation_mode=True, device_placement=True)
         if self._distills:
-            add_distillation_head(
-                self.model.get_base_model() if is_peft_model(self.model) else self.model,
-                grm.model.get_base_model() if is_peft_model(grm.model) else grm.model,
-                self.args.attempt_loss,
-                self.temperature,
-            )
+            with grm.active():
+                add_distillation_head(
+                    self.model.get_base_model() if is_peft_model(self.model) else self.model,
+                    grm.model.get_base_model() if is_peft_model(grm.model) else grm.model,
+                    self.args.attempt_loss,
+                    self.temperature,
+                )
         if args.sync_grm:
             if is_peft_model(self.model):
                 raise ConfigError("`sync_grm` cannot follow an adapter. Set `sync_grm=False`, or train all weights.")
@@ -625,12 +628,12 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         if self.grm is None or self.grm.adapter_name is None:
             return super()._save(output_dir, state_dict)
         # The reward model's adapter is not part of the policy
-        adapters = self.model.peft_config
-        adapter = adapters.pop(ADAPTER)
+        adapters, name = self.model.peft_config, self.grm.adapter_name
+        adapter = adapters.pop(name)
         try:
             super()._save(output_dir, state_dict)
         finally:
-            adapters[ADAPTER] = adapter
+            adapters[name] = adapter
 
 
 def _num_weighted(examples: list[dict[str, Any]]) -> int:
