@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from inspect import Parameter, Signature, signature
 from typing import Any
 
@@ -628,12 +629,12 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         if self.grm is None or self.grm.adapter_name is None:
             return super()._save(output_dir, state_dict)
         # The reward model's adapter is not part of the policy
-        adapters, name = self.model.peft_config, self.grm.adapter_name
-        adapter = adapters.pop(name)
+        own = [name for name in self.model.peft_config if name != self.grm.adapter_name]
+        self.model.save_pretrained = partial(self.model.save_pretrained, selected_adapters=own)
         try:
             super()._save(output_dir, state_dict)
         finally:
-            adapters[name] = adapter
+            del self.model.save_pretrained
 
 
 def _num_weighted(examples: list[dict[str, Any]]) -> int:
