@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from inspect import Parameter, Signature, signature
 from itertools import chain
 from typing import Any
@@ -230,6 +231,8 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
                 args.trust_remote_code,
                 args.allow_untrained_grm,
                 may_share=not self.is_fsdp_enabled,
+                # TRL sends vLLM all modules that adapters bring along, and none that PEFT has wrapped for them
+                may_wrap=not self.use_vllm,
                 model_init_kwargs=args.grm_init_kwargs,
                 batch_size=args.grm_batch_size,
                 max_new_tokens=args.rewrite_max_new_tokens or self.max_completion_length,
@@ -625,12 +628,12 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         if self.grm is None or not self._is_shared(self.grm):
             return super()._save(output_dir, state_dict)
         # The reward model's adapter is not part of the policy
-        adapters = self.model.peft_config
-        adapter = adapters.pop(self.grm.adapter_name)
+        own = [name for name in self.model.peft_config if name != self.grm.adapter_name]
+        self.model.save_pretrained = partial(self.model.save_pretrained, selected_adapters=own)
         try:
             super()._save(output_dir, state_dict)
         finally:
-            adapters[self.grm.adapter_name] = adapter
+            del self.model.save_pretrained
 
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)

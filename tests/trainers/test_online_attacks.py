@@ -185,7 +185,7 @@ def test_an_empty_attempt_whose_end_is_flagged_is_rewritten(make_grm, tokenizer)
         ({"edited_weight": 0.0, "unedited_weight": 0.0}, "nothing would be imitated"),
         ({"grm_init_kwargs": {"revision": "main"}}, "Set the field `grm_revision`"),
         ({"grm_init_kwargs": {"trust_remote_code": True}}, "Set the field `trust_remote_code`"),
-        ({"grm_init_kwargs": "bfloat16"}, "must be a mapping, or one as JSON"),
+        ({"grm_init_kwargs": "bfloat16"}, "must be a dictionary, on the command line"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(config, said, make_trainer, make_grm):

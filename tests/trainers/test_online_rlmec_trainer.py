@@ -2,7 +2,6 @@
 
 import copy
 import math
-import runpy
 from pathlib import Path
 
 import pytest
@@ -408,6 +407,18 @@ def test_terms_beside_that_of_grpo_are_logged_with_it(make_policy, tokenizer, pr
     assert log["loss"] == pytest.approx(log["policy_loss"] + log["imitation_loss"], abs=1e-4)
 
 
+def test_rewrites_and_replayed_rows_are_imitated_together(
+    make_policy, make_grm, tokenizer, problems, make_rows, arguments
+):
+    config = OnlineRLMECConfig(**arguments(rewrite_samples="all", replay_fraction=1.0))
+    replay = Dataset.from_list(make_rows(6))
+    trainer = make_trainer(make_policy, tokenizer, problems, config, grm=make_grm(), replay_dataset=replay)
+    # TRL shuffles the completions, so that either kind comes first in one of the steps
+    trainer._check_rewrites = lambda prompts, *others: [index == 3 for index in range(len(prompts))]
+    _, history = train(trainer)
+    assert history[0]["rewrite/verified"] == 0.25 and history[0]["imitation_loss"] > 0
+
+
 def test_asynchronous_functions_and_weights(make_policy, tokenizer, problems, arguments):
     async def ones(completion_ids, **kwargs):
         return [[1.0] * len(ids) for ids in completion_ids]
@@ -699,22 +710,6 @@ class StopAt(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         if state.global_step == self.step:
             raise KeyboardInterrupt
-
-
-def test_two_processes_give_the_weights_of_one(tmp_path, run_on_two, make_policy, tokenizer, problems, make_rows):
-    for name, sharpness in (("policy", 1.0), ("grm", 8.0)):
-        make_policy(sharpness=sharpness).save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
-    problems.save_to_disk(tmp_path / "problems")
-    worker = Path(__file__).parents[1] / "online_worker.py"
-    run_on_two(worker, tmp_path)
-    runpy.run_path(str(worker))["main"](str(tmp_path))
-    one, two = (torch.load(tmp_path / f"{number}.pt") for number in (1, 2))
-    assert one["history"][0]["imitation_loss"] > 0 and one["history"][0]["attempt_loss"] > 0
-    for step, other in zip(one["history"], two["history"], strict=True):
-        for name in ("policy_loss", "imitation_loss", "attempt_loss", "token_reward/grm/mean", "rewrite/verified"):
-            assert step.get(name) == pytest.approx(other.get(name), abs=1e-5), name
-    assert largest_difference(one["weights"], two["weights"]) <= 1e-5
 
 
 def test_a_loss_that_is_not_finite_stops_training_before_the_weights_change(

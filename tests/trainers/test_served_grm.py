@@ -160,12 +160,16 @@ def test_two_processes_ask_for_their_own_completions_and_give_the_weights_of_one
     server, _ = served
     make_policy().save_pretrained(tmp_path / "policy")
     tokenizer.save_pretrained(tmp_path / "policy")
+    # The worker reads the outcomes from the problems
+    for name in ("verified", "correct"):
+        problems = problems.remove_columns(set(problems.column_names) & {name})
+        problems = problems.add_column(name, [name == "verified"] * len(problems))
     problems.save_to_disk(str(tmp_path / "problems"))
     runpy.run_path(str(WORKER))["main"](str(tmp_path), server.url)
     asked = sorted(exchange.body["prompt"] for exchange in server.exchanges if "echo" in exchange.body)
     server.exchanges.clear()
     run_on_two(WORKER, str(tmp_path), server.url)
-    one, two = (torch.load(tmp_path / f"{number}.pt") for number in (1, 2))
+    one, two = (torch.load(tmp_path / f"{number}.pt")["served"] for number in (1, 2))
     assert largest_difference(one["weights"], two["weights"]) <= 1e-6
-    assert len(asked) == 24
+    assert len(asked) == 40  # 3 steps of 8 completions, and an evaluation of 16
     assert sorted(exchange.body["prompt"] for exchange in server.exchanges if "echo" in exchange.body) == asked
