@@ -298,6 +298,11 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         if args.sync_grm:
             if is_peft_model(self.model):
                 raise ConfigError("`sync_grm` cannot follow an adapter. Set `sync_grm=False`, or train all weights.")
+            if self.is_fsdp_enabled:
+                raise ConfigError(
+                    "`sync_grm` cannot be used under FSDP, which shards the policy's weights, and not those of the "
+                    "reward model. Set `sync_grm=False`, or use DDP or ZeRO-2."
+                )
             self.add_callback(SyncRefModelCallback(ref_model=grm.model, accelerator=self.accelerator))
         return grm
 
