@@ -656,6 +656,50 @@ def test_a_self_teacher_follows_the_policy(make_policy, make_grm, tokenizer, pro
             assert not torch.equal(parameter, before[name]), name
 
 
+def test_a_self_teacher_is_refused_under_fsdp(make_policy, make_grm, tokenizer, problems, arguments, monkeypatch):
+    from rlmec_trl.data.errors import ConfigError
+
+    prepare_grm = OnlineRLMECTrainer._prepare_grm
+
+    def under_fsdp(self, grm):
+        self.is_fsdp_enabled = True
+        return prepare_grm(self, grm)
+
+    monkeypatch.setattr(OnlineRLMECTrainer, "_prepare_grm", under_fsdp)
+    config = OnlineRLMECConfig(**arguments(imitation_coef=0, attempt_coef=1.0, sync_grm=True))
+    with pytest.raises(ConfigError, match="`sync_grm` cannot be used under FSDP"):
+        make_trainer(make_policy, tokenizer, problems, config, grm=make_grm())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gradient_checkpointing": False},
+        {"gradient_checkpointing_kwargs": {"use_reentrant": True}},
+        {
+            "use_transformers_continuous_batching": True,
+            "transformers_continuous_batching_config": {"num_blocks": 16, "max_batch_tokens": 64},
+        },
+    ],
+    ids=["no checkpointing", "reentrant checkpointing", "continuous batching"],
+)
+def test_settings_of_speed_and_memory_give_the_same_weights(
+    settings, make_policy, make_grm, tokenizer, problems, arguments
+):
+    results = []
+    for changed in ({}, settings):
+        config = OnlineRLMECConfig(
+            **arguments(rewrite_samples="all", attempt_coef=0.5, top_k=1, max_steps=2, optim="sgd", **changed)
+        )
+        policy = make_policy(sharpness=4)
+        trainer = OnlineRLMECTrainer(
+            policy, reward_length, config, problems, processing_class=copy.deepcopy(tokenizer), grm=make_grm(),
+            rewrite_verifier=passes,
+        )  # fmt: skip
+        results.append(train(trainer)[0])
+    assert largest_difference(*results) <= 1e-6
+
+
 def test_conversational_prompts(make_policy, tokenizer, chat_tokenizer, problems, arguments):
     grm = EndingGRM(make_policy(sharpness=8), chat_tokenizer, max_new_tokens=8, show_progress=False)
     problems = problems.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})

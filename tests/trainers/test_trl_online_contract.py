@@ -15,6 +15,8 @@ import torch
 from accelerate.state import AcceleratorState
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
+from trl.distributed import DistributedBackend
+from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import (
     add_fused_lm_head,
@@ -337,3 +339,35 @@ def test_the_callback_that_syncs_a_reference_model_moves_any_model(make_policy):
         callback.on_step_end(args, SimpleNamespace(global_step=step), None, model=policy)
         moved = before + share * (policy.get_input_embeddings().weight - before)
         torch.testing.assert_close(other.get_input_embeddings().weight, moved)
+
+
+def test_save_goes_through_save_pretrained_of_the_model_which_takes_the_adapters_to_save(make_trainer, tmp_path):
+    from peft import PeftModel
+
+    trainer, folders = make_trainer(), []
+    trainer.model.save_pretrained = lambda folder, state_dict, is_main_process: folders.append(folder)
+    trainer._save(str(tmp_path))
+    assert folders == [str(tmp_path)]
+    assert "selected_adapters" in parameters(PeftModel.save_pretrained)
+
+
+def test_vllm_is_sent_modules_of_all_adapters_and_none_that_is_wrapped_for_them(policy):
+    from peft import LoraConfig, get_peft_model
+
+    lora = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+    model = get_peft_model(policy, LoraConfig(**lora))
+    model.add_adapter("grm", LoraConfig(**lora, modules_to_save=["lm_head"]))
+    generation = VLLMGeneration.__new__(VLLMGeneration)
+    generation.model = model
+    generation._dist = DistributedBackend(SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=None)))
+    names = [name for name, _ in generation._iter_named_params()]
+    assert "lm_head.modules_to_save.grm.weight" in names and "lm_head.weight" not in names
+    assert not any("lora" in name for name in names)
+
+
+def test_liger_kernels_replace_layers_and_not_the_forward_of_the_model(make_trainer):
+    with pytest.warns(FutureWarning, match="use_liger_kernel"):
+        trainer = make_trainer(use_liger_kernel=True)
+    assert trainer.args.liger_kernel_config == {"fused_linear_cross_entropy": False}
+    with pytest.warns(FutureWarning), pytest.raises(ValueError, match="fused_linear_cross_entropy"):
+        make_trainer(use_liger_kernel=True, liger_kernel_config={"fused_linear_cross_entropy": True})
