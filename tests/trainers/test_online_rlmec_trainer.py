@@ -656,21 +656,6 @@ def test_a_self_teacher_follows_the_policy(make_policy, make_grm, tokenizer, pro
             assert not torch.equal(parameter, before[name]), name
 
 
-def test_a_self_teacher_is_refused_under_fsdp(make_policy, make_grm, tokenizer, problems, arguments, monkeypatch):
-    from rlmec_trl.data.errors import ConfigError
-
-    prepare_grm = OnlineRLMECTrainer._prepare_grm
-
-    def under_fsdp(self, grm):
-        self.is_fsdp_enabled = True
-        return prepare_grm(self, grm)
-
-    monkeypatch.setattr(OnlineRLMECTrainer, "_prepare_grm", under_fsdp)
-    config = OnlineRLMECConfig(**arguments(imitation_coef=0, attempt_coef=1.0, sync_grm=True))
-    with pytest.raises(ConfigError, match="`sync_grm` cannot be used under FSDP"):
-        make_trainer(make_policy, tokenizer, problems, config, grm=make_grm())
-
-
 @pytest.mark.parametrize(
     "settings",
     [
