@@ -28,6 +28,7 @@ SAVES = {"save_strategy": "steps", "save_steps": 1}
 RUNS = {
     # In each step, one of two processes lacks something, as the columns of the problems say
     "lopsided": {"attempt_coef": 0.5, "beta": 0.1, "replay_fraction": 1.0},
+    "lopsided_imitation": {"token_credit": "none"},
 }
 SERVED_RUNS = {"served": REWRITE_ALL}
 SHARDED_RUNS = {

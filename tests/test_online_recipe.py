@@ -109,3 +109,16 @@ def test_a_server_without_the_name_of_its_reward_model_is_refused(folder):
 
     with pytest.raises(UserError, match="name that with `--grm`"):
         run_here(words(folder, base_url="http://localhost:9/v1"))
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_quantization_of_the_reward_model_is_given_on_the_command_line_or_in_the_file(in_file, tmp_path):
+    wanted = {"quantization_config": {"load_in_4bit": True}}
+    words = ["--dataset_name", "rows", "--task", "arithmetic", "--output_dir", str(tmp_path), "--bf16", "false"]
+    if in_file:
+        (tmp_path / "settings.yaml").write_text(json.dumps({"grm_init_kwargs": wanted}))  # JSON is YAML, too
+        words += ["--config", str(tmp_path / "settings.yaml")]
+    else:
+        words += ["--grm_init_kwargs", json.dumps(wanted)]
+    _, training_args, *_ = importlib.import_module("recipes.online_rlmec").make_parser().parse_args_and_config(words)
+    assert training_args.grm_init_kwargs == wanted

@@ -61,7 +61,7 @@ def make_trainer(base, problems, tmp_path):
     def make(grm, lora=None, quantized=False, output_dir="out", **settings):
         settings = {
             "output_dir": str(tmp_path / output_dir),
-            "per_device_train_batch_size": 4,
+            "per_device_train_batch_size": 2,
             "num_generations": 2,
             "max_completion_length": 6,
             "max_steps": 1,
@@ -134,7 +134,7 @@ def test_an_adapter_that_cannot_stand_beside_the_policys_is_loaded_beside_the_po
 ):
     trainer = make_trainer(make_adapter(grm), own)
     assert trainer.grm.model is not trainer.model and set(trainer.model.peft_config) == {"default"}
-    trainer.train()
+    assert len(scores(trainer.grm, tokenizer, problems)) > 0
 
 
 @pytest.mark.parametrize("quantized", [False, pytest.param(True, marks=quantization)], ids=["lora", "qlora"])
