@@ -8,7 +8,8 @@ accelerate launch --config_file recipes/accelerate_configs/ddp.yaml recipes/scor
 ```
 
 `--model_name_or_path` is the policy that sampled the completions; its log-probabilities are stored too. With
-`--base_url`, a server that has the reward model (such as `vllm serve runs/gsm8k/grm`) writes the rewrites.
+`--base_url`, a server that has the reward model (such as `vllm serve runs/gsm8k/grm`) writes the rewrites, and with
+`--grm_on_server true` also gives the probabilities.
 """
 
 from dataclasses import dataclass, field

@@ -47,6 +47,9 @@ class FakeServer:
         complete:
             What the model generates: called with the ids of a prompt and the request's body, returns the ids of the
             completion, including the one that ends it. They are truncated at `max_tokens`.
+        score:
+            What the model gives for the log-probabilities of a prompt's tokens: called with its ids, returns one
+            value for each. If `None`, the server ignores `echo`, and returns those of the generated token.
         chat:
             The same for chats: called with the request's body, returns the answer's text and its finish reason.
         kind:
@@ -67,6 +70,7 @@ class FakeServer:
 
     tokenizer: object
     complete: object = None
+    score: object = None
     chat: object = None
     kind: str = "vllm"
     ends: tuple = ()
@@ -189,6 +193,8 @@ class FakeServer:
             prompt_ids = prompt
         else:
             prompt_ids = self.tokenizer(prompt)["input_ids"]
+        if body.get("echo"):
+            return self._echo(prompt_ids, body)
         ids = list(self.complete(prompt_ids, body))[: body["max_tokens"]]
         ends = (self.tokenizer.eos_token_id, *self.ends)
         ended = bool(ids) and ids[-1] in ends
@@ -217,6 +223,22 @@ class FakeServer:
         return JSONResponse(
             {"id": "c", "object": "text_completion", "created": 0, "model": body["model"], "choices": [choice]}
             | {"usage": _usage(len(prompt_ids), len(ids))}
+        )
+
+    def _echo(self, prompt_ids: list[int], body: dict):
+        """The prompt with its log-probabilities, and EOS, the only token that is generated."""
+        # Some servers leave EOS out
+        generated = [] if self.kind == "no eos" else [-0.5]
+        text, token_logprobs = "", generated
+        if self.score is not None:
+            text, token_logprobs = self.tokenizer.decode(prompt_ids), [*self.score(prompt_ids), *generated]
+        logprobs = None
+        if body.get("logprobs"):
+            logprobs = {"token_logprobs": token_logprobs, "tokens": ["?"] * len(token_logprobs)}
+        choice = {"index": 0, "text": text, "finish_reason": "stop", "logprobs": logprobs}
+        return _NaNResponse(
+            {"id": "c", "object": "text_completion", "created": 0, "model": body["model"], "choices": [choice]}
+            | {"usage": _usage(len(prompt_ids), 1)}
         )
 
     def _reply(self, exchange: Exchange):
@@ -248,6 +270,18 @@ def speak_as(policy, tokenizer):
         return ids
 
     return complete
+
+
+def score_as(model):
+    """`score` of a server with a local model: a full softmax in float32."""
+    import torch
+
+    def score(prompt_ids):
+        with torch.no_grad():
+            logps = model(torch.tensor([prompt_ids])).logits[0].float().log_softmax(dim=-1)
+        return [None, *(logps[position, token].item() for position, token in enumerate(prompt_ids[1:]))]
+
+    return score
 
 
 def memorize(model, tokenizer, pairs, num_steps=200):
@@ -313,8 +347,15 @@ _FAULTS = {
 }
 
 
+class _NaNResponse(JSONResponse):
+    """JSON with the literal NaN, which Python's own encoder writes."""
+
+    def render(self, content):
+        return json.dumps(content).encode()
+
+
 def _is_trial(body):
-    return body.get("max_tokens") == 1 and "seed" not in body
+    return body.get("max_tokens") == 1 and "seed" not in body and "echo" not in body
 
 
 def _usage(prompt_tokens, completion_tokens):

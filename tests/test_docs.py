@@ -22,8 +22,8 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
-# This page starts a server in another environment and looks at files: of its commands only the recipes' are checked
-FREE_COMMANDS = {"docs/teachers.md"}
+# These pages start servers in another environment and look at files: of their commands only the recipes' are checked
+FREE_COMMANDS = {"docs/online.md", "docs/teachers.md"}
 CONFIGS = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml"))
 
 

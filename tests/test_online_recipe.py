@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, load_from_disk
+from transformers import AutoModelForCausalLM
 
 
 ROOT = Path(__file__).parents[1]
@@ -88,3 +89,36 @@ def test_a_dataset_without_references_is_refused_with_a_reward_model(folder):
     load_from_disk(folder / "task").remove_columns("reference").save_to_disk(folder / "bare")
     with pytest.raises(UserError, match="`reference`"):
         run_here(words(folder, grm=folder / "grm", dataset_name=folder / "bare"))
+
+
+def test_the_reward_model_can_be_on_a_server(folder, tokenizer):
+    from tests.fake_openai import FakeServer, score_as, speak_as
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "grm").eval()
+    for file in (folder / "grm").glob("*.safetensors"):
+        file.unlink()
+    with FakeServer(tokenizer, speak_as(model, tokenizer), score_as(model)) as server:
+        run_here(words(folder, grm=folder / "grm", imitation_coef=1.0, base_url=server.url))
+        scored = [exchange for exchange in server.exchanges if "echo" in exchange.body]
+    assert len(scored) == 8 and len(server.exchanges) > len(scored)
+    assert all("token_reward/grm/mean" in step for step in logs(folder))
+
+
+def test_a_server_without_the_name_of_its_reward_model_is_refused(folder):
+    from rlmec_trl.data.errors import UserError
+
+    with pytest.raises(UserError, match="name that with `--grm`"):
+        run_here(words(folder, base_url="http://localhost:9/v1"))
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_quantization_of_the_reward_model_is_given_on_the_command_line_or_in_the_file(in_file, tmp_path):
+    wanted = {"quantization_config": {"load_in_4bit": True}}
+    words = ["--dataset_name", "rows", "--task", "arithmetic", "--output_dir", str(tmp_path), "--bf16", "false"]
+    if in_file:
+        (tmp_path / "settings.yaml").write_text(json.dumps({"grm_init_kwargs": wanted}))  # JSON is YAML, too
+        words += ["--config", str(tmp_path / "settings.yaml")]
+    else:
+        words += ["--grm_init_kwargs", json.dumps(wanted)]
+    _, training_args, *_ = importlib.import_module("recipes.online_rlmec").make_parser().parse_args_and_config(words)
+    assert training_args.grm_init_kwargs == wanted

@@ -192,7 +192,7 @@ def test_a_stage_that_does_not_fit_its_recipe_is_named_before_any_work(tmp_path,
         ),  # of seed 1 only
         (
             {"args": {"policy_coef": 0, "imitation_coef": 0}},
-            r"Stage 'last': `policy_coef` and `imitation_coef` are both",
+            r"Stage 'last': `policy_coef`, `imitation_coef` and `attempt_coef` are all 0",
         ),
         ({"args": {"logging_steps": 2.5}}, r"Stage 'last': --logging_steps must be an integer"),
         ({"choose": {"epsilon": [0.3, -1]}}, r"Stage 'last-epsilon--1': `epsilon` must be positive, got -1"),

@@ -1,6 +1,5 @@
 """From a scored row to what the collator needs: token ids, rewards and imitation weights, truncated together."""
 
-import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,7 +11,7 @@ from ..data.messages import message_text
 from ..data.row_checks import row_error
 from ..data.tokens import encode_prompt, encode_rewrite
 from .alignment import edit_mask
-from .token_rewards import clip_token_rewards, keep_first_negative
+from .token_rewards import keep_first_negative, rewards_from_probs
 
 
 # Given to `Dataset.map`, which otherwise takes the types from its first rows: where none of them has a rewrite or
@@ -72,20 +71,18 @@ def token_rewards(row: dict[str, Any], correct: bool, settings: RewardSettings) 
     Rewards of the completion tokens: the row's own `token_rewards`, or computed from its `token_probs`. Where a
     probability is `None`, the reward is 0.
     """
-    if row.get("token_rewards") is not None:
-        rewards = torch.tensor([row["token_rewards"]], dtype=torch.float32)
-    else:
-        no_opinion = torch.tensor([[prob is None for prob in row["token_probs"]]])
-        probs = [math.nan if prob is None else prob for prob in row["token_probs"]]
-        rewards = clip_token_rewards(
-            torch.tensor([probs], dtype=torch.float32),
-            torch.tensor([correct]),
-            baseline=settings.reward_baseline,
-            positive=settings.positive_reward_range,
-            negative=settings.negative_reward_range,
+    if row.get("token_rewards") is None:
+        rewards = rewards_from_probs(
+            row["token_probs"],
+            correct,
+            settings.reward_baseline,
+            settings.positive_reward_range,
+            settings.negative_reward_range,
+            settings.negative_credit,
         )
-        # Not all NaN: one that is in the data has to stop the training
-        rewards = rewards.masked_fill(no_opinion, 0.0)
+        # Not NaN: one that is in the data has to stop the training
+        return [0.0 if reward is None else reward for reward in rewards]
+    rewards = torch.tensor([row["token_rewards"]], dtype=torch.float32)
     if settings.negative_credit == "first_error":
         rewards = keep_first_negative(rewards)
     return rewards[0].tolist()

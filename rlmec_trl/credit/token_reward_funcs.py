@@ -14,6 +14,8 @@ from ..data.errors import UserError
 
 # Prompts, completions, completion ids and the columns of the dataset, to one value, or None, for each completion id
 TokenRewardFunc = Callable[..., list[list[float | None]]]
+# Values become float32
+_LARGEST = torch.finfo(torch.float32).max
 
 
 class TokenRewardError(UserError, ValueError):
@@ -70,7 +72,11 @@ def check_token_rewards(name: str, values: Any, completion_ids: Sequence[Sequenc
 
 
 def call_token_reward_funcs(
-    funcs: Sequence[TokenRewardFunc], is_async: Sequence[bool], loop: asyncio.AbstractEventLoop | None, **kwargs
+    funcs: Sequence[TokenRewardFunc],
+    is_async: Sequence[bool],
+    loop: asyncio.AbstractEventLoop | None,
+    completion_ids: Sequence[Sequence[int]],
+    **kwargs,
 ) -> list[Any]:
     """
     Call functions with the same arguments; those that are asynchronous run at the same time.
@@ -82,23 +88,32 @@ def call_token_reward_funcs(
             Which of them are asynchronous.
         loop (`asyncio.AbstractEventLoop`, *optional*):
             A running loop of another thread, if any is asynchronous.
+        completion_ids (`Sequence[Sequence[int]]`):
+            Token ids of the completions. Each function gets a copy.
         kwargs:
-            What they are called with.
+            What else they are called with.
 
     Returns:
         `list`: What they returned, in their order.
     """
 
+    def call(func: TokenRewardFunc) -> Any:
+        # Ids of its own: what one function does to them is not to change what the next one gets
+        return func(**kwargs, completion_ids=[list(ids) for ids in completion_ids])
+
     async def gather() -> list[Any]:
-        return await asyncio.gather(
-            *(func(**kwargs) for func, waits in zip(funcs, is_async, strict=True) if waits), return_exceptions=False
-        )
+        return await asyncio.gather(*(call(func) for func, waits in zip(funcs, is_async, strict=True) if waits))
 
     pending = asyncio.run_coroutine_threadsafe(gather(), loop) if any(is_async) else None
-    results = [None if waits else func(**kwargs) for func, waits in zip(funcs, is_async, strict=True)]
-    if pending is not None:
-        answers = iter(pending.result())
-        results = [next(answers) if waits else result for result, waits in zip(results, is_async, strict=True)]
+    try:
+        results = [None if waits else call(func) for func, waits in zip(funcs, is_async, strict=True)]
+        if pending is not None:
+            answers = iter(pending.result())
+            results = [next(answers) if waits else result for result, waits in zip(results, is_async, strict=True)]
+    except BaseException:  # an interrupt too: nobody waits for the others any more
+        if pending is not None:
+            pending.cancel()
+        raise
     return results
 
 
@@ -170,9 +185,9 @@ def _check_value(subject: str, sample: int, token: int, value: Any) -> float:
         return math.nan
     try:
         number = float(value) if not isinstance(value, (str, bytes)) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # PyTorch's for a tensor of several numbers
         number = math.nan
-    if not math.isfinite(number):
+    if not abs(number) <= _LARGEST:
         raise TokenRewardError(
             f"{subject} returned {value!r} for token {token} of sample {sample}. It must return a finite number, or "
             "None for no opinion."

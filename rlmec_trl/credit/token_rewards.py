@@ -1,5 +1,8 @@
 """From the probabilities of a generative reward model to token rewards."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 
 
@@ -50,3 +53,35 @@ def keep_first_negative(token_rewards: torch.Tensor) -> torch.Tensor:
     negative = token_rewards < 0
     later = negative & (negative.cumsum(dim=-1) > 1)
     return token_rewards.masked_fill(later, 0.0)
+
+
+def rewards_from_probs(
+    token_probs: Sequence[float | None],
+    correct: bool,
+    baseline: float = 0.5,
+    positive: tuple[float, float] = (0.0, 0.5),
+    negative: tuple[float, float] = (-0.1, 0.0),
+    negative_credit: str = "all",
+) -> list[float | None]:
+    """
+    Token rewards of one sample, by [`clip_token_rewards`].
+
+    Args:
+        token_probs (`Sequence[float | None]`):
+            Probability of each completion token, `None` for no opinion.
+        correct (`bool`):
+            Whether the sample's final answer is correct.
+        baseline, positive, negative:
+            As in [`clip_token_rewards`].
+        negative_credit (`str`, *optional*, defaults to `"all"`):
+            Which tokens keep a negative reward: `"all"`, or `"first_error"` for only the first of them.
+
+    Returns:
+        `list[float | None]`: A reward for each token, `None` where there is no probability. A probability that is NaN
+        gives NaN.
+    """
+    probs = torch.tensor([[math.nan if prob is None else prob for prob in token_probs]], dtype=torch.float32)
+    rewards = clip_token_rewards(probs, torch.tensor([correct]), baseline, positive, negative)
+    if negative_credit == "first_error":
+        rewards = keep_first_negative(rewards)
+    return [None if prob is None else reward for prob, reward in zip(token_probs, rewards[0].tolist(), strict=True)]

@@ -1,7 +1,11 @@
-"""Models behind an OpenAI-compatible server (vLLM, SGLang, `transformers serve`, ...): token ids in, token ids out."""
+"""
+Models behind an OpenAI-compatible server (vLLM, SGLang, `transformers serve`, ...): token ids in, token ids or
+log-probabilities out.
+"""
 
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -89,6 +93,9 @@ _BAD_REQUEST = (400, 413, 422)
 _NO_KEY = "no-key"
 # If this many completions of a call are all left out, the prompts are not the cause
 _MANY = 20
+# Rounding may bring a log-probability above zero, but not by this much
+_MAX_LOGP = 1e-2
+_WHO_SCORES = ", as vLLM and SGLang do. With another server, load the model's weights to score."
 
 
 class ServerError(UserError, RuntimeError):
@@ -157,17 +164,21 @@ def describe_error(error: Exception) -> str:
 
 class TokenServer:
     """
-    Continues token ids with a model behind a server.
+    Continues token ids with a model behind a server, or scores them.
 
-    If the server supports token ids (vLLM, SGLang), prompts are sent and completions are returned as ids. Otherwise,
-    a prompt is sent as text, provided that the text has exactly the same ids. The ids of the completion are then
-    recovered from its text, provided that their number is the one reported by the server, that they decode to this
-    text, and that the id that ended them is known. Completions that fail these checks are left out and counted: a
+    To continue: if the server supports token ids (vLLM, SGLang), prompts are sent and completions are returned as ids.
+    Otherwise, a prompt is sent as text, provided that the text has exactly the same ids. The ids of the completion are
+    then recovered from its text, provided that their number is the one reported by the server, that they decode to
+    this text, and that the id that ended them is known. Completions that fail these checks are left out and counted: a
     token that was not sampled must not be rewarded. The checks cannot distinguish two tokenizations of the same
     length; only ids from the server are certain.
 
     Each completion is a separate request with its own seed. Not every server supports `n`, and with prefix caching a
     server processes each prompt only once.
+
+    To score, the server has to accept ids and to return the log-probabilities of a prompt's tokens (`echo` with
+    `logprobs`), as vLLM and SGLang do. Nothing can be left out there: a sequence that the server does not score is an
+    error.
 
     Args:
         config ([`ServerConfig`]):
@@ -251,6 +262,79 @@ class TokenServer:
             )
         return completions
 
+    def completion_logps(
+        self,
+        prompt_ids: Sequence[list[int]],
+        completion_ids: Sequence[list[int]],
+        desc: str | None = None,
+    ) -> list[list[float]]:
+        """
+        Log-probability of each completion token, at temperature 1.
+
+        Args:
+            prompt_ids, completion_ids (`Sequence[list[int]]`):
+                Token ids of the prompts and of their completions.
+            desc (`str`, *optional*):
+                Title of a progress bar. If `None`, there is no bar.
+
+        Returns:
+            `list[list[float]]`: One log-probability for each completion id.
+
+        Raises:
+            [`ServerError`]: If the server cannot be reached, refuses a sequence, or does not return the
+                log-probabilities of its tokens.
+        """
+        logps = [[] for _ in prompt_ids]
+        to_score = [index for index, ids in enumerate(completion_ids) if ids]
+        if not to_score:
+            return logps
+        with open_client(self.config) as client:
+            model = find_served_model(client, self.config)
+
+            def score(index: int) -> None:
+                logps[index] = self._score(client, model, list(prompt_ids[index]), list(completion_ids[index]))
+
+            ask_all(score, to_score, self.config.concurrency, len(to_score), desc)
+        return logps
+
+    def _score(self, client, model: str, prompt: list[int], completion: list[int]) -> list[float]:
+        sequence = prompt + completion
+        # `max_tokens=0` is not accepted by every version of vLLM, and `logprobs=0` stands for none in SGLang
+        response = self._complete(client, model, sequence, True, echo=True, logprobs=1, max_tokens=1, temperature=1.0)
+        if response is None:
+            raise ServerError(
+                f"The server at {self.config.base_url} refused to score a sequence of {len(sequence)} tokens "
+                f"({self.last_refusal}). Its model needs a context of one token more than that, and it has to support "
+                f"`echo` with `logprobs`{_WHO_SCORES}"
+            )
+        return self._read_logps(response, len(prompt), len(sequence))
+
+    def _read_logps(self, response, start: int, end: int) -> list[float]:
+        """The log-probabilities of the tokens from `start` on of a sequence with `end` tokens."""
+        from openai.types.completion_choice import Logprobs
+
+        where = f"The server at {self.config.base_url}"
+        if response.usage is not None and response.usage.prompt_tokens != end:
+            raise ServerError(
+                f"{where} read {response.usage.prompt_tokens} tokens where {end} were sent, so its log-probabilities "
+                "are not those of these tokens. It must neither truncate prompts nor add tokens to them."
+            )
+        logprobs = response.choices[0].logprobs
+        logps = logprobs.token_logprobs if isinstance(logprobs, Logprobs) else None
+        # The last one is that of the generated token. A server that leaves out EOS may leave it out too
+        if logps is None or len(logps) not in (end, end + 1):
+            raise ServerError(
+                f"{where} returned {len(logps or [])} log-probabilities for a sequence of {end} tokens. It has to "
+                f"support `echo` with `logprobs`{_WHO_SCORES}"
+            )
+        for position, logp in enumerate(logps[start:end], start=start):
+            if type(logp) not in (int, float) or not math.isfinite(logp) or logp > _MAX_LOGP:
+                raise ServerError(
+                    f"{where} returned {json.dumps(logp)} for token {position} of a sequence of {end} tokens, which "
+                    "is not a log-probability."
+                )
+        return [min(float(logp), 0.0) for logp in logps[start:end]]
+
     def _read(self, prompt: list[int] | str | None, response) -> list[int]:
         if prompt is None:
             reason = "prompt has no text with the same ids"
@@ -306,7 +390,7 @@ class TokenServer:
                     return None
                 raise ServerError(
                     f"The request to the server at {self.config.base_url} failed ({describe_error(error)}). Finished "
-                    "shards are saved: re-run the command to resume."
+                    "shards and checkpoints are saved: re-run the command to resume."
                 ) from None
             except ValueError as error:
                 broken = error

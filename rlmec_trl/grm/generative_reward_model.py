@@ -26,9 +26,9 @@ from ..generation.inference import (
     length_batches,
     padding_id,
 )
-from ..generation.loading import load_tokenizer, load_weights
+from ..generation.loading import load_eos_token_ids, load_tokenizer, load_weights
 from ..generation.processes import process_state
-from ..generation.server import TokenServer
+from ..generation.server import ServerConfig, TokenServer
 from ..tasks.wording import WORDING, Wording, parse_locate
 from .prompts import encode_locate_prompt, encode_rewrite_prompt, load_wording
 
@@ -78,8 +78,8 @@ class GenerativeRewardModel:
     same as in training (see [`~rlmec_trl.data.tokens.encode_prompt`]).
 
     Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Model trained by [`GRMTrainer`].
+        model ([`~transformers.PreTrainedModel`] or `None`):
+            Model trained by [`GRMTrainer`]. `None` if a `server` does all the work (see [`from_server`]).
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
         wording ([`~rlmec_trl.tasks.wording.Wording`], *optional*):
@@ -95,18 +95,21 @@ class GenerativeRewardModel:
         server ([`~rlmec_trl.generation.server.TokenServer`], *optional*):
             A server that serves the same model. It locates errors and rewrites, with greedy decoding and without
             `generation_kwargs`. If it refuses a request, the attempt counts as correct, or its rewrite ends after the
-            steps it keeps. Probabilities are always computed by `model`.
+            steps it keeps. Probabilities are computed by `model`, and by the server only if that is `None`.
         policy_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The policy's tokenizer, if it is another one. All ids that the methods take and return are the policy's:
             the model reads and writes the text in its own tokens, and [`score`] carries its probabilities over by
             their places in the text. By default, the policy has the tokenizer of the model.
         adapter_name (`str`, *optional*):
             Name of the reward model's adapter, if `model` is a [`~peft.PeftModel`] that is the policy as well.
+
+    Raises:
+        [`~rlmec_trl.data.errors.ConfigError`]: If there is neither a `model` nor a `server`.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | None,
         processing_class: PreTrainedTokenizerBase,
         wording: Wording = WORDING,
         batch_size: int = 16,
@@ -117,6 +120,8 @@ class GenerativeRewardModel:
         policy_processing_class: PreTrainedTokenizerBase | None = None,
         adapter_name: str | None = None,
     ):
+        if model is None and server is None:
+            raise ConfigError("A `GenerativeRewardModel` without a `model` needs a `server` that has it.")
         self.model = model
         self.processing_class = processing_class
         self.wording = wording
@@ -177,6 +182,55 @@ class GenerativeRewardModel:
             kwargs["wording"] = load_wording(model_name_or_path, revision, allow_untrained)
         model = load_weights(model_name_or_path, revision, trust_remote_code=trust_remote_code, **model_init_kwargs)
         return cls(model.to(process_state().device), tokenizer, **kwargs)
+
+    @classmethod
+    def from_server(
+        cls,
+        model_name_or_path: str,
+        server_config: ServerConfig,
+        revision: str = "main",
+        trust_remote_code: bool = False,
+        allow_untrained: bool = False,
+        **kwargs,
+    ) -> "GenerativeRewardModel":
+        """
+        Use a model that a server serves. Its tokenizer and its wording are loaded here, its weights are not.
+
+        The server locates, rewrites and scores; scoring needs a server that returns the log-probabilities of a
+        prompt's tokens, as vLLM and SGLang do (see [`~rlmec_trl.generation.server.TokenServer`]). The methods that
+        return whole distributions or hidden states raise a [`~rlmec_trl.data.errors.ConfigError`].
+
+        Args:
+            model_name_or_path (`str`):
+                Path, or name on the Hub, of the model that the server was started with.
+            server_config ([`~rlmec_trl.generation.server.ServerConfig`]):
+                How to reach the server.
+            revision (`str`, *optional*, defaults to `"main"`):
+                Revision on the Hub, of the tokenizer and the wording.
+            trust_remote_code (`bool`, *optional*, defaults to `False`):
+                Whether to run Python code that the model's repository ships.
+            allow_untrained (`bool`, *optional*, defaults to `False`):
+                Whether the model may be one that was not trained as a generative reward model, without a wording.
+            kwargs:
+                Arguments of the constructor.
+
+        Raises:
+            [`~rlmec_trl.grm.prompts.WordingError`]: If the model has no wording, and none is given.
+            [`~rlmec_trl.generation.loading.ModelError`]: If the tokenizer or the configuration cannot be loaded.
+        """
+        source = ModelConfig(model_name_or_path, model_revision=revision)
+        tokenizer = load_tokenizer(source, trust_remote_code)
+        if "wording" not in kwargs:
+            kwargs["wording"] = load_wording(model_name_or_path, revision, allow_untrained)
+        ends = load_eos_token_ids(source, tokenizer, trust_remote_code)
+        return cls(None, tokenizer, server=TokenServer(server_config, tokenizer, ends), **kwargs)
+
+    @property
+    def eos_token_ids(self) -> set[int]:
+        """Every id of the model's own that ends what it writes."""
+        if self.model is None:
+            return self.server.ends
+        return eos_token_ids(self.model.generation_config, self.processing_class)
 
     def locate(
         self,
@@ -241,7 +295,8 @@ class GenerativeRewardModel:
             # A token belongs to the step of its last character: it may begin with the space that ends a separator
             end = len(decode_completion(self.policy_processing_class, ids[: first + 1]))
             step_ends = list(accumulate(map(len, split_steps(message_text(completion), self.wording.step_separator))))
-            located.append(min(bisect_left(step_ends, end), len(step_ends) - 1))
+            # An empty attempt, of which EOS is flagged, has no steps, and is rewritten from its start
+            located.append(max(min(bisect_left(step_ends, end), len(step_ends) - 1), 0))
         return located
 
     def rewrite(
@@ -325,7 +380,7 @@ class GenerativeRewardModel:
             for index, prefix, ids in zip(to_rewrite, kept, generated, strict=True):
                 rewrites[index] = prefix + ids
             return rewrites
-        ends = eos_token_ids(self.model.generation_config, self.processing_class)
+        ends = self.eos_token_ids
         for index, prefix, ids in zip(to_rewrite, kept, generated, strict=True):
             rewrites[index] = translate_rewrite(
                 self.processing_class,
@@ -366,14 +421,18 @@ class GenerativeRewardModel:
 
         Raises:
             [`TokenizerMismatchError`]: If the ids are not those of the completion under the policy's tokenizer.
+            [`~rlmec_trl.generation.server.ServerError`]: If there is no local model, and the server does not give the
+                log-probabilities of the tokens.
         """
         self._check_tokenizer(completions, completion_ids)
         contexts = self._encode(encode_rewrite_prompt, prompts, references, completions, chat_template_kwargs)
         own_ids = completion_ids if self.shares_tokenizer else [self._own_ids(ids) for ids in completion_ids]
-        with self._adapter():
-            logps = completion_logps(
-                self.model, self.processing_class, contexts, own_ids, self.batch_size, self._desc("Scoring")
-            )
+        desc = self._desc("Scoring")
+        if self.model is None:
+            logps = self.server.completion_logps(contexts, own_ids, desc)
+        else:
+            with self._adapter():
+                logps = completion_logps(self.model, self.processing_class, contexts, own_ids, self.batch_size, desc)
         if not self.shares_tokenizer:
             targets = [token_spans(self.policy_processing_class, ids) for ids in completion_ids]
             logps = [
@@ -400,7 +459,9 @@ class GenerativeRewardModel:
 
         Raises:
             [`TokenizerMismatchError`]: If the ids are not those of the completion, or the tokenizers differ.
+            [`~rlmec_trl.data.errors.ConfigError`]: If there is no local model.
         """
+        self._check_weights()
         if not self.shares_tokenizer:
             raise TokenizerMismatchError(
                 "The distributions of a reward model with another tokenizer are not over the policy's tokens. Use a "
@@ -442,8 +503,9 @@ class GenerativeRewardModel:
 
         Raises:
             [`TokenizerMismatchError`]: If the policy has another tokenizer than the model.
-            [`~rlmec_trl.data.errors.ConfigError`]: If there are fewer than k ids.
+            [`~rlmec_trl.data.errors.ConfigError`]: If there are fewer than k ids, or there is no local model.
         """
+        self._check_weights()
         if not self.shares_tokenizer:
             check_topk_tokenizer(self.policy_processing_class, self.processing_class)
         contexts = self._encode(encode_rewrite_prompt, prompts, references, completions, chat_template_kwargs)
@@ -478,8 +540,9 @@ class GenerativeRewardModel:
         Raises:
             [`TokenizerMismatchError`]: If the policy has another tokenizer than the model, or the ids are not those of
                 the completion.
-            [`~rlmec_trl.data.errors.ConfigError`]: If there are fewer than k ids.
+            [`~rlmec_trl.data.errors.ConfigError`]: If there are fewer than k ids, or there is no local model.
         """
+        self._check_weights()
         if not self.shares_tokenizer:
             check_topk_tokenizer(self.policy_processing_class, self.processing_class, "attempt_topk")
         self._check_tokenizer(completions, completion_ids)
@@ -523,6 +586,14 @@ class GenerativeRewardModel:
                 self.model, self.processing_class, prompt_ids, max_new_tokens, self.batch_size, desc, **kwargs
             )
 
+    def _check_weights(self) -> None:
+        if self.model is None:
+            raise ConfigError(
+                "The distributions of a reward model are computed from its weights: a server returns only the "
+                "probabilities of the tokens that it is sent. Load the weights with "
+                "`GenerativeRewardModel.from_pretrained`."
+            )
+
     def _adapter(self) -> AbstractContextManager:
         return nullcontext() if self.adapter_name is None else use_adapter(self.model, self.adapter_name)
 
@@ -541,7 +612,9 @@ class GenerativeRewardModel:
         return self._known(translate_completion(self.policy_processing_class, self.processing_class, completion_ids))
 
     def _known(self, token_ids: list[int]) -> list[int]:
-        """The ids, if the model has them all."""
+        """The ids, if the model has them all. A server, whose model's size is not known here, checks them itself."""
+        if self.model is None:
+            return token_ids
         vocab_size = self.model.config.get_text_config().vocab_size
         if max(token_ids, default=0) >= vocab_size:
             raise TokenizerMismatchError(

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from peft import PeftConfig
 from transformers import PreTrainedModel
 from trl import ModelConfig
 
@@ -24,6 +25,7 @@ def load_beside(
     trust_remote_code: bool = False,
     allow_untrained: bool = False,
     may_share: bool = True,
+    may_wrap: bool = True,
     model_init_kwargs: dict[str, Any] | None = None,
     **kwargs,
 ) -> GenerativeRewardModel:
@@ -31,7 +33,9 @@ def load_beside(
     Load a generative reward model to be used beside a policy.
 
     If it is an adapter on the policy's base model, and the policy is an adapter too, it becomes another adapter of the
-    policy's model, named `"grm"`: the base model's weights are in memory once.
+    policy's model, named `"grm"`: the base model's weights are in memory once. This needs adapters of the same type
+    that leave the base model's own weights, biases included, as they are. With `model_init_kwargs` it is loaded with
+    these, beside the policy.
 
     Args:
         policy ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -46,13 +50,16 @@ def load_beside(
             Whether it may be a model that was not trained as a reward model.
         may_share (`bool`, *optional*, defaults to `True`):
             Whether it may become an adapter of the policy's model.
+        may_wrap (`bool`, *optional*, defaults to `True`):
+            Whether it may do so if it has modules of its own instead of some of the base model's (`modules_to_save`,
+            `trainable_token_indices`), for which PEFT wraps and renames the latter.
         model_init_kwargs (`dict`, *optional*):
             Arguments of [`~transformers.AutoModelForCausalLM.from_pretrained`]. The dtype is the policy's by default.
         kwargs:
             Arguments of [`GenerativeRewardModel`].
     """
-    base = adapter_base(name_or_path, revision) if is_peft_model(policy) and may_share else None
-    if base is not None and base[0] == policy.peft_config["default"].base_model_name_or_path:
+    may_share = may_share and is_peft_model(policy) and ADAPTER not in policy.peft_config and not model_init_kwargs
+    if may_share and _can_share(policy, name_or_path, revision, may_wrap):
         source = ModelConfig(name_or_path, model_revision=revision)
         tokenizer = load_tokenizer(source, trust_remote_code)
         wording = load_wording(name_or_path, revision, allow_untrained)
@@ -66,6 +73,20 @@ def load_beside(
         model_init_kwargs={"dtype": policy.dtype, **(model_init_kwargs or {})},
         **kwargs,
     )
+
+
+def _can_share(policy: Any, name_or_path: str, revision: str, may_wrap: bool) -> bool:
+    """Whether the reward model is an adapter that can stand beside the policy's own."""
+    base = adapter_base(name_or_path, revision)
+    own = policy.active_peft_config
+    if base != (own.base_model_name_or_path, own.revision or "main"):
+        return False
+    config = PeftConfig.from_pretrained(name_or_path, revision=revision)
+    # An adapter with biases changes those of the base model in place
+    if config.peft_type != own.peft_type or any(getattr(each, "bias", "none") != "none" for each in (own, config)):
+        return False
+    wraps = any(getattr(config, name, None) for name in ("modules_to_save", "trainable_token_indices"))
+    return may_wrap or not wraps
 
 
 def judge(

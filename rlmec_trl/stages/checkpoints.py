@@ -48,7 +48,7 @@ WRITTEN = re.compile(
     | (tokenization|configuration|modeling)_\w+\.py | ((video_)?pre)?processor_config\.json
     | global_step\d+/\w+_states\.pt | latest | zero_to_fp32\.py
     | (pytorch_model_fsdp|optimizer)_\d+/(\.metadata|__\d+_\d+\.distcp)
-    | README\.md | checkpoint-is-incomplete\.txt
+    | README\.md | checkpoint-is-incomplete\.txt | synced_grm\.safetensors | entropy_ctrl_state\.json
     | [^/]+/(adapter_model\.(safetensors|bin)|adapter_config\.json|README\.md)
     """,
     re.VERBOSE,

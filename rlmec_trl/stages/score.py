@@ -17,7 +17,7 @@ from ..data.errors import ConfigError
 from ..data.messages import is_conversational, template_kwargs
 from ..data.schema import check_dataset, column_features
 from ..data.tokens import encode_prompt, ends_with_eos
-from ..generation.inference import completion_logps, eos_token_ids
+from ..generation.inference import completion_logps
 from ..generation.loading import load_eos_token_ids, load_model, load_tokenizer, load_vocab_size
 from ..generation.processes import gather_counts, process_state
 from ..generation.server import ServerConfig, TokenServer
@@ -71,6 +71,9 @@ class ScoreConfig:
             them in `bad_rows.jsonl` next to the scored samples (`"skip"`).
         allow_untrained_grm (`bool`, *optional*, defaults to `False`):
             Whether `grm` may be a model that was not trained as a generative reward model.
+        grm_on_server (`bool`, *optional*, defaults to `False`):
+            Whether the server that generates the rewrites also computes the token probabilities, so that the reward
+            model's weights are not loaded here. The server has to return the log-probabilities of a prompt's tokens.
     """
 
     grm: str | None = field(
@@ -154,6 +157,13 @@ class ScoreConfig:
         default=False,
         metadata={"help": "Whether `grm` may be a model that was not trained as a generative reward model."},
     )
+    grm_on_server: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether the server at `base_url` also computes the token probabilities, so that the reward "
+            "model's weights are not loaded here. vLLM and SGLang can."
+        },
+    )
 
     # How each field enters the key of a result (see `stages/keys.py`)
     key_parts: ClassVar[dict[str, str]] = {
@@ -173,6 +183,8 @@ class ScoreConfig:
         "on_bad_row": "value",
         # Which model it is, and with which wording, is in the key
         "allow_untrained_grm": "none",
+        # A server computes with other kernels, and often with another dtype
+        "grm_on_server": "value",
     }
 
     def __post_init__(self):
@@ -215,7 +227,7 @@ def run(
             The policy that sampled the completions.
         server_config ([`~rlmec_trl.generation.server.ServerConfig`], *optional*):
             If `base_url` is set, the reward model on that server generates the rewrites. Probabilities are still
-            computed in this process.
+            computed in this process, unless `grm_on_server` is set.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run Python code that the repositories of policy and reward model ship.
 
@@ -224,7 +236,8 @@ def run(
 
     Raises:
         [`~rlmec_trl.data.errors.ConfigError`]: If no reward model or no task is named, `rewrite_topk` or
-            `attempt_topk` exceeds the vocabulary, or under ZeRO-3, whose sharded models cannot generate.
+            `attempt_topk` exceeds the vocabulary or needs weights that are on a server, `grm_on_server` is set without
+            a server, or under ZeRO-3, whose sharded models cannot generate.
         [`~rlmec_trl.grm.prompts.WordingError`]: If `grm` was not trained as a generative reward model.
         [`~rlmec_trl.generation.loading.ModelError`]: If a model cannot be loaded.
         [`~rlmec_trl.stages.runner.EmptyResultError`]: If a server is used and gave no answer at all. An earlier result
@@ -243,6 +256,14 @@ def run(
         raise ConfigError(
             "Under ZeRO-3 the samples must be scored before training, in a separate run: launch "
             "`recipes/score.py` without DeepSpeed and name its output with `--dataset_name`."
+        )
+    has_server = server_config is not None and server_config.base_url is not None
+    if config.grm_on_server and not has_server:
+        raise ConfigError("`grm_on_server` needs a server: pass its address as `--base_url`.")
+    if config.grm_on_server and (config.rewrite_topk > 0 or config.attempt_topk > 0):
+        raise ConfigError(
+            "`rewrite_topk` and `attempt_topk` store distributions, which are computed from the reward model's "
+            "weights. Leave both at 0, or set `grm_on_server` to False."
         )
     task = load_task(config.task)
     grm_args = config.grm_model_args(model_args)
@@ -275,7 +296,7 @@ def run(
     else:
         check_dataset(dataset, "samples", policy_ends, vocab_size)
     server = None
-    if server_config is not None and server_config.base_url is not None:
+    if has_server:
         ends = load_eos_token_ids(grm_args, grm_tokenizer, trust_remote_code)
         server = TokenServer(server_config, grm_tokenizer, ends)
 
@@ -284,10 +305,10 @@ def run(
         if config.on_bad_row == "error":  # with "skip", `check_rows` has checked them
             check_tokens(dataset)
         policy, _ = load_model(model_args, trust_remote_code)
-        reward_model, tokenizer = load_model(grm_args, trust_remote_code)
+        reward_model = None if config.grm_on_server else load_model(grm_args, trust_remote_code)[0]
         grm = GenerativeRewardModel(
             reward_model,
-            tokenizer,
+            grm_tokenizer,
             wording=wording,
             batch_size=config.score_batch_size,
             max_new_tokens=config.rewrite_max_new_tokens,
@@ -419,7 +440,7 @@ def score_dataset(
 
     texts = tokenizer.batch_decode(rewrite_ids, skip_special_tokens=True)
     if grm.shares_tokenizer:
-        ends = eos_token_ids(grm.model.generation_config, tokenizer)
+        ends = grm.eos_token_ids
         ended = [bool(ids) and ids[-1] in ends for ids in rewrite_ids]
     else:
         ended = [ends_with_eos(tokenizer, ids) for ids in rewrite_ids]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from peft.utils import ModulesToSaveWrapper
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -46,9 +47,15 @@ class Head:
     softcap: float | None = None
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> "Head":
-        """The head of a model, whole where FSDP2 has sharded it."""
+    def of(cls, model: PreTrainedModel, adapter_name: str | None = None) -> "Head":
+        """
+        The head of a model, whole where FSDP2 has sharded it. Adapters may have a head each (`modules_to_save`): it is
+        that of `adapter_name`, or of the active one.
+        """
         lm_head = model.get_output_embeddings()
+        if isinstance(lm_head, ModulesToSaveWrapper) and adapter_name is not None:
+            heads = lm_head.modules_to_save
+            lm_head = heads[adapter_name] if adapter_name in heads else lm_head.original_module
         weight, bias = lm_head.weight, getattr(lm_head, "bias", None)
         if isinstance(weight, DTensor):
             weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
@@ -120,7 +127,11 @@ def divergence(
 
 
 def add_distillation_head(
-    model: PreTrainedModel, teacher: PreTrainedModel, kind: str = "reverse_kl", temperature: float = 1.0
+    model: PreTrainedModel,
+    teacher: PreTrainedModel,
+    kind: str = "reverse_kl",
+    temperature: float = 1.0,
+    teacher_adapter: str | None = None,
 ) -> None:
     """
     Make `model(..., fused_lm_head=True, teacher_states=..., teacher_mask=...)` return `divergence` in addition to the
@@ -137,6 +148,8 @@ def add_distillation_head(
             As in [`divergence`].
         temperature (`float`, *optional*, defaults to `1.0`):
             As in [`divergence`].
+        teacher_adapter (`str`, *optional*):
+            Name of the teacher's adapter, if it is one of several of a model.
 
     Raises:
         [`~rlmec_trl.data.errors.ConfigError`]: If one of the models scales its logits, which is not supported.
@@ -161,7 +174,7 @@ def add_distillation_head(
         hidden_states = captured[0][:, -teacher_mask.size(1) : -1]
         mask = teacher_mask[:, 1:]
         with torch.no_grad():
-            teacher_head = Head.of(teacher)
+            teacher_head = Head.of(teacher, teacher_adapter)
         values = divergence(
             hidden_states[mask], Head.of(self), teacher_states[:, 1:][mask], teacher_head, kind, temperature
         )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers.utils.quantization_config import QuantizationConfigMixin
 from trl import GRPOConfig
 
 from ..data.checks import check_config
@@ -75,8 +76,9 @@ class OnlineRLMECConfig(GRPOConfig):
         grm_revision (`str`, *optional*, defaults to `"main"`):
             Revision on the Hub, if `grm` is a name.
         grm_init_kwargs (`dict[str, Any]`, *optional*):
-            Keyword arguments for [`~transformers.AutoModelForCausalLM.from_pretrained`], if `grm` is a path or name.
-            The dtype is the policy's if unset.
+            Keyword arguments for [`~transformers.AutoModelForCausalLM.from_pretrained`], if `grm` is a path or name,
+            such as `{"quantization_config": {"load_in_4bit": True}}`. The dtype is the policy's if unset. They have no
+            effect on an adapter that shares the policy's base model.
         grm_batch_size (`int`, *optional*, defaults to `16`):
             Number of completions that the reward model scores or rewrites at a time.
         allow_untrained_grm (`bool`, *optional*, defaults to `False`):
@@ -247,7 +249,38 @@ class OnlineRLMECConfig(GRPOConfig):
             bounds = getattr(self, name)
             if len(bounds) != 2 or bounds[0] > bounds[1]:
                 raise ConfigError(f"`{name}` must be two numbers, the lower bound first, got {bounds}.")
+        self._check_grm_init_kwargs()
+        if self.imitation_coef > 0 and self.edited_weight == 0 and self.unedited_weight == 0:
+            raise ConfigError(
+                "`edited_weight` and `unedited_weight` are both 0, so nothing would be imitated. Set one of them, or "
+                "`imitation_coef=0`."
+            )
         if self.token_credit == "none" and self.imitation_coef == 0 and self.attempt_coef == 0:
             raise ConfigError(
                 "`token_credit='none'` with `imitation_coef` and `attempt_coef` 0 leaves nothing to train on."
             )
+
+    def _check_grm_init_kwargs(self) -> None:
+        if self.grm_init_kwargs is None:
+            return
+        if not isinstance(self.grm_init_kwargs, dict):
+            raise ConfigError(
+                "`grm_init_kwargs` must be a dictionary, on the command line a JSON object, got "
+                f"{self.grm_init_kwargs!r}."
+            )
+        for name, field_name in (("revision", "grm_revision"), ("trust_remote_code", "trust_remote_code")):
+            if name in self.grm_init_kwargs:
+                raise ConfigError(f"`grm_init_kwargs` cannot have `{name}`. Set the field `{field_name}`.")
+        for name in ("load_in_4bit", "load_in_8bit"):
+            if name in self.grm_init_kwargs:
+                raise ConfigError(
+                    f"`grm_init_kwargs` has `{name}`, which belongs to the quantization: pass "
+                    f'{{"quantization_config": {{"{name}": true}}}}.'
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        settings = super().to_dict()
+        quantization = (settings["grm_init_kwargs"] or {}).get("quantization_config")
+        if isinstance(quantization, QuantizationConfigMixin):  # as Transformers does it for `model_init_kwargs`
+            settings["grm_init_kwargs"] = settings["grm_init_kwargs"] | {"quantization_config": quantization.to_dict()}
+        return settings

@@ -1,22 +1,26 @@
 """Online RLMEC: GRPO with credit for each token, and imitation of what a generative reward model rewrites."""
 
+import atexit
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from inspect import Parameter, Signature, signature
+from itertools import chain
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, is_peft_model
+from accelerate.utils import gather_object, is_peft_model, send_to_device
 from datasets import Dataset
-from transformers import Trainer
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from safetensors.torch import load_model, save_model
 from trl import GRPOTrainer
 from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import (
     get_callable_name,
     get_config_model_id,
     is_async_callable,
+    shutdown_event_loop_in_daemon,
     start_event_loop_in_daemon,
 )
 
@@ -24,16 +28,29 @@ from ..credit.alignment import edit_distance, edit_mask
 from ..credit.paper import PAPER
 from ..credit.token_credit import first_flagged, token_advantages
 from ..credit.token_reward_funcs import TokenRewardFunc, call_token_reward_funcs, check_token_rewards
-from ..credit.token_rewards import clip_token_rewards, keep_first_negative
+from ..credit.token_rewards import rewards_from_probs
 from ..credit.trainer_checks import TrainerChecks
-from ..data.errors import ConfigError
+from ..data.adapters import note_base_revision, refuse_adapter
+from ..data.errors import ConfigError, DatasetError
 from ..data.messages import is_conversational
-from ..data.tokens import same_vocabulary
+from ..data.tokens import decode_completion, given_template_kwargs, same_vocabulary
 from ..grm.generative_reward_model import GenerativeRewardModel
-from ..grm.in_the_loop import ADAPTER, judge, load_beside, rewrite_flagged
+from ..grm.in_the_loop import judge, load_beside, rewrite_flagged
 from .collator import DataCollatorForRLMEC
 from .distillation import add_distillation_head
 from .losses import imitation_loss
+from .online_checks import (
+    NO_REFERENCE,
+    check_adapter,
+    check_own_weights,
+    check_replay,
+    check_sync,
+    check_terms,
+    check_token_reward_settings,
+    check_verifier,
+    check_with_grm,
+    check_without_grm,
+)
 from .online_rlmec_config import OnlineRLMECConfig
 from .replay import Replay
 
@@ -42,6 +59,8 @@ from .replay import Replay
 RewriteVerifier = Callable[..., list[bool]]
 
 GRM_NAME = "grm"
+# In a checkpoint, a reward model that follows the policy
+SYNCED_GRM = "synced_grm.safetensors"
 
 
 @dataclass
@@ -89,9 +108,11 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
             `completions`, `completion_ids`, the columns of the dataset, `trainer_state`, `log_extra`, `log_metric`)
             and return a list with a list for each completion, which has a number, or `None` for no opinion, for each
             of its `completion_ids`. They may be asynchronous.
-        grm (`str` or [`GenerativeRewardModel`], *optional*):
+        grm (`str`, `os.PathLike` or [`GenerativeRewardModel`], *optional*):
             Generative reward model, which judges completions whose row has a `reference`. A path or a name on the Hub
-            may be that of an adapter: if the policy is an adapter on the same base model, both share its weights.
+            may be that of an adapter: if the policy is an adapter on the same base model, both share its weights. It
+            may be wholly behind a server ([`GenerativeRewardModel.from_server`]), which has to serve the same weights
+            throughout the training.
         replay_dataset ([`~datasets.Dataset`], *optional*):
             Scored rows, as [`RLMECTrainer`] takes them, whose rewrites are imitated beside those of new completions.
         rewrite_verifier (`Callable`, *optional*):
@@ -118,7 +139,7 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         args=None,
         *others,
         token_reward_funcs: TokenRewardFunc | list[TokenRewardFunc] | None = None,
-        grm: str | GenerativeRewardModel | None = None,
+        grm: str | os.PathLike | GenerativeRewardModel | None = None,
         replay_dataset: Dataset | None = None,
         rewrite_verifier: RewriteVerifier | None = None,
         **kwargs,
@@ -131,28 +152,49 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         arguments = signature(GRPOTrainer.__init__).bind(self, model, reward_funcs, args, *others, **kwargs).arguments
         if token_reward_funcs is None:
             token_reward_funcs = []
-        elif not isinstance(token_reward_funcs, list):
+        elif not isinstance(token_reward_funcs, (list, tuple)):
             token_reward_funcs = [token_reward_funcs]
-        self.token_reward_funcs = token_reward_funcs
+        for func in token_reward_funcs:
+            if not callable(func):
+                raise ConfigError(f"`token_reward_funcs` must be functions, got {func!r} ({type(func).__name__}).")
+        self.token_reward_funcs = token_reward_funcs = list(token_reward_funcs)
         self.rewrite_verifier = rewrite_verifier
         self._rewrites = grm is not None and args.imitation_coef > 0
         self._distills = grm is not None and args.attempt_coef > 0
         self._replays = replay_dataset is not None and args.imitation_coef > 0 and args.replay_fraction > 0
         self._token_names = [get_callable_name(func) for func in token_reward_funcs] + [GRM_NAME] * (grm is not None)
         self._has_outcome = bool(reward_funcs) or arguments.get("environment_factory") is not None
-        self._check_arguments(args, arguments, grm)
+        check_token_reward_settings(args, self._token_names)
+        if replay_dataset is not None:
+            check_replay(args, replay_dataset)
+        if grm is None:
+            check_without_grm(args)
+        imitates = self._rewrites or self._replays
+        check_terms(args, self._has_outcome, bool(self._token_names), imitates, self._distills)
+        if self._rewrites and rewrite_verifier is None:
+            check_verifier(reward_funcs)
+        if grm is not None:
+            check_with_grm(args, arguments, grm)
         if not self._has_outcome:
             reward_funcs = no_outcome
+        revision = (args.model_init_kwargs or {}).get("revision") or "main"
+        if isinstance(model, str):
+            refuse_adapter(model, revision)
 
         super().__init__(model, reward_funcs, args, *others, **kwargs)
+        if isinstance(model, str) and is_peft_model(self.model):
+            note_base_revision(self.model, revision)
         self.token_reward_weights = args.token_reward_weights or [1.0] * len(self._token_names)
         self._is_async = [is_async_callable(func) for func in token_reward_funcs]
         self._token_loop = None
         verifier = [self.rewrite_verifier or self.reward_funcs[0]] if self._rewrites else []
         if any(map(is_async_callable, [*token_reward_funcs, *verifier])):
-            _, self._token_loop, ready = start_event_loop_in_daemon(name="OnlineRLMECTrainer-AsyncLoop")
+            thread, self._token_loop, ready = start_event_loop_in_daemon(name="OnlineRLMECTrainer-AsyncLoop")
             ready.wait()
+            atexit.register(shutdown_event_loop_in_daemon, thread, self._token_loop)
         self.grm = None if grm is None else self._prepare_grm(grm)
+        if args.sync_grm:
+            self.add_callback(SyncRefModelCallback(ref_model=self.grm.model, accelerator=self.accelerator))
         self._replay = None
         if self._replays:
             vocab_size = self.model.config.get_text_config().vocab_size
@@ -179,88 +221,18 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         ]
     )
 
-    @staticmethod
-    def _refuse_sequence_level(args: OnlineRLMECConfig) -> None:
-        credit, fix = f"`token_credit={args.token_credit!r}`", "Set `token_credit='outcome'`, or change this setting."
-        if args.importance_sampling_level == "sequence":
-            raise ConfigError(
-                "`importance_sampling_level='sequence'` has one ratio, and one clipping decision, for a whole "
-                f"completion, so {credit} would not reach its tokens. {fix}"
-            )
-        if args.loss_type == "luspo":
-            raise ConfigError(f"`loss_type='luspo'` is a loss of whole sequences, without {credit}. {fix}")
-        if args.multi_objective_aggregation == "normalize_then_sum" and args.token_credit == "add":
-            raise ConfigError(
-                "`multi_objective_aggregation='normalize_then_sum'` brings every reward function to the same scale, "
-                f"from which the token rewards of {credit} would be left out. {fix}"
-            )
-
-    def _check_arguments(self, args: OnlineRLMECConfig, arguments: dict[str, Any], grm: Any) -> None:
-        num_sources = len(self._token_names)
-        if num_sources > 0 and args.token_credit not in ("outcome", "none"):
-            self._refuse_sequence_level(args)
-        if args.token_reward_weights is not None and len(args.token_reward_weights) != num_sources:
-            raise ConfigError(
-                f"`token_reward_weights` has {len(args.token_reward_weights)} numbers for {num_sources} sources of "
-                f"token rewards ({', '.join(self._token_names) or 'none'}). Give one for each."
-            )
-        if len(set(self._token_names)) < num_sources:
-            raise ConfigError(
-                f"Two sources of token rewards have the same name ({', '.join(self._token_names)}), under which their "
-                "metrics are logged. Rename one of the functions."
-            )
-        if grm is None and args.attempt_coef > 0:
-            raise ConfigError("`attempt_coef` needs a `grm` to learn from. Pass one, or set `attempt_coef=0`.")
-        if grm is None and args.sync_grm:
-            raise ConfigError("`sync_grm` needs a `grm`. Pass one, or set `sync_grm=False`.")
-        adds = num_sources > 0 and args.token_credit == "add"
-        if not self._has_outcome and not (adds or self._rewrites or self._distills or self._replays):
-            raise ConfigError(
-                "There is nothing to train on: without `reward_funcs`, pass `token_reward_funcs` or a `grm` with "
-                f"`token_credit='add'` (got {args.token_credit!r}), or a `grm` with `imitation_coef` or "
-                "`attempt_coef`."
-            )
-        if args.token_credit == "none" and not (self._rewrites or self._distills or self._replays):
-            raise ConfigError(
-                "`token_credit='none'` leaves the policy term out, and without a `grm` or a `replay_dataset` there is "
-                "no other."
-            )
-        if self._rewrites and self.rewrite_verifier is None:
-            funcs = arguments.get("reward_funcs")
-            first = funcs[0] if isinstance(funcs, list) and funcs else funcs
-            if not callable(first) or isinstance(first, torch.nn.Module):
-                raise ConfigError(
-                    "Rewrites are imitated only if they are correct, which no function can tell: the first of the "
-                    "`reward_funcs` must be a Python function, or pass a `rewrite_verifier`, or set "
-                    "`imitation_coef=0`."
-                )
-        if grm is None:
-            return
-        for name in ("tools", "environment_factory", "rollout_func"):
-            if arguments.get(name):
-                raise ConfigError(
-                    f"`grm` cannot be used with `{name}`: the reward model judges a solution that the policy wrote in "
-                    "one turn. Leave one of them out; `token_reward_funcs` can be used with tools."
-                )
-        dataset = arguments.get("train_dataset")
-        if isinstance(dataset, Dataset) and "reference" not in dataset.column_names:
-            raise ConfigError(
-                "`grm` reads a correct solution beside each problem, from the column `reference`, which the training "
-                "dataset does not have. Add it, with None where there is none."
-            )
-        if is_deepspeed_zero3_enabled():
-            raise ConfigError("`grm` cannot be used under ZeRO-3, which would shard it. Use ZeRO-2 or FSDP.")
-
-    def _prepare_grm(self, grm: str | GenerativeRewardModel) -> GenerativeRewardModel:
+    def _prepare_grm(self, grm: str | os.PathLike | GenerativeRewardModel) -> GenerativeRewardModel:
         args = self.args
-        if isinstance(grm, str):
+        if not isinstance(grm, GenerativeRewardModel):
             grm = load_beside(
                 self.model,
-                grm,
+                os.fspath(grm),
                 args.grm_revision,
                 args.trust_remote_code,
                 args.allow_untrained_grm,
                 may_share=not self.is_fsdp_enabled,
+                # TRL sends vLLM all modules that adapters bring along, and none that PEFT has wrapped for them
+                may_wrap=not self.use_vllm,
                 model_init_kwargs=args.grm_init_kwargs,
                 batch_size=args.grm_batch_size,
                 max_new_tokens=args.rewrite_max_new_tokens or self.max_completion_length,
@@ -279,8 +251,14 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
                 "`attempt_coef` compares distributions over the same tokens, and `grm` has another tokenizer than the "
                 "policy. Set `attempt_coef=0`, or use a reward model of the policy's family."
             )
-        shared = grm.adapter_name is not None
-        if not shared:
+        if grm.adapter_name is not None:
+            check_adapter(self.model, grm)
+        if self._is_shared(grm):
+            for name, parameter in grm.model.named_parameters():
+                if f".{grm.adapter_name}." in name:
+                    parameter.requires_grad_(False)
+        elif grm.model is not None:
+            check_own_weights(self.model, grm.model)
             grm.model.requires_grad_(False)
             # As TRL's reward models: whole on each device, under FSDP too
             grm.model = self.accelerator.prepare_model(grm.model, evaluation_mode=True, device_placement=True)
@@ -290,20 +268,25 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
                 grm.model.get_base_model() if is_peft_model(grm.model) else grm.model,
                 self.args.attempt_loss,
                 self.temperature,
+                grm.adapter_name,
             )
         if args.sync_grm:
-            if is_peft_model(self.model):
-                raise ConfigError("`sync_grm` cannot follow an adapter. Set `sync_grm=False`, or train all weights.")
-            self.add_callback(SyncRefModelCallback(ref_model=grm.model, accelerator=self.accelerator))
+            check_sync(self.model, grm.model, self.is_fsdp_enabled)
         return grm
 
+    def _is_shared(self, grm: GenerativeRewardModel) -> bool:
+        """Whether the reward model is an adapter of the policy's model."""
+        return grm.adapter_name is not None and grm.model is self.model
+
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        # Reward functions may change the lists that they get
+        samples = (list(prompts), list(completions), [list(ids) for ids in completion_ids_list])
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self._token_names:
-            start = self.accelerator.process_index * len(prompts)
+            start = self.accelerator.process_index * len(inputs)
             # The outcome of this process's completions
-            outcome = rewards[start : start + len(prompts), 0].tolist() if self._has_outcome else None
-            self._credit = self._judge(inputs, prompts, completions, completion_ids_list, outcome)
+            outcome = rewards[start : start + len(inputs), 0].tolist() if self._has_outcome else None
+            self._credit = self._judge(inputs, *samples, outcome)
         return rewards
 
     def _reward_kwargs(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -338,21 +321,33 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
             values = self._combine(rewards, completion_ids)
             return _Credit(values, flags=values)
 
-        references = [row.get("reference") for row in inputs]
-        template_kwargs = [row.get("chat_template_kwargs") for row in inputs]
-        samples = (prompts, references, completions, completion_ids)
+        if self.model.training and "reference" not in inputs[0]:
+            raise ConfigError(NO_REFERENCE)
+        references = [
+            _check_reference(row.get("reference")) if self._knows(ids) else None
+            for row, ids in zip(inputs, completion_ids, strict=True)
+        ]
+        # Those of the policy's prompts, and those of the row, as in the offline stages
+        template_kwargs = [
+            self.chat_template_kwargs | given_template_kwargs(row.get("chat_template_kwargs")) for row in inputs
+        ]
+        # What the policy wrote. TRL may have parsed it into messages, of which the content is a part
+        texts = [decode_completion(self._tokenizer, ids) for ids in completion_ids]
+        samples = (prompts, references, texts, completion_ids)
         token_probs, states = judge(self.grm, *samples, template_kwargs, with_states=self._distills)
-        margins = [
-            _no_opinion(ids) if probs is None else [self._margin(prob) for prob in probs]
+        # Without a reference, there is no opinion on any token
+        opinions = [
+            [None] * len(ids) if probs is None else probs
             for probs, ids in zip(token_probs, completion_ids, strict=True)
         ]
+        margins = [self._margins(probs) for probs in opinions]
         if outcome is None:
             correct = [not any(margin < 0 for margin in row) for row in margins]
         else:
             # Of a completion that the reward function gives no reward, nothing is known
             correct = [None if math.isnan(reward) else reward >= self.args.correct_reward for reward in outcome]
         if self.args.token_credit == "add":
-            rewards.append(self._clipped_rewards(token_probs, correct, completion_ids))
+            rewards.append([self._clipped_rewards(*row) for row in zip(opinions, correct, strict=True)])
         else:
             rewards.append(margins)
         credit = _Credit(self._combine(rewards, completion_ids), margins, completion_ids, states=states)
@@ -364,42 +359,43 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
             credit.rewrite_ids = self._verified(inputs, prompts, rewrite_ids, completion_ids)
         return credit
 
-    def _clipped_rewards(
-        self, token_probs: list[list[float] | None], correct: list[bool | None], completion_ids: list[list[int]]
-    ) -> list[list[float]]:
-        """The paper's rewards, NaN for completions without a reference or an outcome."""
-        rows = []
-        for probs, is_correct, ids in zip(token_probs, correct, completion_ids, strict=True):
-            if probs is None or is_correct is None:
-                rows.append(_no_opinion(ids))
-                continue
-            row = clip_token_rewards(
-                torch.tensor([[math.nan if prob is None else prob for prob in probs]], dtype=torch.float32),
-                torch.tensor([is_correct]),
-                self.args.reward_baseline,
-                tuple(self.args.positive_reward_range),
-                tuple(self.args.negative_reward_range),
-            )
-            rows.append((keep_first_negative(row) if self.args.negative_credit == "first_error" else row)[0].tolist())
-        return rows
+    def _knows(self, completion_ids: list[int]) -> bool:
+        """
+        Whether the reward model can read a completion: a vocabulary may be padded with ids that the tokenizer never
+        gives, but that a policy may sample.
+        """
+        vocab_size = len(self._tokenizer)
+        if self.grm.model is not None:
+            vocab_size = max(vocab_size, self.grm.model.config.get_text_config().vocab_size)
+        return not self.grm.shares_tokenizer or max(completion_ids, default=0) < vocab_size
 
-    def _margin(self, prob: float | None) -> float:
-        return math.nan if prob is None else prob - self.args.reward_baseline
+    def _clipped_rewards(self, token_probs: list[float | None], correct: bool | None) -> list[float]:
+        """The paper's rewards of a sample, NaN where the reward model has no opinion, or without an outcome."""
+        if correct is None:
+            return [math.nan] * len(token_probs)
+        positive, negative = tuple(self.args.positive_reward_range), tuple(self.args.negative_reward_range)
+        return _nan_for_none(
+            rewards_from_probs(
+                token_probs, correct, self.args.reward_baseline, positive, negative, self.args.negative_credit
+            )
+        )
+
+    def _margins(self, token_probs: list[float | None]) -> list[float]:
+        """How far each token's probability is over `reward_baseline`; a token under it is flagged."""
+        return [prob - self.args.reward_baseline for prob in _nan_for_none(token_probs)]
 
     def _combine(self, rewards: list[list[list[float]]], completion_ids: list[list[int]]) -> list[list[float]]:
         """Weighted sum over the sources, NaN where none has an opinion; and their metrics."""
         mode = "train" if self.model.training else "eval"
-        combined, sums = [], torch.zeros(len(rewards) + 1, 2, device=self.accelerator.device)
-        for sample in range(len(completion_ids)):
-            rows = torch.tensor([source[sample] for source in rewards], dtype=torch.float32)
-            weights = torch.tensor(self.token_reward_weights).unsqueeze(-1)
-            total = (rows * weights).nansum(dim=0).masked_fill(rows.isnan().all(dim=0), torch.nan)
-            combined.append(total.tolist())
-            opinions = ~rows.isnan()
-            sums[:-1, 0] += rows.nansum(dim=-1).to(sums.device)
-            sums[:-1, 1] += opinions.sum(dim=-1).to(sums.device)
-            sums[-1, 0] += (total.nan_to_num() != 0).sum()
-            sums[-1, 1] += total.numel()
+        # All completions in one row, shape (sources, tokens): a call for each would cost more than its arithmetic
+        rows = torch.tensor([list(chain.from_iterable(source)) for source in rewards], dtype=torch.float32)
+        opinions = ~rows.isnan()
+        weights = torch.tensor(self.token_reward_weights).unsqueeze(-1)
+        total = (rows * weights).nansum(dim=0).masked_fill(~opinions.any(dim=0), torch.nan)
+        combined = [row.tolist() for row in total.split([len(ids) for ids in completion_ids])]
+        num_active = torch.tensor([[(total.nan_to_num() != 0).sum(), total.numel()]], dtype=torch.float32)
+        sums = torch.cat([torch.stack([rows.nansum(dim=-1), opinions.sum(dim=-1)], dim=-1), num_active])
+        sums = sums.to(self.accelerator.device)
         totals = self.accelerator.reduce(sums, reduction="sum").tolist()
         names = [f"{name}/mean" for name in self._token_names] + ["active_fraction"]
         for name, (total, count) in zip(names, totals, strict=True):
@@ -419,7 +415,10 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         """The rewrites that are complete and correct; and their metrics."""
         mode = "train" if self.model.training else "eval"
         ends = set(self.eos_token_ids)
-        complete = [index for index, ids in enumerate(rewrite_ids) if ids and ids[-1] in ends]
+        vocab_size = self.model.config.get_text_config().vocab_size
+        complete = [
+            index for index, ids in enumerate(rewrite_ids) if ids and ids[-1] in ends and max(ids) < vocab_size
+        ]
         verified: list[list[int] | None] = [None] * len(rewrite_ids)
         if complete:
             chosen_ids = [rewrite_ids[index] for index in complete]
@@ -457,10 +456,13 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
             completion_ids=completion_ids,
             **columns,
         )[0]
-        if len(returned) != len(completions):
+        # Arrays and tensors of booleans are as good as lists
+        num_returned = len(returned) if hasattr(returned, "__len__") else None
+        if num_returned != len(completions):
+            found = f"{num_returned} values" if num_returned is not None else f"a `{type(returned).__name__}`"
             raise ConfigError(
-                f"{get_callable_name(func)!r} returned {len(returned)} values for {len(completions)} rewrites. It "
-                "must return one for each."
+                f"{get_callable_name(func)!r} returned {found} for {len(completions)} rewrites. It must return a list "
+                "with one value for each."
             )
         if self.rewrite_verifier is not None:
             return [bool(passed) for passed in returned]
@@ -529,7 +531,7 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
     def _padded_states(self, states: list[torch.Tensor | None], mask: torch.Tensor) -> torch.Tensor:
         known = next((row for row in states if row is not None), None)
         # A process whose samples have no reference has nothing to learn from
-        width = self.model.config.get_text_config().hidden_size if known is None else known.size(-1)
+        width = self.grm.model.config.get_text_config().hidden_size if known is None else known.size(-1)
         dtype = torch.float32 if known is None else known.dtype
         padded = torch.zeros(*mask.shape, width, dtype=dtype, device=mask.device)
         for row, one in zip(padded, states, strict=True):
@@ -545,7 +547,8 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
             if self.args.token_credit == "none":
                 inputs = inputs | {"advantages": torch.zeros_like(inputs["advantages"])}
             losses.append(super()._compute_loss(model, inputs))
-            if self._token_names and not self._entropy_bonus_enabled:  # with it, TRL logs the metric
+            adds_to_grpo = self._token_names or self._replays
+            if adds_to_grpo and not self._entropy_bonus_enabled:  # with it, TRL logs the metric
                 self._log_loss(mode, "policy_loss", losses[0] * num_accumulated)
         if self._rewrites or self._replays:
             loss = self._imitation_loss(model, inputs, mode)
@@ -583,7 +586,7 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
                 {"prompt_ids": ids, "completion_ids": [], "token_rewards": [], "imitation_ids": [],
                  "imitation_weights": [], "num_edited": 0}
             ]  # fmt: skip
-        batch = Trainer._prepare_inputs(self, self._imitation_collator(examples))
+        batch = send_to_device(self._imitation_collator(examples), self.accelerator.device)
         model_inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
         with self.accelerator.autocast():
             outputs = model(**model_inputs, use_cache=False, fused_lm_head=True)
@@ -622,15 +625,42 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
         return batch  # GRPO's batches are whole groups, and in an evaluation all of them count
 
     def _save(self, output_dir=None, state_dict=None):
-        if self.grm is None or self.grm.adapter_name is None:
+        if self.grm is None or not self._is_shared(self.grm):
             return super()._save(output_dir, state_dict)
         # The reward model's adapter is not part of the policy
-        adapters = self.model.peft_config
-        adapter = adapters.pop(ADAPTER)
+        own = [name for name in self.model.peft_config if name != self.grm.adapter_name]
+        self.model.save_pretrained = partial(self.model.save_pretrained, selected_adapters=own)
         try:
             super()._save(output_dir, state_dict)
         finally:
-            adapters[ADAPTER] = adapter
+            del self.model.save_pretrained
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        super()._save_optimizer_and_scheduler(output_dir)
+        # A reward model that follows the policy is part of what a training resumes from
+        if self.args.sync_grm and self.args.should_save:
+            save_model(self.grm.model, os.path.join(output_dir, SYNCED_GRM))
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.args.sync_grm and checkpoint is not None:
+            path = os.path.join(checkpoint, SYNCED_GRM)
+            if not os.path.isfile(path):
+                raise ConfigError(
+                    f"{checkpoint!r} has no {SYNCED_GRM}, the reward model as it was at that step (`sync_grm`), so it "
+                    "cannot be resumed from. Train from the start, or with `sync_grm=False`."
+                )
+            load_model(self.grm.model, path, device=str(self.args.device))
+
+
+def _check_reference(reference: Any) -> str | None:
+    """A reference, `None` where it is blank."""
+    if reference is not None and not isinstance(reference, str):
+        raise DatasetError(
+            f"The column `reference` must be a text, or None where there is none, got {reference!r} "
+            f"({type(reference).__name__})."
+        )
+    return reference if reference is not None and reference.strip() else None
 
 
 def _num_weighted(examples: list[dict[str, Any]]) -> int:
@@ -645,8 +675,8 @@ def _pad_rows(rows: list[list[float]], mask: torch.Tensor, value: float) -> torc
     return padded
 
 
-def _no_opinion(completion_ids: list[int]) -> list[float]:
-    return [math.nan] * len(completion_ids)
+def _nan_for_none(row: list[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in row]
 
 
 def _rounded(row: list[float]) -> list[float]:

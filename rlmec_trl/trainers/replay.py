@@ -12,6 +12,10 @@ from ..data.schema import check_dataset
 from ..data.tokens import check_chat_template
 
 
+# What a new rewrite has too: both are collated into one batch
+COLUMNS = ["prompt_ids", "completion_ids", "token_rewards", "imitation_ids", "imitation_weights", "num_edited"]
+
+
 class Replay:
     """
     Scored rows to draw from.
@@ -64,7 +68,8 @@ class Replay:
             features=PREPARED_FEATURES,
             desc="Preparing replay dataset",
         )
-        self.rows = prepared.filter(lambda row: any(row["imitation_weights"]), desc="Filtering replay dataset")
+        imitated = prepared.filter(lambda row: any(row["imitation_weights"]), desc="Filtering replay dataset")
+        self.rows = imitated.select_columns(COLUMNS)
         if len(self.rows) == 0:
             raise DatasetError("No row of the replay dataset has a rewrite with a weight, so none can be imitated.")
 

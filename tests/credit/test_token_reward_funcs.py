@@ -89,8 +89,49 @@ def test_an_error_in_an_asynchronous_function_is_not_swallowed():
         raise RuntimeError("my own fault")
 
     with pytest.raises(RuntimeError, match="my own fault"):
-        call_token_reward_funcs([fails], [True], loop)
+        call_token_reward_funcs([fails], [True], loop, completion_ids=IDS)
     loop.call_soon_threadsafe(loop.stop)
+
+
+def test_the_asynchronous_functions_are_cancelled_where_another_one_fails():
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    started, ended = threading.Event(), threading.Event()
+
+    async def hangs(**kwargs):
+        started.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.set()
+
+    def fails(**kwargs):
+        assert started.wait(60)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        call_token_reward_funcs([hangs, fails], [True, False], loop, completion_ids=IDS)
+    assert ended.wait(60)
+    loop.call_soon_threadsafe(loop.stop)
+
+
+def test_a_function_that_changes_its_ids_changes_nothing_for_the_next():
+    def clears(completion_ids, **kwargs):
+        for ids in completion_ids:
+            ids.clear()
+
+    def counts(completion_ids, **kwargs):
+        return [len(ids) for ids in completion_ids]
+
+    given = [[1, 2], [3]]
+    results = call_token_reward_funcs([clears, counts], [False, False], None, completion_ids=given)
+    assert results == [None, [2, 1]] and given == [[1, 2], [3]]
+
+
+@pytest.mark.parametrize("value", [10**400, 1e39, -1e39])
+def test_a_number_that_float32_cannot_hold_is_refused(value):
+    with pytest.raises(TokenRewardError, match="token 0 of sample 0. It must return a finite number"):
+        check_token_rewards("judge", [[value]], [[5]])
 
 
 def test_rewards_of_steps_go_to_the_tokens_that_write_them(tokenizer):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlmec_trl.credit.token_rewards import clip_token_rewards, keep_first_negative
+from rlmec_trl.credit.token_rewards import clip_token_rewards, keep_first_negative, rewards_from_probs
 
 
 SHAPES = [(3, 47), (1, 1), (5, 31)]
@@ -111,3 +111,11 @@ def test_keeping_the_first_negative_is_idempotent(rewards):
     assert torch.equal(keep_first_negative(once), once)
     assert (once < 0).sum() == min(1, sum(reward < 0 for reward in rewards))
     assert math.isclose(once.clamp(min=0).sum().item(), sum(max(reward, 0) for reward in rewards), abs_tol=1e-5)
+
+
+def test_of_tokens_without_a_probability_there_is_no_reward():
+    probs = [0.9, None, 0.2, 0.45, math.nan]
+    assert rewards_from_probs(probs[:4], True) == pytest.approx([0.4, None, 0.0, 0.0])
+    assert rewards_from_probs(probs[:4], False) == pytest.approx([0.0, None, -0.1, -0.05])
+    assert rewards_from_probs(probs[:4], False, negative_credit="first_error") == pytest.approx([0.0, None, -0.1, 0.0])
+    assert math.isnan(rewards_from_probs(probs, True)[4]), "a probability that is NaN is not one that is missing"

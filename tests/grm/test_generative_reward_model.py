@@ -8,14 +8,16 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlmec_trl import GenerativeRewardModel
+from rlmec_trl.data.errors import ConfigError
 from rlmec_trl.data.tokens import encode_prompt, step_prefix_ids
 from rlmec_trl.generation.server import ServerConfig, TokenServer
 from rlmec_trl.grm import generative_reward_model
 from rlmec_trl.grm.generative_reward_model import TokenizerMismatchError
+from rlmec_trl.grm.prompts import save_wording
 from rlmec_trl.tasks.arithmetic import WORDING
 from rlmec_trl.tasks.wording import WORDING as DEFAULT_WORDING
 from rlmec_trl.tasks.wording import locate_answer, locate_prompt, rewrite_prompt
-from tests.fake_openai import KINDS, FakeServer, memorize, speak_as
+from tests.fake_openai import KINDS, FakeServer, memorize, score_as, speak_as
 
 
 @pytest.fixture
@@ -398,6 +400,59 @@ def test_a_refused_request_counts_as_correct_or_ends_the_rewrite(here_and_there,
     steps = [f"{step} ; " for step in rows[index]["completion"].split(" ; ")]
     assert rewrite == step_prefix_ids(tokenizer, rows[index]["completion_ids"], steps, 1)
     assert there.server.left_out == {"refused by the server": 2}
+
+
+# --- Wholly behind a server ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def served(trained, tokenizer, tmp_path):
+    """The reward model here, and one of which only tokenizer, configuration and wording are here."""
+    folder = tmp_path / "grm"
+    tokenizer.save_pretrained(folder)
+    trained[0].config.save_pretrained(folder)
+    save_wording(WORDING, folder)
+    assert not list(folder.glob("*.safetensors"))
+
+    def make(server):
+        settings = {"show_progress": False, "max_new_tokens": 40}
+        return (
+            GenerativeRewardModel(trained[0], tokenizer, WORDING, **settings),
+            GenerativeRewardModel.from_server(str(folder), ServerConfig(server.url), **settings),
+        )
+
+    return make
+
+
+def test_without_weights_here_a_server_judges_like_the_model(served, trained, make_rows, tokenizer):
+    rows = make_rows(9)
+    texts = columns(rows, "prompt", "reference", "completion")
+    with FakeServer(tokenizer, speak_as(trained[1], tokenizer), score_as(trained[1])) as server:
+        here, there = served(server)
+        assert there.model is None
+        assert there.wording == WORDING
+        assert there.eos_token_ids == here.eos_token_ids
+        scores, expected = there.score(*columns(rows)), here.score(*columns(rows))
+        assert there.locate(*texts) == here.locate(*texts)
+        assert there.rewrite_ids(*columns(rows)) == here.rewrite_ids(*columns(rows))
+    for row, others in zip(scores, expected, strict=True):
+        assert row == pytest.approx(others, abs=1e-5)
+    assert len({round(prob, 2) for row in scores for prob in row}) > 10
+
+
+@pytest.mark.parametrize("method", ["score_with_states", "rewrite_topk", "attempt_topk"])
+def test_what_needs_weights_is_refused_without_a_request(method, served, make_rows, tokenizer):
+    with FakeServer(tokenizer) as server:
+        _, there = served(server)
+        arguments = () if method == "score_with_states" else (3,)
+        with pytest.raises(ConfigError, match="computed from its weights"):
+            getattr(there, method)(*columns(make_rows(1)), *arguments)
+        assert not server.exchanges
+
+
+def test_neither_model_nor_server_is_refused(tokenizer):
+    with pytest.raises(ConfigError, match="needs a `server`"):
+        GenerativeRewardModel(None, tokenizer)
 
 
 # --- The model is not changed ----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from trl import ModelConfig
 from rlmec_trl import GenerativeRewardModel, GRMConfig, GRMTrainer, RLMECConfig, RLMECTrainer
 from rlmec_trl.data.schema import check_dataset
 from rlmec_trl.data.tokens import encode_completion
+from rlmec_trl.generation.server import ServerConfig, TokenServer
 from rlmec_trl.grm import generative_reward_model
 from rlmec_trl.grm.generative_reward_model import TokenizerMismatchError
 from rlmec_trl.grm.prompts import save_wording
@@ -19,6 +20,7 @@ from rlmec_trl.stages.score import ScoreConfig, score_dataset
 from rlmec_trl.tasks.arithmetic import WORDING, make_tokenizer
 from rlmec_trl.tasks.task import load_task
 from rlmec_trl.tasks.wording import locate_prompt, rewrite_prompt
+from tests.fake_openai import FakeServer, score_as, speak_as
 from tests.small_tokenizers import number_tokenizer
 
 
@@ -131,6 +133,28 @@ def test_a_probability_is_that_of_the_tokens_that_begin_there(grm, rows, other, 
         given = [(prob, math.exp(logp)) for prob, logp in zip(probs, expected, strict=True) if prob is not None]
         for prob, value in given:
             assert prob == pytest.approx(value, rel=1e-3)
+
+
+def test_a_server_scores_and_rewrites_in_its_own_tokens(grm, rows, other, tokenizer):
+    with FakeServer(other, speak_as(grm.model, other), score_as(grm.model)) as server:
+        served = GenerativeRewardModel(
+            None,
+            other,
+            WORDING,
+            max_new_tokens=8,
+            show_progress=False,
+            server=TokenServer(ServerConfig(server.url), other, {other.eos_token_id}),
+            policy_processing_class=tokenizer,
+        )
+        scores, expected = served.score(*columns(rows)), grm.score(*columns(rows))
+        grm.max_new_tokens = 8
+        steps = [index % 3 for index in range(len(rows))]
+        assert served.rewrite_ids(*columns(rows), steps) == grm.rewrite_ids(*columns(rows), steps)
+    assert any(None in row for row in scores)
+    for row, others in zip(scores, expected, strict=True):
+        assert [prob is None for prob in row] == [prob is None for prob in others]
+        given = [prob for prob in row if prob is not None]
+        assert given == pytest.approx([prob for prob in others if prob is not None], abs=1e-5)
 
 
 def test_with_one_vocabulary_nothing_changes(make_policy, tokenizer, rows):

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 from trl import ModelConfig
 
 from rlmec_trl import GenerativeRewardModel
+from rlmec_trl.data.errors import ConfigError
 from rlmec_trl.data.schema import DatasetError, check_dataset
 from rlmec_trl.data.tokens import encode_completion
 from rlmec_trl.generation.server import ServerConfig, TokenServer
@@ -19,7 +20,7 @@ from rlmec_trl.stages.score import ScoreConfig, score_dataset
 from rlmec_trl.tasks.arithmetic import WORDING, make_tokenizer
 from rlmec_trl.tasks.task import load_task
 from rlmec_trl.tasks.wording import locate_answer, locate_prompt, rewrite_prompt
-from tests.fake_openai import KINDS, FakeServer
+from tests.fake_openai import KINDS, FakeServer, score_as, speak_as
 
 
 TASK = load_task("arithmetic")
@@ -462,6 +463,41 @@ def test_a_server_with_the_reward_model_writes_the_rewrites_of_the_score_stage(f
     alone = score.run(config, samples(rows), folder / "alone", model_args)
     assert alone["token_probs"][:] == scored["token_probs"][:]
     assert alone["rewrite"][:] != scored["rewrite"][:]
+
+
+def test_a_server_can_score_so_that_no_weights_of_the_reward_model_are_loaded(folder, rows, tokenizer, monkeypatch):
+    config, model_args = settings(folder)
+    expected = score.run(config, samples(rows), folder / "scored", model_args)
+    grm, load_model, loaded = AutoModelForCausalLM.from_pretrained(folder / "grm").eval(), score.load_model, []
+
+    def load(args, *others):
+        loaded.append(args.model_name_or_path)
+        return load_model(args, *others)
+
+    monkeypatch.setattr(score, "load_model", load)
+    with FakeServer(tokenizer, speak_as(grm, tokenizer), score_as(grm)) as server:
+        config.grm_on_server = True
+        scored = score.run(config, samples(rows), folder / "scored", model_args, ServerConfig(server.url))
+        assert [exchange for exchange in server.exchanges if "echo" in exchange.body], "not taken from the first run"
+    assert loaded == [str(folder / "policy")]
+    assert scored["rewrite_ids"][:] == expected["rewrite_ids"][:]
+    for row, other in zip(scored, expected, strict=True):
+        assert row["token_probs"] == pytest.approx(other["token_probs"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes, base_url, message",
+    [
+        ({}, None, "needs a server: pass its address as `--base_url`"),
+        ({"rewrite_topk": 2}, "http://localhost:9/v1", "computed from the reward model's weights"),
+        ({"attempt_topk": 2}, "http://localhost:9/v1", "computed from the reward model's weights"),
+    ],
+)
+def test_what_a_server_cannot_score_is_refused_before_work_begins(changes, base_url, message, folder, rows):
+    config, model_args = settings(folder, grm_on_server=True, **changes)
+    with pytest.raises(ConfigError, match=message):
+        score_to(folder / "scored", rows, config, model_args, server_config=ServerConfig(base_url))
+    assert not (folder / "scored").exists()
 
 
 def test_a_finished_result_needs_no_model(folder, rows, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 
 from rlmec_trl import OnlineRLMECConfig, OnlineRLMECTrainer
-from tests.fake_openai import FakeServer
+from tests.fake_openai import FakeServer, score_as, speak_as
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "online.md").read_text(encoding="utf-8")
@@ -114,8 +114,29 @@ def test_all_code_of_the_page_runs_and_the_three_functions_train_together(page):
     for name in ("process_reward", "first_failing_line", "judge_steps"):
         assert f"token_reward/{name}/mean" in log
     assert len(page["server"].asked("/v1/chat/completions")) == 8
-    log = run(namespace, *CODE[5:])["trainer"].state.log_history[0]
+    log = run(namespace, CODE[5])["trainer"].state.log_history[0]
     assert "attempt_loss" in log and "imitation_loss" not in log
+
+
+def test_the_reward_model_of_the_page_is_on_a_server(page_files, byte_tokenizer):
+    from transformers import AutoModelForCausalLM
+
+    namespace = run({}, side("+"))
+    model = AutoModelForCausalLM.from_pretrained("runs/grm").eval()
+    speak = speak_as(model, byte_tokenizer)
+
+    def complete(prompt_ids, body):
+        return speak(prompt_ids, body | {"max_tokens": 8})
+
+    for file in Path("runs/grm").glob("*.safetensors"):
+        file.unlink()
+    address = "http://localhost:8000/v1"
+    assert address in CODE[6]
+    with FakeServer(byte_tokenizer, complete, score_as(model)) as server:
+        trainer = run(namespace, CODE[6].replace(address, server.url))["served"]
+        assert sum("echo" in exchange.body for exchange in server.exchanges) == 8
+    assert trainer.grm.model is None
+    assert "token_reward/grm/mean" in trainer.state.log_history[0]
 
 
 def test_the_functions_of_the_page_judge_lines(page, byte_tokenizer):

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import runpy
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from rlmec_trl import OnlineRLMECConfig, OnlineRLMECTrainer
 from rlmec_trl.grm.generative_reward_model import GenerativeRewardModel
 
 
-LOSS_TYPES = ["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "vespo"]
+LOSS_TYPES = ["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "vespo", "luspo"]
 
 
 def reward_length(completions, **kwargs):
@@ -256,23 +255,90 @@ def test_cutting_the_batch_otherwise_gives_the_same_weights(
     assert largest_difference(*results) <= 1e-5
 
 
+def test_the_steps_of_a_generation_batch_share_its_rewrites_and_its_counts(
+    make_policy, make_grm, tokenizer, problems, arguments
+):
+    """At a learning rate of 0, four steps of two completions have on average the losses of one step of eight."""
+    logs, num_rewrites = [], []
+    for settings in (
+        {"per_device_train_batch_size": 8, "max_steps": 1},
+        {"per_device_train_batch_size": 2, "max_steps": 8, "steps_per_generation": 4, "num_iterations": 2},
+    ):
+        config = OnlineRLMECConfig(
+            **arguments(rewrite_samples="all", attempt_coef=0.5, reward_baseline=0.02, top_k=1, shuffle_dataset=False,
+                        optim="sgd", learning_rate=0.0, **settings)
+        )  # fmt: skip
+        grm = make_grm()
+        recorded = record_rewrites(grm)
+        trainer = make_trainer(make_policy, tokenizer, problems, config, grm=grm, rewrite_verifier=passes)
+        logs.append([step for step in train(trainer)[1] if "imitation_loss" in step])
+        num_rewrites.append(len(recorded))
+    (whole,), parts = logs
+    assert num_rewrites == [8, 8], "completions are rewritten once, however often they are trained on"
+    for name in ("imitation_loss", "attempt_loss"):
+        values = [step[name] for step in parts]
+        assert sum(values[:4]) / 4 == pytest.approx(whole[name], rel=1e-4)
+        assert sorted(values[:4]) == pytest.approx(sorted(values[4:]), rel=1e-4), "the second iteration"
+        assert max(values) > min(values)
+
+
+def test_an_evaluation_has_all_terms_and_trains_nothing(
+    make_policy, make_grm, tokenizer, problems, make_rows, arguments
+):
+    config = OnlineRLMECConfig(
+        **arguments(rewrite_samples="all", attempt_coef=0.5, per_device_eval_batch_size=6, steps_per_generation=2)
+    )
+    trainer = make_trainer(
+        make_policy, tokenizer, problems, config, eval_dataset=problems.select(range(6)), grm=make_grm(),
+        rewrite_verifier=passes, replay_dataset=Dataset.from_list(make_rows(6)),
+    )  # fmt: skip
+    trainer.model.train()
+    metrics = trainer.evaluate()
+    for name in ("policy_loss", "imitation_loss", "attempt_loss", "rewrite/verified", "token_reward/grm/mean"):
+        assert math.isfinite(trainer.state.log_history[-1][f"eval_{name}"]), name
+    log = trainer.state.log_history[-1]
+    total = log["eval_policy_loss"] + log["eval_imitation_loss"] + 0.5 * log["eval_attempt_loss"]
+    assert metrics["eval_loss"] == pytest.approx(total, rel=1e-4)
+    fresh = dict(make_policy().named_parameters())
+    assert all(torch.equal(parameter, fresh[name]) for name, parameter in trainer.model.named_parameters())
+    # Those of a benchmark may have no reference
+    bare = problems.select(range(6)).remove_columns("reference")
+    assert math.isfinite(trainer.evaluate(bare)["eval_loss"])
+
+
 def test_credit_reaches_the_loss_where_it_was_placed(make_policy, make_grm, tokenizer, problems, arguments):
-    config = OnlineRLMECConfig(**arguments(token_credit="place", imitation_coef=0, max_steps=1))
-    trainer = make_trainer(make_policy, tokenizer, problems, config, grm=make_grm())
-    seen, compute = [], GRPOTrainer._compute_loss
+    config = OnlineRLMECConfig(**arguments(token_credit="place", imitation_coef=0, max_steps=1, reward_baseline=0.02))
+    trainer = make_trainer(
+        make_policy, tokenizer, problems, config, lambda completions, **kwargs: [0.0, 1.0] * 2, grm=make_grm()
+    )
+    seen, values, compute, judge = [], {}, GRPOTrainer._compute_loss, trainer._judge
 
     def record(self, model, inputs):
         seen.append(inputs)
         return compute(self, model, inputs)
 
+    def keep_values(*others):
+        credit = judge(*others)
+        values.update(zip(map(tuple, credit.completion_ids), credit.values, strict=True))
+        return credit
+
+    trainer._judge = keep_values
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GRPOTrainer, "_compute_loss", record)
         trainer.train()
     (inputs,) = seen
     assert inputs["advantages"].shape == inputs["completion_mask"].shape
-    for advantages, mask in zip(inputs["advantages"], inputs["completion_mask"].bool(), strict=True):
-        values = advantages[mask]
-        assert len(values[values < 0]) in (0, 1, len(values)), "blame belongs to one token, or to all"
+    num_placed = 0
+    for advantages, ids, mask in zip(
+        inputs["advantages"], inputs["completion_ids"], inputs["completion_mask"].bool(), strict=True
+    ):
+        flagged = [token for token, value in enumerate(values[tuple(ids[mask].tolist())]) if value < 0]
+        blamed = (advantages[mask] < 0).nonzero().flatten().tolist()
+        praised = (advantages[mask] > 0).nonzero().flatten().tolist()
+        if flagged and (blamed or praised):
+            assert blamed == flagged[:1] or praised == list(range(flagged[0]))
+            num_placed += 1
+    assert num_placed > 0
 
 
 def test_rows_without_a_reference_get_the_outcome_alone(make_policy, make_grm, tokenizer, problems, arguments):
@@ -334,6 +400,25 @@ def test_replay_rows_are_imitated(make_policy, tokenizer, problems, make_rows, a
     assert sum(map(len, examples)) == 6
 
 
+def test_terms_beside_that_of_grpo_are_logged_with_it(make_policy, tokenizer, problems, make_rows, arguments):
+    config = OnlineRLMECConfig(**arguments(max_steps=1))
+    trainer = make_trainer(make_policy, tokenizer, problems, config, replay_dataset=Dataset.from_list(make_rows(6)))
+    log = train(trainer)[1][0]
+    assert log["loss"] == pytest.approx(log["policy_loss"] + log["imitation_loss"], abs=1e-4)
+
+
+def test_rewrites_and_replayed_rows_are_imitated_together(
+    make_policy, make_grm, tokenizer, problems, make_rows, arguments
+):
+    config = OnlineRLMECConfig(**arguments(rewrite_samples="all", replay_fraction=1.0))
+    replay = Dataset.from_list(make_rows(6))
+    trainer = make_trainer(make_policy, tokenizer, problems, config, grm=make_grm(), replay_dataset=replay)
+    # TRL shuffles the completions, so that either kind comes first in one of the steps
+    trainer._check_rewrites = lambda prompts, *others: [index == 3 for index in range(len(prompts))]
+    _, history = train(trainer)
+    assert history[0]["rewrite/verified"] == 0.25 and history[0]["imitation_loss"] > 0
+
+
 def test_asynchronous_functions_and_weights(make_policy, tokenizer, problems, arguments):
     async def ones(completion_ids, **kwargs):
         return [[1.0] * len(ids) for ids in completion_ids]
@@ -360,8 +445,8 @@ def test_a_bad_token_reward_stops_training_and_names_its_function(make_policy, t
         trainer.train()
 
 
-def test_truncated_completions_and_foreign_tokens_get_no_credit(make_policy, tokenizer, problems, arguments):
-    def ones(completion_ids, **kwargs):
+def test_foreign_tokens_get_no_credit(make_policy, tokenizer, problems, arguments):
+    def minus_ones(completion_ids, **kwargs):
         return [[-1.0] * len(ids) for ids in completion_ids]
 
     def rollout(prompts, trainer):
@@ -375,7 +460,7 @@ def test_truncated_completions_and_foreign_tokens_get_no_credit(make_policy, tok
 
     config = OnlineRLMECConfig(**arguments(token_credit="place", max_steps=1))
     trainer = make_trainer(
-        make_policy, tokenizer, problems, config, token_reward_funcs=ones, rollout_func=rollout,
+        make_policy, tokenizer, problems, config, token_reward_funcs=minus_ones, rollout_func=rollout,
         reward_funcs=lambda prompts, **kwargs: [float(index % 2) for index in range(len(prompts))],
     )  # fmt: skip
     trainer.model.train()
@@ -383,6 +468,20 @@ def test_truncated_completions_and_foreign_tokens_get_no_credit(make_policy, tok
     output = trainer._generate_and_score_completions(batch)
     assert (output["advantages"][0, [0, 2, 3]] == 0).all() and output["advantages"][0, 1] < 0
     assert (output["advantages"][1, 1:] == 0).all(), "nothing that the policy wrote stands before the first flag"
+
+
+def test_masked_truncated_completions_teach_nothing(make_policy, make_grm, tokenizer, problems, arguments):
+    policy = make_policy()
+    before = {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
+    never_end = {"suppress_tokens": [tokenizer.eos_token_id, tokenizer.pad_token_id]}
+    config = OnlineRLMECConfig(
+        **arguments(mask_truncated_completions=True, imitation_coef=0, attempt_coef=1.0, max_steps=1,
+                    generation_kwargs=never_end)
+    )  # fmt: skip
+    trainer = make_trainer(lambda: policy, tokenizer, problems, config, grm=make_grm())
+    weights, history = train(trainer)
+    assert history[0]["completions/clipped_ratio"] == 1.0 and history[0]["token_reward/active_fraction"] > 0
+    assert largest_difference(weights, {name: before[name] for name in weights}) == 0.0
 
 
 def test_completions_are_logged_with_their_token_values(make_policy, make_grm, tokenizer, problems, arguments):
@@ -415,11 +514,16 @@ def test_the_grm_as_an_adapter_shares_the_base_model(tmp_path, make_policy, toke
     tokenizer.save_pretrained(folder)
     save_wording(WORDING, folder)
 
-    config = OnlineRLMECConfig(**arguments(rewrite_samples="all", beta=0.05, save_strategy="steps", save_steps=2))
-    trainer = OnlineRLMECTrainer(
-        base, reward_length, config, problems, grm=folder, rewrite_verifier=passes,
-        peft_config=LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
-    )  # fmt: skip
+    def build():
+        config = OnlineRLMECConfig(
+            **arguments(rewrite_samples="all", attempt_coef=0.5, beta=0.05, save_strategy="steps", save_steps=2)
+        )
+        return OnlineRLMECTrainer(
+            base, reward_length, config, problems, grm=folder, rewrite_verifier=passes,
+            peft_config=LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+        )  # fmt: skip
+
+    trainer = build()
     assert trainer.grm.model is trainer.model, "the base model is in memory twice"
     inputs = (problems["prompt"][:2], problems["reference"][:2], ["59 - 16 is 43"] * 2)
     ids = [tokenizer("59 - 16 is 43")["input_ids"]] * 2
@@ -435,6 +539,11 @@ def test_the_grm_as_an_adapter_shares_the_base_model(tmp_path, make_policy, toke
     saved = {path.name for path in (tmp_path / "out" / "checkpoint-2").rglob("*")}
     assert "adapter_model.safetensors" in saved and "grm" not in saved
     assert "grm" in trainer.model.peft_config
+
+    resumed = build()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    for (name, parameter), other in zip(trainer.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(parameter, other), name
 
 
 @pytest.mark.parametrize(
@@ -483,6 +592,55 @@ def test_a_grm_that_cannot_work_is_refused_before_the_model_is_prepared(
         make_trainer(make_policy, tokenizer, problems, config, grm=make_grm(), **change)
 
 
+def test_references_that_do_not_reach_the_trainer_are_an_error(make_policy, make_grm, tokenizer, problems, arguments):
+    from rlmec_trl.data.errors import ConfigError
+
+    config = OnlineRLMECConfig(**arguments(remove_unused_columns=True))
+    trainer = make_trainer(make_policy, tokenizer, problems, config, grm=make_grm(), rewrite_verifier=passes)
+    with pytest.raises(ConfigError, match="from the column `reference`, .* `remove_unused_columns=False`"):
+        trainer.train()
+
+
+def test_a_reward_model_that_is_the_policy_itself_is_refused(make_policy, tokenizer, problems, arguments):
+    from rlmec_trl.data.errors import ConfigError
+
+    policy = make_policy()
+    grm = GenerativeRewardModel(policy, tokenizer, show_progress=False)
+    with pytest.raises(ConfigError, match="Give `grm` a copy"):
+        make_trainer(lambda: policy, tokenizer, problems, OnlineRLMECConfig(**arguments(imitation_coef=0)), grm=grm)
+    assert all(parameter.requires_grad for parameter in policy.parameters())
+
+
+def test_a_reward_model_of_other_sizes_cannot_follow_the_policy(make_policy, tokenizer, problems, arguments):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from rlmec_trl.data.errors import ConfigError
+    from rlmec_trl.trainers.online_checks import check_sync
+
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    other = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes))
+    grm = GenerativeRewardModel(other, tokenizer, show_progress=False)
+    config = OnlineRLMECConfig(**arguments(imitation_coef=0, attempt_coef=1.0, sync_grm=True))
+    with pytest.raises(ConfigError, match="`sync_grm` needs a reward model of the policy's architecture"):
+        make_trainer(make_policy, tokenizer, problems, config, grm=grm)
+    with pytest.raises(ConfigError, match="FSDP shards"):
+        check_sync(make_policy(), make_policy(), is_sharded=True)
+
+
+def test_the_reward_model_reads_the_text_of_the_ids(make_policy, make_grm, tokenizer, problems, arguments):
+    """A tokenizer that parses responses leaves reasoning out of the content of the message."""
+    config = OnlineRLMECConfig(**arguments())
+    trainer = make_trainer(make_policy, tokenizer, problems, config, grm=make_grm(), rewrite_verifier=passes)
+    completion = "59 - 16 is 43"
+    ids = tokenizer(completion)["input_ids"]
+    parsed = [{"role": "assistant", "content": "43", "reasoning_content": "59 - 16 is"}]
+    values = [
+        trainer._judge([problems[0]], [problems[0]["prompt"]], [shown], [ids], [0.0]).values
+        for shown in (completion, parsed)
+    ]
+    assert values[0] == values[1]
+
+
 def test_a_self_teacher_follows_the_policy(make_policy, make_grm, tokenizer, problems, arguments):
     config = OnlineRLMECConfig(
         **arguments(token_credit="none", imitation_coef=0, attempt_coef=1.0, sync_grm=True, ref_model_sync_steps=1,
@@ -496,6 +654,35 @@ def test_a_self_teacher_follows_the_policy(make_policy, make_grm, tokenizer, pro
         assert not parameter.requires_grad
         if not torch.equal(before[name], weights[name]):
             assert not torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gradient_checkpointing": False},
+        {"gradient_checkpointing_kwargs": {"use_reentrant": True}},
+        {
+            "use_transformers_continuous_batching": True,
+            "transformers_continuous_batching_config": {"num_blocks": 16, "max_batch_tokens": 64},
+        },
+    ],
+    ids=["no checkpointing", "reentrant checkpointing", "continuous batching"],
+)
+def test_settings_of_speed_and_memory_give_the_same_weights(
+    settings, make_policy, make_grm, tokenizer, problems, arguments
+):
+    results = []
+    for changed in ({}, settings):
+        config = OnlineRLMECConfig(
+            **arguments(rewrite_samples="all", attempt_coef=0.5, top_k=1, max_steps=2, optim="sgd", **changed)
+        )
+        policy = make_policy(sharpness=4)
+        trainer = OnlineRLMECTrainer(
+            policy, reward_length, config, problems, processing_class=copy.deepcopy(tokenizer), grm=make_grm(),
+            rewrite_verifier=passes,
+        )  # fmt: skip
+        results.append(train(trainer)[0])
+    assert largest_difference(*results) <= 1e-6
 
 
 def test_conversational_prompts(make_policy, tokenizer, chat_tokenizer, problems, arguments):
@@ -552,22 +739,6 @@ class StopAt(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         if state.global_step == self.step:
             raise KeyboardInterrupt
-
-
-def test_two_processes_give_the_weights_of_one(tmp_path, run_on_two, make_policy, tokenizer, problems, make_rows):
-    for name, sharpness in (("policy", 1.0), ("grm", 8.0)):
-        make_policy(sharpness=sharpness).save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
-    problems.save_to_disk(tmp_path / "problems")
-    worker = Path(__file__).parents[1] / "online_worker.py"
-    run_on_two(worker, tmp_path)
-    runpy.run_path(str(worker))["main"](str(tmp_path))
-    one, two = (torch.load(tmp_path / f"{number}.pt") for number in (1, 2))
-    assert one["history"][0]["imitation_loss"] > 0 and one["history"][0]["attempt_loss"] > 0
-    for step, other in zip(one["history"], two["history"], strict=True):
-        for name in ("policy_loss", "imitation_loss", "attempt_loss", "token_reward/grm/mean", "rewrite/verified"):
-            assert step.get(name) == pytest.approx(other.get(name), abs=1e-5), name
-    assert largest_difference(one["weights"], two["weights"]) <= 1e-5
 
 
 def test_a_loss_that_is_not_finite_stops_training_before_the_weights_change(

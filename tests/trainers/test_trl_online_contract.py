@@ -15,12 +15,15 @@ import torch
 from accelerate.state import AcceleratorState
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
+from trl.distributed import DistributedBackend
+from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import (
     add_fused_lm_head,
     get_callable_name,
     is_async_callable,
     shuffle_sequence_dict,
+    shutdown_event_loop_in_daemon,
     split_tensor_dict,
     start_event_loop_in_daemon,
     use_adapter,
@@ -83,7 +86,8 @@ def test_our_constructor_takes_what_grpo_trainer_takes_in_its_order():
 
 
 def test_what_is_overridden_takes_what_ours_takes():
-    for name in ("_calculate_rewards", "_generate_and_score_completions", "_compute_loss", "_save"):
+    names = ["_calculate_rewards", "_generate_and_score_completions", "_compute_loss", "_save"]
+    for name in [*names, "_save_optimizer_and_scheduler", "_load_optimizer_and_scheduler"]:
         assert parameters(getattr(OnlineRLMECTrainer, name)) == parameters(getattr(GRPOTrainer, name)), name
 
 
@@ -238,7 +242,7 @@ def test_attributes_of_grpo_that_we_read(make_trainer):
     trainer = make_trainer(temperature=0.7)
     assert trainer.eos_token_ids == [trainer._tokenizer.eos_token_id]
     assert trainer.temperature == 0.7 and trainer.max_completion_length == 6
-    assert trainer._is_vlm is False and trainer.is_fsdp_enabled is False
+    assert trainer._is_vlm is False and trainer.is_fsdp_enabled is False and trainer.environments is None
     assert trainer.beta == 0.0 and trainer.aux_loss_enabled is False and trainer._entropy_bonus_enabled is False
     assert trainer.reward_funcs == [alternate]
     assert set(trainer._metrics) == {"train", "eval"}
@@ -319,7 +323,9 @@ def test_functions_are_named_and_awaited_as_reward_functions_are():
     thread, loop, ready = start_event_loop_in_daemon(name="test")
     assert ready.wait(30) and thread.daemon
     assert asyncio.run_coroutine_threadsafe(judge(), loop).result(30) == 3
-    loop.call_soon_threadsafe(loop.stop)
+    shutdown_event_loop_in_daemon(thread, loop)
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 def test_the_callback_that_syncs_a_reference_model_moves_any_model(make_policy):
@@ -333,3 +339,35 @@ def test_the_callback_that_syncs_a_reference_model_moves_any_model(make_policy):
         callback.on_step_end(args, SimpleNamespace(global_step=step), None, model=policy)
         moved = before + share * (policy.get_input_embeddings().weight - before)
         torch.testing.assert_close(other.get_input_embeddings().weight, moved)
+
+
+def test_save_goes_through_save_pretrained_of_the_model_which_takes_the_adapters_to_save(make_trainer, tmp_path):
+    from peft import PeftModel
+
+    trainer, folders = make_trainer(), []
+    trainer.model.save_pretrained = lambda folder, state_dict, is_main_process: folders.append(folder)
+    trainer._save(str(tmp_path))
+    assert folders == [str(tmp_path)]
+    assert "selected_adapters" in parameters(PeftModel.save_pretrained)
+
+
+def test_vllm_is_sent_modules_of_all_adapters_and_none_that_is_wrapped_for_them(policy):
+    from peft import LoraConfig, get_peft_model
+
+    lora = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+    model = get_peft_model(policy, LoraConfig(**lora))
+    model.add_adapter("grm", LoraConfig(**lora, modules_to_save=["lm_head"]))
+    generation = VLLMGeneration.__new__(VLLMGeneration)
+    generation.model = model
+    generation._dist = DistributedBackend(SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=None)))
+    names = [name for name, _ in generation._iter_named_params()]
+    assert "lm_head.modules_to_save.grm.weight" in names and "lm_head.weight" not in names
+    assert not any("lora" in name for name in names)
+
+
+def test_liger_kernels_replace_layers_and_not_the_forward_of_the_model(make_trainer):
+    with pytest.warns(FutureWarning, match="use_liger_kernel"):
+        trainer = make_trainer(use_liger_kernel=True)
+    assert trainer.args.liger_kernel_config == {"fused_linear_cross_entropy": False}
+    with pytest.warns(FutureWarning), pytest.raises(ValueError, match="fused_linear_cross_entropy"):
+        make_trainer(use_liger_kernel=True, liger_kernel_config={"fused_linear_cross_entropy": True})
