@@ -38,7 +38,7 @@ class Named(NamedTuple):
 
 
 def stated_label(labels: Sequence[str], label_position: str, response: str, problem: str = "") -> str | None:
-    """
+    r"""
     The label that a response states as its own.
 
     A label is stated in the forms of [`~rlmec_trl.tasks.answers.extract_answer`] ("The answer is X", "Answer: X", a
@@ -75,7 +75,7 @@ def stated_label(labels: Sequence[str], label_position: str, response: str, prob
 
 
 def split_response(labels: Sequence[str], label_position: str, response: str) -> tuple[str, str | None]:
-    """
+    r"""
     Split a response into its rationale and its label, with the label at its place: after the rationale or before it.
 
     Args:

@@ -56,8 +56,8 @@ class ProblemConfig:
     dataset_split: str | None = field(
         default=None,
         metadata={
-            "help": "Split of a dataset on the Hub, or a slice of one (`train[:1000]`). If unset, the first that there "
-            "is of the stage's own: `train`, to evaluate `test`, and otherwise `validation`."
+            "help": "Split of a dataset on the Hub, or a slice of one (`train[:1000]`). If unset, the first that "
+            "there is of the stage's own: `train`, to evaluate `test`, and otherwise `validation`."
         },
     )
     max_rows: int | None = field(default=None, metadata={"help": "Number of problems to take from the start."})
@@ -212,7 +212,7 @@ def to_task_rows(
         new_fingerprint=unique,
         desc="Reading problems",
     )
-    if task.labels and rows.data["reference"].null_count == len(rows):
+    if task.labels and len(rows) > 0 and rows.data["reference"].null_count == len(rows):
         return rows.remove_columns("reference")
     return rows
 

@@ -79,14 +79,14 @@ class Task:
         labels (`tuple[str, ...]`, *optional*):
             The possible answers, if they are the same for all problems, as in sentiment classification. A raw
             row may give its answer as an index into them, unless the labels are numbers themselves.
+        editor (`Callable`, *optional*):
+            A programmatic teacher ([`~rlmec_trl.teachers.editors.Editor`]), used with `--teacher task`.
         label_position (`str`, *optional*, defaults to `"last"`):
             Where a response states its label: `"last"`, after its rationale, or `"first"`, before it. The prompt of
             `wording` has to ask for it there.
         read_label (`Callable[[str], str | None]`, *optional*):
             The label that a response states as its own, one of `labels`, or `None`. By default, it is read by
             [`~rlmec_trl.tasks.labels.stated_label`].
-        editor (`Callable`, *optional*):
-            A programmatic teacher ([`~rlmec_trl.teachers.editors.Editor`]), used with `--teacher task`.
         justifier (`Callable[[str, str], str | None]`, *optional*):
             A programmatic writer of rationales, used with `--teacher task`: `justifier(problem, label)` returns a
             response that justifies the label, or `None` if there is none.
@@ -117,9 +117,9 @@ class Task:
     read_row: Callable[[dict[str, Any]], dict[str, str]] | None = None
     check_steps: Callable[[str, str], list[bool]] | None = None
     labels: tuple[str, ...] | None = None
+    editor: Callable | None = None
     label_position: str = "last"
     read_label: Callable[[str], str | None] | None = None
-    editor: Callable | None = None
     justifier: Callable[[str, str], str | None] | None = None
     rate: Callable[[str, str], float] | None = None
 

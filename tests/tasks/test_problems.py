@@ -204,6 +204,11 @@ def test_labeled_rows_that_are_ready_need_no_reference_and_get_their_labels(toke
             to_task_rows(ready, SENTIMENT, tokenizer)
 
 
+def test_no_rows_are_no_problems_of_a_task_with_labels(tokenizer):
+    assert len(to_task_rows(Dataset.from_dict({"problem": []}), SENTIMENT, tokenizer)) == 0
+    assert len(to_task_rows(Dataset.from_dict({}), SENTIMENT, tokenizer)) == 0
+
+
 def test_labels_that_are_numbers_are_taken_literally_unless_a_class_stores_them(tokenizer):
     stars = Task("stars", labels=("1", "2", "3"))
     names = ClassLabel(names=["1", "2", "3"])

@@ -352,21 +352,25 @@ class TestTask:
         assert TASK.raw_problem(REVIEW) == REVIEW
 
 
-def test_the_recipe_writes_the_task_and_the_evaluate_stage_reads_it(tmp_path):
+def test_the_recipe_writes_the_task_and_the_stages_read_it(tmp_path):
     from trl import ModelConfig
 
     from recipes.task import TaskArguments, main
     from rlmec_trl.data.loading import load_rows
-    from rlmec_trl.stages import evaluate
+    from rlmec_trl.stages import evaluate, sample
     from rlmec_trl.tasks.problems import ProblemConfig
 
     sizes = {f"{name}_size": size for name, size in SIZES.items()} | {"hidden_size": 16, "num_hidden_layers": 1}
     main(TaskArguments(output_dir=str(tmp_path / "task"), task="verdicts", **sizes))
     assert len(load_rows(str(tmp_path / "task" / "rationale_pairs"))) == SIZES["pairs"]
+    model = ModelConfig(str(tmp_path / "task" / "policy"), dtype="float32")
     config = evaluate.EvaluateConfig("verdicts", predictions_file=str(tmp_path / "rows.jsonl"), max_new_tokens=3)
     problems = ProblemConfig(str(tmp_path / "task" / "test"), max_rows=5)
-    accuracy = evaluate.run(config, problems, ModelConfig(str(tmp_path / "task" / "policy"), dtype="float32"))
+    accuracy = evaluate.run(config, problems, model)
     assert accuracy.total == len(load_rows(str(tmp_path / "rows.jsonl"))) == 5
+    config = sample.SampleConfig(str(tmp_path / "samples"), "verdicts", num_samples=20, max_new_tokens=8)
+    samples = sample.run(config, problems, model)
+    assert {"prompt", "answer", "completion_ids", "correct"} <= set(samples.column_names), "without references"
 
 
 class TestTokenizer:
