@@ -13,10 +13,11 @@ from rlmec_trl.tasks import verdicts
 from rlmec_trl.tasks.classification import label_first
 from rlmec_trl.tasks.task import Task, load_task
 from rlmec_trl.tasks.wording import WORDING, policy_prompt
-from rlmec_trl.teachers import justifiers
+from rlmec_trl.teachers import model_justifier
 from rlmec_trl.teachers.api.config import TeacherConfig
 from rlmec_trl.teachers.api.journal import Journal
-from rlmec_trl.teachers.justifiers import JournaledJustifier, ModelJustifier, justify_through_journal
+from rlmec_trl.teachers.journaled_justifier import JournaledJustifier, justify_through_journal
+from rlmec_trl.teachers.model_justifier import ModelJustifier
 from rlmec_trl.teachers.raters import JournaledRater, NoRating, RaterError, rate_responses
 from rlmec_trl.teachers.rationales import (
     NoRationale,
@@ -200,7 +201,7 @@ def test_a_local_model_is_asked_once_for_each_label(monkeypatch):
         assert (max_new_tokens, batch_size) == (77, 5)
         return [GOOD, "<think>Hm</think>" + GOOD.replace("positive", "negative"), None]
 
-    monkeypatch.setattr(justifiers, "ask_model", ask_model)
+    monkeypatch.setattr(model_justifier, "ask_model", ask_model)
     found, outcomes = justify_dataset(rows(), ModelJustifier(None, None, SST2.wording, 5, 77), SST2)
     assert asked == [justify_prompt(SST2.wording, f"Sentence: film {i}", rows()["label"][i]) for i in range(3)]
     assert outcomes == {"accepted": 2, "truncated": 1}
