@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ from ..data.errors import ConfigError
 from ..data.loading import load_rows
 from ..data.messages import is_conversational, message_text
 from ..data.row_checks import row_error
-from ..data.schema import check_dataset, column_features
+from ..data.schema import DatasetError, check_dataset, column_features
 from ..generation.processes import gather_counts, process_state
 from ..generation.server import ServerConfig
 from ..tasks.task import Task, load_task, source_hash
@@ -187,8 +187,8 @@ def run(
     if config.provider == "local":
         check_local(config, server_config)
         rater, rater_key = _load_rater(config, task)
-    inputs = [load_rows(name, config.dataset_split) for name in config.dataset_names]
-    for dataset in inputs:
+    inputs = {name: load_rows(name, config.dataset_split) for name in config.dataset_names}
+    for dataset in inputs.values():
         check_not_input(config.output_dir, dataset)
     problems, left_out = gather_problems(inputs, task, config.rejected_labels, config.max_problems)
     check = partial(_check_not_empty, config, problems, left_out)
@@ -197,7 +197,9 @@ def run(
     if config.provider == "local":
         pairs, outcomes = _pair_here(problems, task, config, rater, rater_key, check)
     else:
-        pairs, outcomes = _pair_by_api(problems, task, config, teacher_config, server_config, inputs, check)
+        pairs, outcomes = _pair_by_api(
+            problems, task, config, teacher_config, server_config, list(inputs.values()), check
+        )
         if pairs is None:
             return None
     counts = Counter(pairs["kind"])
@@ -210,15 +212,15 @@ def run(
 
 
 def gather_problems(
-    datasets: Sequence[Dataset], task: Task, rejected_labels: str = "all", max_problems: int | None = None
+    datasets: dict[str, Dataset], task: Task, rejected_labels: str = "all", max_problems: int | None = None
 ) -> tuple[Dataset, Counter]:
     """
     Gather the responses to each problem.
 
     Args:
-        datasets (`Sequence[Dataset]`):
-            Rationales, which have `label` and `rationale_outcome`, and samples of a policy. All have `prompt`,
-            `answer` and `completion`.
+        datasets (`dict[str, Dataset]`):
+            Rationales, which have `label` and `rationale_outcome`, and samples of a policy, by their names. All have
+            `prompt`, `answer` and `completion`.
         task ([`~rlmec_trl.tasks.task.Task`]):
             How labels are read.
         rejected_labels (`str`, *optional*, defaults to `"all"`):
@@ -235,61 +237,80 @@ def gather_problems(
         [`~rlmec_trl.data.schema.DatasetError`]: If a row is invalid, or some prompts are texts and others messages.
         [`~rlmec_trl.data.errors.ConfigError`]: If confusable labels are asked for, and no dataset has samples.
     """
-    rows: dict[str, dict[str, Any]] = {}
+    problems: dict[str, dict[str, Any]] = {}
     left_out: Counter[str] = Counter()
-    samples = []
-    has_messages = None
-    for dataset in datasets:
-        is_rationale = "rationale_outcome" in dataset.column_names
-        dataset, numbers = _with_responses(dataset, left_out) if is_rationale else (dataset, range(len(dataset)))
-        check_dataset(dataset, "responses", row_numbers=numbers)
-        if not is_rationale:
-            samples.append(dataset)
-        for number, row in zip(numbers, dataset, strict=True):
-            for name in ("answer", "label") if is_rationale else ("answer",):
-                if row[name] not in task.labels:
-                    fix = f"It must be one of the labels of task '{task.name}' ({', '.join(task.labels)})."
-                    raise row_error(number, name, row[name], fix)
-            if has_messages is None:
-                has_messages = is_conversational(row["prompt"])
-            if is_conversational(row["prompt"]) != has_messages:
-                fix = "The rows before have another form: use strings or messages in all."
-                raise row_error(number, "prompt", row["prompt"], fix)
-            text = message_text(row["completion"])
-            label = row["label"] if is_rationale else task.stated_label(text, task.raw_problem(row["prompt"]))
-            if label is None:
-                left_out["no label"] += 1
-                continue
-            known = {name: row[name] for name in ("prompt", "answer", _TEMPLATE_KWARGS) if name in row}
-            problem = rows.setdefault(problem_key(row), {**known, "responses": [], "labels": []})
-            if text in problem["responses"]:
-                left_out["duplicate"] += 1
-                continue
-            problem["responses"].append(text)
-            problem["labels"].append(label)
-    if rejected_labels == "confusable":
-        if not samples:
-            raise ConfigError(
-                "`--rejected_labels confusable` counts the labels in samples of the policy: name them in "
-                "`--dataset_names` too."
-            )
-        shared = ["prompt", "answer", "completion"]
-        stated = StatedLabels(concatenate_datasets([each.select_columns(shared) for each in samples]), task)
-    columns: dict[str, list] = {name: [] for name in ("prompt", "answer", "responses", "labels", "wrong_labels")}
-    strings = List(Value("string"))
-    types = column_features(messages=bool(has_messages))
-    features = {name: types.get(name, strings) for name in columns}
-    if any(_TEMPLATE_KWARGS in row for row in rows.values()):
-        columns[_TEMPLATE_KWARGS], features[_TEMPLATE_KWARGS] = [], Json()
-    for row in list(rows.values())[:max_problems]:
-        if rejected_labels == "all":
-            row["wrong_labels"] = [label for label in task.labels if label != row["answer"]]
+    for name, dataset in datasets.items():
+        try:
+            for row, text, label in _read_responses(dataset, task, left_out):
+                _add_response(problems, row, text, label, left_out)
+        except DatasetError as error:
+            raise DatasetError(f"{error.reason} (In {name!r}.)", error.row, error.column) from None
+    if len({is_conversational(problem["prompt"]) for problem in problems.values()}) > 1:
+        raise DatasetError(
+            f"Some prompts of {', '.join(map(repr, datasets))} are strings, and others messages, which cannot be "
+            "compared. Use strings or messages in all.",
+            column="prompt",
+        )
+    taken = list(problems.values())[:max_problems]
+    stated = _stated_labels(datasets, task) if rejected_labels == "confusable" else None
+    for problem in taken:
+        if stated is None:
+            problem["wrong_labels"] = [label for label in task.labels if label != problem["answer"]]
         else:
-            confusable = stated.most_confusable(row)
-            row["wrong_labels"] = [] if confusable is None else [confusable]
-        for name, values in columns.items():
-            values.append(row.get(name))
+            confusable = stated.most_confusable(problem)
+            problem["wrong_labels"] = [] if confusable is None else [confusable]
+    text = column_features(messages=bool(taken) and is_conversational(taken[0]["prompt"]))["prompt"]
+    strings = List(Value("string"))
+    features = {"prompt": text, "answer": Value("string")}
+    features |= {"responses": strings, "labels": strings, "wrong_labels": strings}
+    if any(_TEMPLATE_KWARGS in problem for problem in taken):
+        features[_TEMPLATE_KWARGS] = Json()
+    columns = {name: [problem.get(name) for problem in taken] for name in features}
     return Dataset.from_dict(columns, features=Features(features)), left_out
+
+
+def _read_responses(dataset: Dataset, task: Task, left_out: Counter) -> Iterator[tuple[dict, str, str]]:
+    """The rows of a dataset, checked, each with its response and the label that this states."""
+    is_rationale = _is_rationales(dataset)
+    dataset, numbers = _with_responses(dataset, left_out) if is_rationale else (dataset, range(len(dataset)))
+    check_dataset(dataset, "responses", row_numbers=numbers)
+    for number, row in zip(numbers, dataset, strict=True):
+        for name in ("answer", "label") if is_rationale else ("answer",):
+            if row[name] not in task.labels:
+                fix = f"It must be one of the labels of task '{task.name}' ({', '.join(task.labels)})."
+                raise row_error(number, name, row[name], fix)
+        text = message_text(row["completion"])
+        label = row["label"] if is_rationale else task.stated_label(text, task.raw_problem(row["prompt"]))
+        if label is None:
+            left_out["no label"] += 1
+        else:
+            yield row, text, label
+
+
+def _add_response(problems: dict[str, dict], row: dict, text: str, label: str, left_out: Counter) -> None:
+    known = {name: row[name] for name in ("prompt", "answer", _TEMPLATE_KWARGS) if name in row}
+    problem = problems.setdefault(problem_key(row), {**known, "responses": [], "labels": []})
+    if text in problem["responses"]:
+        left_out["duplicate"] += 1
+        return
+    problem["responses"].append(text)
+    problem["labels"].append(label)
+
+
+def _stated_labels(datasets: dict[str, Dataset], task: Task) -> StatedLabels:
+    """The labels that the samples of the policy among the datasets state."""
+    shared = ["prompt", "answer", "completion"]
+    samples = [dataset.select_columns(shared) for dataset in datasets.values() if not _is_rationales(dataset)]
+    if not samples:
+        raise ConfigError(
+            "`--rejected_labels confusable` counts the labels in samples of the policy: name them in "
+            "`--dataset_names` too."
+        )
+    return StatedLabels(concatenate_datasets(samples), task)
+
+
+def _is_rationales(dataset: Dataset) -> bool:
+    return "rationale_outcome" in dataset.column_names
 
 
 def _with_responses(rationales: Dataset, left_out: Counter) -> tuple[Dataset, list[int]]:
@@ -416,7 +437,7 @@ def _check_not_empty(
 
 
 def _pair_here(
-    problems: Dataset, task: Task, config: PairsConfig, rater: Rater | None, rater_key: Any, check
+    problems: Dataset, task: Task, config: PairsConfig, rater: Rater | None, rater_key: Any, check: Callable[..., None]
 ) -> tuple[Dataset, Counter]:
     """With a rater in this process, or none, shard by shard."""
     outcomes = Counter()
@@ -442,7 +463,7 @@ def _pair_by_api(
     teacher_config: TeacherConfig,
     server_config: ServerConfig,
     inputs: Sequence[Dataset],
-    check,
+    check: Callable[..., None],
 ) -> tuple[Dataset | None, Counter]:
     """With an API teacher as the rater, through the journal. `None` after a dry run."""
     texts, responses, places = _to_rate(problems, task)

@@ -209,7 +209,7 @@ def test_messages_become_messages(folder):
     assert pair["prompt"] == [{"role": "user", "content": "text 0"}]
     assert pair["rejected"] == [{"role": "assistant", "content": "A reason.\nThe answer is negative"}]
     assert pair["chat_template_kwargs"] == {"enable_thinking": False}
-    with pytest.raises(DatasetError, match="Row 0, column 'prompt': .* The rows before have another form"):
+    with pytest.raises(DatasetError, match="Some prompts of 'rationales.jsonl', 'chats.jsonl' are strings"):
         run(names=["rationales.jsonl", "chats.jsonl"])
 
 
@@ -301,8 +301,8 @@ def test_settings_that_cannot_be_meant_are_refused_before_any_work(folder, setti
 )
 def test_invalid_rows_are_refused_with_their_number(folder, row, message):
     write_rows(folder / "odd.jsonl", [row] * 2)
-    with pytest.raises(DatasetError, match=f"Row 0, {message}"):
-        run(names=["odd.jsonl"])
+    with pytest.raises(DatasetError, match=rf"Row 0, {message}.* \(In 'odd.jsonl'.\)"):
+        run(names=["rationales.jsonl", "odd.jsonl"])
 
 
 def test_the_rows_to_pair_are_not_replaced(folder):
