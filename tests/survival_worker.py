@@ -19,13 +19,12 @@ import anthropic  # noqa: F401  (the teacher would import it in each run)
 from datasets import load_from_disk
 
 from rlmec_trl.generation.server import ServerConfig
-from rlmec_trl.stages import rationales
-from rlmec_trl.tasks.problems import ProblemConfig
 from rlmec_trl.tasks.task import load_task
 from rlmec_trl.teachers.anthropic_teacher import AnthropicTeacher
 from rlmec_trl.teachers.api.config import TeacherConfig
 from rlmec_trl.teachers.api.journal import Journal
 from rlmec_trl.teachers.journaled_editor import JournaledEditor, edit_through_journal
+from rlmec_trl.teachers.journaled_justifier import JournaledJustifier, justify_through_journal
 
 
 CONCURRENCY = 4
@@ -43,12 +42,15 @@ def edit(folder, base_url, use_batches):
 
 
 def justify(folder, base_url, use_batches):
-    """One run of the rationales stage."""
-    teacher_config = TeacherConfig(use_batches=use_batches, questions_per_batch=10, poll_seconds=0.01)
-    settings = {"labels": "all", "provider": "anthropic", "journal_dir": f"{folder}/journal"}
-    config = rationales.RationalesConfig(f"{folder}/rationales", "verdicts", "claude-test", **settings)
+    """One run, from the labels in a folder to rationales."""
+    task = load_task("verdicts")
+    config = TeacherConfig(use_batches=use_batches, questions_per_batch=10, poll_seconds=0.01)
     server_config = ServerConfig(base_url=base_url, concurrency=CONCURRENCY)
-    rationales.run(config, ProblemConfig(f"{folder}/problems"), teacher_config, server_config)
+    with Journal(Path(folder) / "journal") as journal:
+        teacher = AnthropicTeacher("claude-test", journal, config, server_config)
+        labels = load_from_disk(f"{folder}/labels")
+        justified, _ = justify_through_journal(labels, JournaledJustifier(teacher, task.wording), task)
+    justified.save_to_disk(f"{folder}/rationales")
 
 
 if __name__ == "__main__":
@@ -56,7 +58,6 @@ if __name__ == "__main__":
         process = os.fork()
         if process == 0:
             exit_code = 1
-            os.dup2(2, 1)  # what a stage prints is not for the test
             try:
                 work, *arguments = json.loads(line)
                 {"edit": edit, "justify": justify}[work](*arguments)

@@ -2,36 +2,32 @@
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
-from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
+from datasets import Dataset, Features, Json, Value
 
 from ..data.checks import check_config
 from ..data.errors import ConfigError
 from ..data.loading import load_rows
-from ..data.messages import is_conversational, message_text
-from ..data.row_checks import row_error
-from ..data.schema import check_dataset, column_features
+from ..data.messages import is_conversational
+from ..data.schema import column_features
 from ..generation.processes import gather_counts, process_state
 from ..generation.server import ServerConfig
 from ..tasks.task import Task, load_task, source_hash
 from ..teachers.api.config import TeacherConfig
 from ..teachers.api.journaled_teacher import JournaledTeacher
 from ..teachers.raters import JournaledRater, NoRating, Rater, Rating, TaskRater, load_rater, rate_responses
-from ..teachers.rationales import ACCEPTED
-from .confusable import StatedLabels, problem_key
+from .confusable import problem_key
 from .keys import config_key, function_key, task_key
 from .output import check_not_input, check_path
 from .pairing import Responses, label_pairs, rationale_pairs
 from .rationales import check_labels
+from .responses import TEMPLATE_KWARGS, gather_problems
 from .runner import EmptyResultError, map_shards
 from .through_journal import check_local, describe_outcomes, work_through_journal
-
-
-_TEMPLATE_KWARGS = "chat_template_kwargs"
 
 
 @dataclass
@@ -187,8 +183,8 @@ def run(
     if config.provider == "local":
         check_local(config, server_config)
         rater, rater_key = _load_rater(config, task)
-    inputs = [load_rows(name, config.dataset_split) for name in config.dataset_names]
-    for dataset in inputs:
+    inputs = {name: load_rows(name, config.dataset_split) for name in config.dataset_names}
+    for dataset in inputs.values():
         check_not_input(config.output_dir, dataset)
     problems, left_out = gather_problems(inputs, task, config.rejected_labels, config.max_problems)
     check = partial(_check_not_empty, config, problems, left_out)
@@ -197,7 +193,9 @@ def run(
     if config.provider == "local":
         pairs, outcomes = _pair_here(problems, task, config, rater, rater_key, check)
     else:
-        pairs, outcomes = _pair_by_api(problems, task, config, teacher_config, server_config, inputs, check)
+        pairs, outcomes = _pair_by_api(
+            problems, task, config, teacher_config, server_config, list(inputs.values()), check
+        )
         if pairs is None:
             return None
     counts = Counter(pairs["kind"])
@@ -207,97 +205,6 @@ def run(
         f"{describe_outcomes(left_out) or 'none'}). Saved to {config.output_dir}"
     )
     return pairs
-
-
-def gather_problems(
-    datasets: Sequence[Dataset], task: Task, rejected_labels: str = "all", max_problems: int | None = None
-) -> tuple[Dataset, Counter]:
-    """
-    Gather the responses to each problem.
-
-    Args:
-        datasets (`Sequence[Dataset]`):
-            Rationales, which have `label` and `rationale_outcome`, and samples of a policy. All have `prompt`,
-            `answer` and `completion`.
-        task ([`~rlmec_trl.tasks.task.Task`]):
-            How labels are read.
-        rejected_labels (`str`, *optional*, defaults to `"all"`):
-            As in [`PairsConfig`].
-        max_problems (`int`, *optional*):
-            Number of problems to take from the start.
-
-    Returns:
-        `tuple[Dataset, Counter]`: One row a problem: `prompt`, `answer`, `responses`, `labels` (one for each response)
-        and `wrong_labels` (those that a rejected response may state), and the number of responses that were left out,
-        by reason.
-
-    Raises:
-        [`~rlmec_trl.data.schema.DatasetError`]: If a row is invalid, or some prompts are texts and others messages.
-        [`~rlmec_trl.data.errors.ConfigError`]: If confusable labels are asked for, and no dataset has samples.
-    """
-    rows: dict[str, dict[str, Any]] = {}
-    left_out: Counter[str] = Counter()
-    samples = []
-    has_messages = None
-    for dataset in datasets:
-        is_rationale = "rationale_outcome" in dataset.column_names
-        dataset, numbers = _with_responses(dataset, left_out) if is_rationale else (dataset, range(len(dataset)))
-        check_dataset(dataset, "responses", row_numbers=numbers)
-        if not is_rationale:
-            samples.append(dataset)
-        for number, row in zip(numbers, dataset, strict=True):
-            for name in ("answer", "label") if is_rationale else ("answer",):
-                if row[name] not in task.labels:
-                    fix = f"It must be one of the labels of task '{task.name}' ({', '.join(task.labels)})."
-                    raise row_error(number, name, row[name], fix)
-            if has_messages is None:
-                has_messages = is_conversational(row["prompt"])
-            if is_conversational(row["prompt"]) != has_messages:
-                fix = "The rows before have another form: use strings or messages in all."
-                raise row_error(number, "prompt", row["prompt"], fix)
-            text = message_text(row["completion"])
-            label = row["label"] if is_rationale else task.stated_label(text, task.raw_problem(row["prompt"]))
-            if label is None:
-                left_out["no label"] += 1
-                continue
-            known = {name: row[name] for name in ("prompt", "answer", _TEMPLATE_KWARGS) if name in row}
-            problem = rows.setdefault(problem_key(row), {**known, "responses": [], "labels": []})
-            if text in problem["responses"]:
-                left_out["duplicate"] += 1
-                continue
-            problem["responses"].append(text)
-            problem["labels"].append(label)
-    if rejected_labels == "confusable":
-        if not samples:
-            raise ConfigError(
-                "`--rejected_labels confusable` counts the labels in samples of the policy: name them in "
-                "`--dataset_names` too."
-            )
-        shared = ["prompt", "answer", "completion"]
-        stated = StatedLabels(concatenate_datasets([each.select_columns(shared) for each in samples]), task)
-    columns: dict[str, list] = {name: [] for name in ("prompt", "answer", "responses", "labels", "wrong_labels")}
-    strings = List(Value("string"))
-    types = column_features(messages=bool(has_messages))
-    features = {name: types.get(name, strings) for name in columns}
-    if any(_TEMPLATE_KWARGS in row for row in rows.values()):
-        columns[_TEMPLATE_KWARGS], features[_TEMPLATE_KWARGS] = [], Json()
-    for row in list(rows.values())[:max_problems]:
-        if rejected_labels == "all":
-            row["wrong_labels"] = [label for label in task.labels if label != row["answer"]]
-        else:
-            confusable = stated.most_confusable(row)
-            row["wrong_labels"] = [] if confusable is None else [confusable]
-        for name, values in columns.items():
-            values.append(row.get(name))
-    return Dataset.from_dict(columns, features=Features(features)), left_out
-
-
-def _with_responses(rationales: Dataset, left_out: Counter) -> tuple[Dataset, list[int]]:
-    """The rationales that were accepted, and their numbers. Of the others there is no response."""
-    outcomes = rationales["rationale_outcome"][:]
-    numbers = [number for number, outcome in enumerate(outcomes) if outcome == ACCEPTED]
-    left_out.update(outcome for outcome in outcomes if outcome != ACCEPTED)
-    return rationales.select(numbers), numbers
 
 
 def _check_rater(config: PairsConfig) -> None:
@@ -369,8 +276,8 @@ def make_pairs(
     conversational = len(problems) > 0 and is_conversational(problems[0]["prompt"])
     text = column_features(messages=conversational)["prompt"]
     features = {name: text if name in ("prompt", "chosen", "rejected") else Value("string") for name in names}
-    if _TEMPLATE_KWARGS in problems.column_names:
-        features[_TEMPLATE_KWARGS] = Json()
+    if TEMPLATE_KWARGS in problems.column_names:
+        features[TEMPLATE_KWARGS] = Json()
     columns: dict[str, list] = {name: [] for name in features}
     outcomes: Counter[str] = Counter()
 
@@ -416,7 +323,7 @@ def _check_not_empty(
 
 
 def _pair_here(
-    problems: Dataset, task: Task, config: PairsConfig, rater: Rater | None, rater_key: Any, check
+    problems: Dataset, task: Task, config: PairsConfig, rater: Rater | None, rater_key: Any, check: Callable[..., None]
 ) -> tuple[Dataset, Counter]:
     """With a rater in this process, or none, shard by shard."""
     outcomes = Counter()
@@ -442,7 +349,7 @@ def _pair_by_api(
     teacher_config: TeacherConfig,
     server_config: ServerConfig,
     inputs: Sequence[Dataset],
-    check,
+    check: Callable[..., None],
 ) -> tuple[Dataset | None, Counter]:
     """With an API teacher as the rater, through the journal. `None` after a dry run."""
     texts, responses, places = _to_rate(problems, task)

@@ -18,7 +18,8 @@ from ..tasks.problems import ProblemConfig, load_problems
 from ..tasks.task import Task, load_task, source_hash
 from ..teachers.api.config import TeacherConfig
 from ..teachers.api.journaled_teacher import JournaledTeacher
-from ..teachers.justifiers import JournaledJustifier, ModelJustifier, justify_through_journal
+from ..teachers.journaled_justifier import JournaledJustifier, justify_through_journal
+from ..teachers.model_justifier import ModelJustifier
 from ..teachers.rationales import (
     ACCEPTED,
     Justifier,

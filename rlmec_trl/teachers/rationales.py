@@ -1,5 +1,6 @@
 """What a rationale is, who writes it, and the verification that it has to pass before it is trained on."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from .calls import call_function, load_function, name_of, show_entry
 
 
 ACCEPTED = "accepted"
+
+_SENTENCE_END = re.compile(r"[.;!?]\s")
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,11 @@ def verify_rationale(task: Task, problem: str, label: str, response: str) -> str
     """
     if not response.strip():
         return "empty"
+    if task.read_label is None and _names_several(task, response):
+        return "several labels"
     stated = task.stated_label(response, problem)
     if stated is None:
-        return "several labels" if _names_several(task, response) else "no label"
+        return "no label"
     if stated != label:
         return "wrong label"
     if task.read_label is not None:
@@ -136,8 +141,12 @@ def verify_rationale(task: Task, problem: str, label: str, response: str) -> str
 
 
 def _names_several(task: Task, response: str) -> bool:
-    named = [named_options(readings(found), Options(task.labels)) for found in find_statements(response)]
-    return len(set().union(*named)) > 1
+    """Whether a response states two labels, one of them perhaps at the start of a longer sentence or line."""
+    named = set()
+    for statement in find_statements(response):
+        texts = readings(statement)
+        named |= named_options([*texts, *(_SENTENCE_END.split(text)[0] for text in texts)], Options(task.labels))
+    return len(named) > 1
 
 
 def justify_dataset(dataset: Dataset, justifier: Justifier, task: Task, first_row: int = 0) -> tuple[Dataset, Counter]:

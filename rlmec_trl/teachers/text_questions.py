@@ -85,7 +85,7 @@ def read_rating(structured: bool, text: str) -> float | None:
     if structured:
         rating = (read_object(text) or {}).get("rating")
     else:
-        found = re.fullmatch(r"\W*([0-9]{1,2})(?:\s*/\s*10)?\W*", without_reasoning(text))
+        found = re.fullmatch(r"\W*([0-9]{1,2})(?:\W*/\s*10)?\W*", without_reasoning(text))
         rating = None if found is None else int(found[1])
     is_rating = type(rating) is int and LOWEST_RATING <= rating <= HIGHEST_RATING
     return float(rating) if is_rating else None

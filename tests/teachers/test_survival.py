@@ -195,7 +195,8 @@ def justify_as_asked(user, wrong):
 @pytest.mark.parametrize("use_batches", [False, True], ids=["messages", "batches"])
 def test_kills_lose_no_rationale_and_request_none_again(worker, server, tmp_path, use_batches):
     problems = verdicts.make_verdicts(0, warmup=2, train=40, validation=2, test=2, pairs=2)["train"]
-    problems.save_to_disk(tmp_path / "problems")
+    rows = [{**row, "label": label} for row in problems for label in verdicts.LABELS]
+    Dataset.from_list(rows).save_to_disk(tmp_path / "labels")
     server.answer, server.delay, server.chunk_delay = justify_as_asked, lambda user: 0.02, 0.02
     path = tmp_path / "journal" / "answers-0.jsonl"
     kills = []
