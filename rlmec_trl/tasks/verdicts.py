@@ -267,7 +267,12 @@ def _other(label):
 
 
 def read_label(response: str) -> str | None:
-    """The verdict that a response ends with; `None` if there is none, or another one before it."""
+    """
+    The verdict that a response ends with, or all there is of a response without a rationale; `None` if there is none,
+    or another one before it.
+    """
+    if response.strip() in LABELS:
+        return response.strip()
     stated = list(_VERDICT.finditer(response))
     if not stated or response[stated[-1].end() :].strip():
         return None
@@ -425,8 +430,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     """Make the word-level tokenizer of the task. A token includes the space before it, as in the arithmetic task."""
     words = [word for side in WORDS.values() for word in side]
     texts = [f" {word}" for word in (*ASPECTS, *words, *ADVERBS, *LABELS)]
-    # A response begins without a space
-    return make_word_tokenizer(["Review : the is , . Verdict :", f" {NEGATION} and so", "the", *texts])
+    # A response begins without a space, and may be a verdict alone
+    return make_word_tokenizer(["Review : the is , . Verdict :", f" {NEGATION} and so", "the", *LABELS, *texts])
 
 
 TASK = Task(
