@@ -16,7 +16,7 @@ _TEXTS = (
     *("title", "output_dir", "report", "scored", "tokenizer", "audit", "extends"),
     *("name", "recipe", "evaluate", "test", "validation"),
 )
-_MAPPINGS = ("defaults",)
+_MAPPINGS = ("defaults", "reward_models")
 
 
 def load_pipeline(path: str | os.PathLike, output_dir: str | None = None, seeds: list[int] | None = None) -> Pipeline:
@@ -66,7 +66,7 @@ def load_pipeline(path: str | os.PathLike, output_dir: str | None = None, seeds:
             "another one."
         )
     written = {step.name for step in plan_run(pipeline, seeds[0])}
-    for name in ("scored", "tokenizer", "audit"):
+    for name in ("scored", "tokenizer", "audit", "reward_models"):
         for read in paths_in(getattr(pipeline, name)):
             if source_of(read, written) is None:
                 raise PipelineError(f"{path}: `{name}` is `{RUN}/{read}`, which no stage writes.")

@@ -45,6 +45,7 @@ CORRUPTIONS = ("word", "aspect", "repeated", "side")
 
 NUM_CLAUSES = 7
 NUM_QUOTES = 2
+PERFECT_QUALITY = 3.0
 ADVERB_RATE = 0.5
 # How often a clause is negated, and how often the verdict is as close as four to three (otherwise five to two)
 WARMUP_NEGATION_RATE, NEGATION_RATE = 0.02, 0.3
@@ -123,7 +124,7 @@ class Checks(NamedTuple):
     @property
     def perfect(self) -> bool:
         """Whether the rationale has no flaw, whatever the verdict."""
-        return self.quality == 3
+        return self.quality == PERFECT_QUALITY
 
 
 # --- Problems and responses ------------------------------------------------------------------------------------------
@@ -441,4 +442,5 @@ TASK = Task(
     read_label=read_label,
     justifier=justify,
     rate=rationale_quality,
+    perfect_rating=PERFECT_QUALITY,
 )
