@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from datasets.features.features import FeatureType
 
 
-Stage = Literal["task", "samples", "edits", "scores", "policy", "grpo", "preference", "responses", "prompts", "validation"]
+Stage = Literal[
+    "task", "samples", "edits", "scores", "policy", "grpo", "preference", "responses", "prompts", "validation"
+]
 
 # The columns that the reader of a stage's rows needs; of a tuple, one column is enough
 _REQUIRED: dict[str, tuple[str | tuple[str, ...], ...]] = {

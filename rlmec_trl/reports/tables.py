@@ -132,8 +132,10 @@ def reward_model_table(reward_models: dict[str, dict[str, dict[str, Any]]], titl
         table.add_column("95% interval", justify="right")
     several = any(one["seeds"] > 1 for result in reward_models.values() for one in result.values())
     for name, result in reward_models.items():
-        cells = [(_mean(result[kind], several), _interval(result[kind])) if kind in result else ("-", "-") for kind in kinds]
-        table.add_row(Text(name), *(cell for pair in cells for cell in pair))
+        row = [Text(name)]
+        for kind in kinds:
+            row += [_mean(result[kind], several), _interval(result[kind])] if kind in result else ["-", "-"]
+        table.add_row(*row)
     return table
 
 
