@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..data.schema import DatasetError
-from .small_models import make_policy as make_policy  # of this task too
+from .small_models import make_policy as make_small_policy
 from .small_models import make_word_tokenizer
 from .task import Task
 from .wording import WORDING
@@ -29,7 +29,7 @@ from .wording import WORDING
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
-    from transformers import PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 
 LABELS = ("negative", "positive")
@@ -433,6 +433,16 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     texts = [f" {word}" for word in (*ASPECTS, *words, *ADVERBS, *LABELS)]
     # A response begins without a space, and may be a verdict alone
     return make_word_tokenizer(["Review : the is , . Verdict :", f" {NEGATION} and so", "the", *LABELS, *texts])
+
+
+def make_policy(
+    tokenizer: PreTrainedTokenizerFast, seed: int = 0, hidden_size: int = 128, num_hidden_layers: int = 3
+) -> LlamaForCausalLM:
+    """
+    Make an untrained policy, as [`~rlmec_trl.tasks.small_models.make_policy`], with larger weights: at the default
+    scale, a model this narrow hardly attends to anything, and 700 steps do not teach it to quote.
+    """
+    return make_small_policy(tokenizer, seed, hidden_size, num_hidden_layers, initializer_range=0.06)
 
 
 TASK = Task(
