@@ -10,7 +10,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from trl import ModelConfig
 
+from rlmec_trl import OnlineRLMECConfig, OnlineRLMECTrainer
 from rlmec_trl.data.errors import ConfigError
+from rlmec_trl.data.loading import load_rows
 from rlmec_trl.data.tokens import encode_completion
 from rlmec_trl.generation.reward_models import SequenceRewardModel
 from rlmec_trl.grm.prompts import load_wording, save_wording
@@ -110,6 +112,23 @@ def test_the_same_reward_trains_with_grpo(finished, scripts, tmp_path):
     )
     assert merged.exit_code == 0, merged.stderr[-3000:]
     assert not list((tmp_path / "merged").glob("adapter*"))
+
+
+def test_the_online_trainer_takes_the_same_reward(finished, tmp_path):
+    run = finished[0] / "seed-0"
+    policy = ModelConfig(str(run / "warmup"), dtype="float32")
+    config = LabelSensitiveRewardConfig(reward="rlhf", quality_reward_model=str(run / "quality_reward"))
+    reward_func, _ = load_reward(config, policy)
+    settings = {"num_generations": 2, "per_device_train_batch_size": 4, "max_completion_length": 8, "max_steps": 1}
+    settings |= {"logging_steps": 1, "save_strategy": "no", "bf16": False, "use_cpu": True, "report_to": "none"}
+    trainer = OnlineRLMECTrainer(
+        model=policy.model_name_or_path,
+        reward_funcs=reward_func,
+        args=OnlineRLMECConfig(str(tmp_path), gradient_checkpointing=False, beta=0.04, **settings),
+        train_dataset=load_rows(str(run / "task" / "train")),
+    )
+    trainer.train()
+    assert "rewards/rlhf/mean" in trainer.state.log_history[0]
 
 
 def test_a_cap_that_is_a_number_needs_no_validation_and_other_rewards_no_cap(finished):

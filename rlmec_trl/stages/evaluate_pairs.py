@@ -37,9 +37,7 @@ class EvaluatePairsConfig:
             Whether to run Python code that the model's repository ships.
     """
 
-    dataset_names: list[str] = field(
-        metadata={"help": "Pairs, as `pairs.py` writes them, or several such datasets."}
-    )
+    dataset_names: list[str] = field(metadata={"help": "Pairs, as `pairs.py` writes them, or several such datasets."})
     output_file: str | None = field(default=None, metadata={"help": "JSON file to write the result to."})
     dataset_split: str = field(default="train", metadata={"help": "Split of datasets on the Hub."})
     batch_size: int = field(default=16, metadata={"help": "Number of responses that are scored at a time."})
