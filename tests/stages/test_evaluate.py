@@ -209,7 +209,7 @@ def test_perfect_rationales_are_counted_and_those_of_correct_answers(answer_with
         "a": "1 ; The answer is 1",
         "b": "2 ; The answer is 1",
         "c": "1 ; The answer is 3",
-        "d": "The answer is 1",
+        "d": "3 ; The answer is 1",
     }
     problems = Dataset.from_dict({"prompt": list(texts), "answer": ["1", "1", "1", "1"]})
     answer_with(texts)
