@@ -26,7 +26,7 @@ from transformers import AutoTokenizer
 
 from rlmec_trl.data.errors import ConfigError, UserError
 from rlmec_trl.data.loading import load_rows
-from rlmec_trl.reports.tables import accuracy_table, audit_table, pool_audits, summarize_accuracy
+from rlmec_trl.reports.tables import accuracy_table, audit_table, pool_audits, reward_model_table, summarize_accuracy
 from rlmec_trl.reports.token_views import pick_samples, show_sample
 from rlmec_trl.stages.ledger import Ledger
 from rlmec_trl.stages.output import is_result_file, write_atomically
@@ -170,6 +170,14 @@ def report(pipeline: Pipeline, runs: list[Run]) -> None:
         audits = [Path(fill_run(pipeline.audit, run.folder)) for run in runs]
         result["grm_audit"] = pool_audits([json.loads(path.read_text(encoding="utf-8")) for path in audits])
         console.print(audit_table(result["grm_audit"], "Generative reward model, on unseen problems"))
+    if pipeline.reward_models:
+        result["reward_models"] = {}
+        for name, file in pipeline.reward_models.items():
+            found = [json.loads(Path(fill_run(file, run.folder)).read_text(encoding="utf-8"))["pairs"] for run in runs]
+            result["reward_models"][name] = {
+                kind: summarize_accuracy([one[kind] for one in found]) for kind in found[0]
+            }
+        console.print(reward_model_table(result["reward_models"], "Reward models, on pairs of unseen problems"))
     path = Path(pipeline.output_dir, pipeline.report)
     write_atomically(path, json.dumps(result, indent=2) + "\n")
     say(f"{sum(result['seconds'].values()) / 60:.1f} minutes of work; all figures in {path}")

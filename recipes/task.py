@@ -18,7 +18,6 @@ from rlmec_trl.data.errors import ConfigError
 from rlmec_trl.stages.command import run_command
 from rlmec_trl.stages.output import claim, is_finished, publish
 from rlmec_trl.tasks import arithmetic, verdicts
-from rlmec_trl.tasks.small_models import make_policy
 
 
 @dataclass
@@ -62,13 +61,14 @@ def main(args: TaskArguments) -> None:
         sizes = (args.warmup_size, args.train_size, args.validation_size, args.test_size)
         if args.task == "verdicts":
             splits = verdicts.make_verdicts(args.seed, *sizes, args.pairs_size)
-            tokenizer = verdicts.make_tokenizer()
+            task = verdicts
         else:
             splits = arithmetic.make_arithmetic(args.seed, *sizes)
-            tokenizer = arithmetic.make_tokenizer()
+            task = arithmetic
         for name, dataset in splits.items():
             dataset.save_to_disk(str(folder / name))
-        policy = make_policy(tokenizer, args.seed, args.hidden_size, args.num_hidden_layers)
+        tokenizer = task.make_tokenizer()
+        policy = task.make_policy(tokenizer, args.seed, args.hidden_size, args.num_hidden_layers)
         for part in (policy, tokenizer):
             part.save_pretrained(str(folder / "policy"))
 

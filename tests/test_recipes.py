@@ -30,10 +30,15 @@ from rlmec_trl.stages.refusals import check_generation_batch
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
-# One YAML file a stage, named by its recipe, and by the provider where there are several
+# One YAML file a stage, named by its recipe, and by what it is for where there are several
 STAGE_CONFIGS = {path: path.stem for path in sorted((ROOT / "recipes" / "configs").glob("*.yaml"))}
-STAGE_CONFIGS |= {path: "edit" for path in STAGE_CONFIGS if path.stem.startswith("edit_")}
-PIPELINE_CONFIGS = sorted((ROOT / "recipes" / "arithmetic").glob("*.yaml"))
+for recipe in ("edit", "sft"):
+    STAGE_CONFIGS |= {path: recipe for path in STAGE_CONFIGS if path.stem.startswith(f"{recipe}_")}
+PIPELINE_CONFIGS = sorted(
+    path for task in ("arithmetic", "verdicts") for path in (ROOT / "recipes" / task).glob("*.yaml")
+)
+# Paths that a recipe asks for as soon as it is parsed
+PATHS = {"label_reward_model": "label", "quality_reward_model": "quality", "cap_dataset_name": "samples"}
 
 
 def parser_of(recipe):
@@ -46,6 +51,8 @@ def parse(recipe, config, **others):
     required = {action.dest: "any" for action in parser._actions if action.required}
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     others = {name: value for name, value in required.items() if name not in settings} | others
+    known = {action.dest for action in parser._actions}
+    others |= {name: value for name, value in PATHS.items() if name in known and name not in settings}
     if any(action.dest == "use_cpu" for action in parser._actions):
         others["use_cpu"] = True  # where there is no GPU, some of what asks for one is refused
     words = [word for name, value in others.items() for word in (f"--{name}", str(value))]

@@ -87,9 +87,8 @@ def refuse_adapter(name_or_path: str, revision: str = "main") -> None:
     if base is not None:
         raise ConfigError(
             f"{name_or_path!r} is an adapter of {base[0]!r}, and training starts from a whole model. Merge it first: "
-            f"`AutoPeftModelForCausalLM.from_pretrained({name_or_path!r}).merge_and_unload().save_pretrained(...)`, "
-            "and save the tokenizer there, too. In Python, you can pass the trainer a `PeftModel` with "
-            "`is_trainable=True`."
+            f"`python recipes/merge.py --model_name_or_path {name_or_path} --output_dir ...`. In Python, you can pass "
+            "the trainer a `PeftModel` with `is_trainable=True`."
         )
 
 

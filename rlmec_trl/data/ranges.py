@@ -112,6 +112,9 @@ RANGES: dict[str, dict[str, Range]] = {
         "max_problems": _ROWS,
         "shard_size": _SHARD,
     },
+    "LabelSensitiveRewardConfig": {
+        "reward_batch_size": _BATCH,
+    },
     "ScoreConfig": {
         "rewrite_topk": at_least(0, "it is a number of ids; 0 stores none"),
         "attempt_topk": at_least(0, "it is a number of ids; 0 stores none"),

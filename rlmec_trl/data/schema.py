@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from datasets.features.features import FeatureType
 
 
-Stage = Literal["task", "samples", "edits", "scores", "policy", "grpo", "preference", "responses"]
+Stage = Literal[
+    "task", "samples", "edits", "scores", "policy", "grpo", "preference", "responses", "prompts", "validation"
+]
 
 # The columns that the reader of a stage's rows needs; of a tuple, one column is enough
 _REQUIRED: dict[str, tuple[str | tuple[str, ...], ...]] = {
@@ -38,6 +40,8 @@ _REQUIRED: dict[str, tuple[str | tuple[str, ...], ...]] = {
     "grpo": ("prompt", "answer"),
     "preference": ("prompt", "chosen", "rejected"),
     "responses": ("prompt", "answer", "completion"),
+    "prompts": ("prompt",),
+    "validation": ("prompt", "completion_ids", "correct"),
 }
 # The columns that are read, and so checked, where the dataset has them
 _OPTIONAL: dict[str, tuple[str, ...]] = {
@@ -49,6 +53,8 @@ _OPTIONAL: dict[str, tuple[str, ...]] = {
     "grpo": (),
     "preference": ("kind", "margin"),
     "responses": (),
+    "prompts": (),
+    "validation": (),
 }
 _SOURCE = {
     "prompt": "the task's dataset has to provide it",
@@ -135,7 +141,8 @@ def check_dataset(
             What the rows are used for: `"task"` to be sampled, `"samples"` to be edited or scored, `"edits"` to train
             the generative reward model, `"scores"` as the score stage writes them, `"policy"` to train the policy,
             `"grpo"` to train it with GRPO, `"preference"` to train a reward model on pairs of responses, `"responses"`
-            to be paired, or to count the labels that they state.
+            to be paired, or to count the labels that they state, `"prompts"` to be answered in training, and
+            `"validation"` to find the cap of a label reward.
         eos_token_ids (`int` or `Iterable[int]`, *optional*):
             Ids that may end a completion. If given, every `completion_ids` and `rewrite_ids` must end with one.
         vocab_size (`int`, *optional*):

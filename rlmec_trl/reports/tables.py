@@ -22,20 +22,32 @@ AUDIT_LABELS = {
 }
 
 
+# Counts of responses that evaluations of a task with rationales have beside `correct`
+RATIONALE_LABELS = {"perfect": "perfect rationale", "correct_and_perfect": "both"}
+PAIR_LABELS = {"label": "label pairs", "rationale": "rationale pairs"}
+
+
 def summarize_accuracy(results: Sequence[dict[str, int]]) -> dict[str, Any]:
     """
     Accuracy of one method over its seeds.
 
     Args:
         results (`Sequence[dict]`):
-            `correct` and `total` of each seed.
+            `correct` and `total` of each seed and, of a task that rates rationales, `perfect` and
+            `correct_and_perfect`.
 
     Returns:
         `dict`: `mean` and `std` over seeds (0.0 with one), `seeds`, `n` problems for each seed, `correct` and `total`
-        over all seeds, and the 95% Wilson `interval` of their ratio.
+        over all seeds, and the 95% Wilson `interval` of their ratio. Where the results have them, `perfect` and
+        `correct_and_perfect` with the same figures for these counts.
     """
-    means = [result["correct"] / result["total"] for result in results]
-    correct, total = (sum(result[name] for result in results) for name in ("correct", "total"))
+    counts = [name for name in RATIONALE_LABELS if name in results[0]]
+    return _summarize(results, "correct") | {name: _summarize(results, name) for name in counts}
+
+
+def _summarize(results: Sequence[dict[str, int]], name: str) -> dict[str, Any]:
+    means = [result[name] / result["total"] for result in results]
+    correct, total = (sum(result[key] for result in results) for key in (name, "total"))
     return {
         "mean": statistics.fmean(means),
         "std": statistics.stdev(means) if len(means) > 1 else 0.0,
@@ -73,7 +85,8 @@ def pool_audits(audits: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def accuracy_table(accuracy: dict[str, dict[str, Any]], title: str) -> Table:
     """
-    A table with a row for each method: its accuracy, counts and 95% interval, the best in bold.
+    A table with a row for each method: its accuracy, counts and 95% interval, the best in bold. Of a task with
+    rationales, the share of perfect ones and of responses that are correct, too, have columns of their own.
 
     Args:
         accuracy (`dict[str, dict]`):
@@ -88,13 +101,51 @@ def accuracy_table(accuracy: dict[str, dict[str, Any]], title: str) -> Table:
     table.add_column("accuracy" + (" ± std over seeds" if several else ""), justify="right")
     table.add_column("correct", justify="right")
     table.add_column("95% interval", justify="right")
+    shares = {name: label for name, label in RATIONALE_LABELS.items() if name in next(iter(accuracy.values()))}
+    for label in shares.values():
+        table.add_column(label, justify="right")
+        table.add_column("95% interval", justify="right")
     best = max(result["mean"] for result in accuracy.values())
     for name, result in accuracy.items():
-        mean = f"{result['mean']:.3f}" + (f" ± {result['std']:.3f}" if several else "")
-        low, high = result["interval"]
-        row = [Text(name), mean, f"{result['correct']} of {result['total']}", f"{low:.3f} to {high:.3f}"]
+        row = [Text(name), _mean(result, several), f"{result['correct']} of {result['total']}", _interval(result)]
+        for share in shares:
+            row += [_mean(result[share], several), _interval(result[share])]
         table.add_row(*row, style="bold" if result["mean"] == best else None)
     return table
+
+
+def reward_model_table(reward_models: dict[str, dict[str, dict[str, Any]]], title: str) -> Table:
+    """
+    A table with a row for each reward model: its accuracy on each kind of pair, with 95% intervals.
+
+    Args:
+        reward_models (`dict[str, dict]`):
+            For each reward model and kind of pair, what [`summarize_accuracy`] returns.
+        title (`str`):
+            Title of the table.
+    """
+    table = Table(title=Text(title, style="table.title"), title_justify="left")
+    table.add_column("reward model")
+    kinds = [kind for kind in PAIR_LABELS if any(kind in result for result in reward_models.values())]
+    for kind in kinds:
+        table.add_column(PAIR_LABELS[kind], justify="right")
+        table.add_column("95% interval", justify="right")
+    several = any(one["seeds"] > 1 for result in reward_models.values() for one in result.values())
+    for name, result in reward_models.items():
+        row = [Text(name)]
+        for kind in kinds:
+            row += [_mean(result[kind], several), _interval(result[kind])] if kind in result else ["-", "-"]
+        table.add_row(*row)
+    return table
+
+
+def _mean(result: dict[str, Any], several: bool) -> str:
+    return f"{result['mean']:.3f}" + (f" ± {result['std']:.3f}" if several else "")
+
+
+def _interval(result: dict[str, Any]) -> str:
+    low, high = result["interval"]
+    return f"{low:.3f} to {high:.3f}"
 
 
 def audit_table(audit: dict[str, Any], title: str) -> Table:

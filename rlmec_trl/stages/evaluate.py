@@ -23,6 +23,7 @@ from ..reports.accuracy import Accuracy
 from ..reports.correlations import pearson, spearman
 from ..tasks.problems import ProblemConfig, load_problems
 from ..tasks.task import Task, load_task
+from ..teachers.raters import NoRating, TaskRater, rate_responses
 from .output import claim_file, write_atomically
 
 
@@ -45,6 +46,8 @@ class Prediction:
             The correct answer.
         correct (`bool`):
             Whether the task accepts the completion.
+        rating (`float`, *optional*):
+            How good its rationale is, by the task's `rate`; `None` where the task has none.
     """
 
     row: int
@@ -52,6 +55,7 @@ class Prediction:
     label: str | None
     answer: str
     correct: bool
+    rating: float | None = None
 
 
 @dataclass
@@ -147,12 +151,13 @@ def run(config: EvaluateConfig, problem_config: ProblemConfig, model_args: Model
         accuracy = count_correct(predictions)
         low, high = accuracy.interval
         values = (accuracy.correct, accuracy.total, accuracy.mean, [low, high])
-        result = dict(zip(_NAMES, values, strict=True)) | describe_labels(predictions, task)
+        result = dict(zip(_NAMES, values, strict=True))
+        result |= describe_labels(predictions, task) | describe_rationales(predictions, task)
         state.print(
             f"{model_args.model_name_or_path}: {accuracy.mean:.3f} ({accuracy.correct} of {accuracy.total} correct, "
             f"95% interval {low:.3f} to {high:.3f})"
         )
-        for line in _label_lines(result):
+        for line in (*_label_lines(result), *_rationale_lines(result)):
             state.print(line)
         if state.is_main_process:
             if config.output_file is not None:
@@ -207,7 +212,9 @@ def predict(
     problems = list(map(task.raw_problem, own["prompt"]))
     labels = map(task.stated_label, texts, problems) if task.labels else [None] * len(texts)
     correct = map(task.is_correct, texts, own["answer"], problems)
-    predictions = list(map(Prediction, rows, texts, labels, own["answer"], correct))
+    ratings = [None] * len(texts) if task.rate is None else rate_responses(TaskRater(task), problems, texts)
+    ratings = [None if isinstance(rating, NoRating) else rating for rating in ratings]
+    predictions = list(map(Prediction, rows, texts, labels, own["answer"], correct, ratings))
     return sorted(gather_object(predictions), key=lambda prediction: prediction.row)
 
 
@@ -241,6 +248,39 @@ def describe_labels(predictions: Sequence[Prediction], task: Task) -> dict[str, 
             value = correlate(*scores)
             result[name] = None if math.isnan(value) else value
     return result
+
+
+def describe_rationales(predictions: Sequence[Prediction], task: Task) -> dict[str, Any]:
+    """
+    How good the rationales of predictions are.
+
+    Args:
+        predictions (`Sequence[Prediction]`):
+            Predictions of the task.
+        task ([`~rlmec_trl.tasks.task.Task`]):
+            The task.
+
+    Returns:
+        `dict[str, Any]`: Of a task with `rate` the mean `rating`, over the responses that have one, and of one with
+        `perfect_rating` also the numbers of responses that have it (`perfect`), and of those that are correct, too
+        (`correct_and_perfect`). Of other tasks nothing.
+    """
+    if task.rate is None:
+        return {}
+    ratings = [prediction.rating for prediction in predictions if prediction.rating is not None]
+    result: dict[str, Any] = {"rating": sum(ratings) / len(ratings) if ratings else None}
+    if task.perfect_rating is not None:
+        perfect = [prediction for prediction in predictions if prediction.rating == task.perfect_rating]
+        result["perfect"] = len(perfect)
+        result["correct_and_perfect"] = count_correct(perfect).correct
+    return result
+
+
+def _rationale_lines(result: dict[str, Any]) -> list[str]:
+    if "perfect" not in result:
+        return []
+    perfect, both = result["perfect"], result["correct_and_perfect"]
+    return [f"{perfect} of {result['total']} completions have a perfect rationale, {both} of them are correct"]
 
 
 def _label_lines(result: dict[str, Any]) -> list[str]:

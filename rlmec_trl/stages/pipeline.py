@@ -95,6 +95,8 @@ class Pipeline:
             Scored samples of which the report shows two, and the tokenizer to show them with.
         audit (`str`, *optional*):
             Output of `audit.py` for the report.
+        reward_models (`dict[str, str]`, *optional*):
+            For each row of the report's table of reward models, an output of `evaluate_pairs.py`.
         report (`str`, *optional*, defaults to `"report.json"`):
             File in `output_dir` that all figures are written to.
     """
@@ -108,6 +110,7 @@ class Pipeline:
     scored: str | None = None
     tokenizer: str | None = None
     audit: str | None = None
+    reward_models: dict[str, str] = field(default_factory=dict)
     report: str = "report.json"
 
 

@@ -16,7 +16,7 @@ _TEXTS = (
     *("title", "output_dir", "report", "scored", "tokenizer", "audit", "extends"),
     *("name", "recipe", "evaluate", "test", "validation"),
 )
-_MAPPINGS = ("defaults",)
+_MAPPINGS = ("defaults", "reward_models")
 
 
 def load_pipeline(path: str | os.PathLike, output_dir: str | None = None, seeds: list[int] | None = None) -> Pipeline:
@@ -65,8 +65,14 @@ def load_pipeline(path: str | os.PathLike, output_dir: str | None = None, seeds:
             f"{path}: `output_dir` {pipeline.output_dir!r} is the working directory, or a folder around it. Choose "
             "another one."
         )
+    for name, file in pipeline.reward_models.items():
+        if not (isinstance(name, str) and isinstance(file, str) and file.endswith(".json")):
+            raise PipelineError(
+                f"{path}: `reward_models` has names and outputs of `evaluate_pairs.py`, such as `{RUN}/label.json`, "
+                f"found {name!r}: {file!r}."
+            )
     written = {step.name for step in plan_run(pipeline, seeds[0])}
-    for name in ("scored", "tokenizer", "audit"):
+    for name in ("scored", "tokenizer", "audit", "reward_models"):
         for read in paths_in(getattr(pipeline, name)):
             if source_of(read, written) is None:
                 raise PipelineError(f"{path}: `{name}` is `{RUN}/{read}`, which no stage writes.")

@@ -44,7 +44,11 @@ def make_word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def make_policy(
-    tokenizer: PreTrainedTokenizerFast, seed: int = 0, hidden_size: int = 128, num_hidden_layers: int = 3
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int = 0,
+    hidden_size: int = 128,
+    num_hidden_layers: int = 3,
+    initializer_range: float = 0.02,
 ) -> LlamaForCausalLM:
     """
     Make an untrained policy, of about 645,000 parameters with the default sizes.
@@ -58,6 +62,8 @@ def make_policy(
             Hidden size, a multiple of 8 (four heads of even size). The MLP is three times as wide.
         num_hidden_layers (`int`, *optional*, defaults to `3`):
             Number of layers.
+        initializer_range (`float`, *optional*, defaults to `0.02`):
+            Standard deviation of the weights.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -70,6 +76,7 @@ def make_policy(
         num_attention_heads=4,
         max_position_embeddings=256,
         tie_word_embeddings=True,
+        initializer_range=initializer_range,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

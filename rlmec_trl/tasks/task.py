@@ -93,6 +93,8 @@ class Task:
         rate (`Callable[[str, str], float]`, *optional*):
             How good the rationale of a response is, used with `--rater task`, called as `rate(problem, response)`.
             Higher is better.
+        perfect_rating (`float`, *optional*):
+            The rating of a rationale without a flaw. With it, evaluations count the responses that have it.
 
     Raises:
         [`~rlmec_trl.data.errors.ConfigError`]: If there is neither `check_answer` nor `labels`, or a field is of
@@ -122,6 +124,7 @@ class Task:
     read_label: Callable[[str], str | None] | None = None
     justifier: Callable[[str, str], str | None] | None = None
     rate: Callable[[str, str], float] | None = None
+    perfect_rating: float | None = None
 
     def __post_init__(self):
         for name in ("check_answer", "check_steps", "read_row", "read_label", "editor", "justifier", "rate"):
@@ -142,6 +145,8 @@ class Task:
                 f"`label_position` of task '{self.name}' is {self.label_position!r}; it must be one of "
                 f"{', '.join(map(repr, POSITIONS))}."
             )
+        if self.perfect_rating is not None and self.rate is None:
+            raise ConfigError(f"Task '{self.name}' has a `perfect_rating` and no `rate` that would give it.")
         if self.check_answer is None:
             if not self.labels:
                 raise ConfigError(f"Task '{self.name}' cannot check answers: give it `check_answer` or `labels`.")

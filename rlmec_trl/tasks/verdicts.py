@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..data.schema import DatasetError
-from .small_models import make_policy as make_policy  # of this task too
+from .small_models import make_policy as make_small_policy
 from .small_models import make_word_tokenizer
 from .task import Task
 from .wording import WORDING
@@ -29,7 +29,7 @@ from .wording import WORDING
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
-    from transformers import PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 
 LABELS = ("negative", "positive")
@@ -45,6 +45,7 @@ CORRUPTIONS = ("word", "aspect", "repeated", "side")
 
 NUM_CLAUSES = 7
 NUM_QUOTES = 2
+PERFECT_QUALITY = 3.0
 ADVERB_RATE = 0.5
 # How often a clause is negated, and how often the verdict is as close as four to three (otherwise five to two)
 WARMUP_NEGATION_RATE, NEGATION_RATE = 0.02, 0.3
@@ -123,7 +124,7 @@ class Checks(NamedTuple):
     @property
     def perfect(self) -> bool:
         """Whether the rationale has no flaw, whatever the verdict."""
-        return self.quality == 3
+        return self.quality == PERFECT_QUALITY
 
 
 # --- Problems and responses ------------------------------------------------------------------------------------------
@@ -267,7 +268,12 @@ def _other(label):
 
 
 def read_label(response: str) -> str | None:
-    """The verdict that a response ends with; `None` if there is none, or another one before it."""
+    """
+    The verdict that a response ends with, or all there is of a response without a rationale; `None` if there is none,
+    or another one before it.
+    """
+    if response.strip() in LABELS:
+        return response.strip()
     stated = list(_VERDICT.finditer(response))
     if not stated or response[stated[-1].end() :].strip():
         return None
@@ -425,8 +431,18 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     """Make the word-level tokenizer of the task. A token includes the space before it, as in the arithmetic task."""
     words = [word for side in WORDS.values() for word in side]
     texts = [f" {word}" for word in (*ASPECTS, *words, *ADVERBS, *LABELS)]
-    # A response begins without a space
-    return make_word_tokenizer(["Review : the is , . Verdict :", f" {NEGATION} and so", "the", *texts])
+    # A response begins without a space, and may be a verdict alone
+    return make_word_tokenizer(["Review : the is , . Verdict :", f" {NEGATION} and so", "the", *LABELS, *texts])
+
+
+def make_policy(
+    tokenizer: PreTrainedTokenizerFast, seed: int = 0, hidden_size: int = 128, num_hidden_layers: int = 3
+) -> LlamaForCausalLM:
+    """
+    Make an untrained policy, as [`~rlmec_trl.tasks.small_models.make_policy`], with larger weights: at the default
+    scale, a model this narrow hardly attends to anything, and 700 steps do not teach it to quote.
+    """
+    return make_small_policy(tokenizer, seed, hidden_size, num_hidden_layers, initializer_range=0.06)
 
 
 TASK = Task(
@@ -436,4 +452,5 @@ TASK = Task(
     read_label=read_label,
     justifier=justify,
     rate=rationale_quality,
+    perfect_rating=PERFECT_QUALITY,
 )

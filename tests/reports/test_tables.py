@@ -7,7 +7,14 @@ import pytest
 from rich.console import Console
 
 from rlmec_trl.reports.accuracy import Accuracy, wilson_interval
-from rlmec_trl.reports.tables import AUDIT_LABELS, accuracy_table, audit_table, pool_audits, summarize_accuracy
+from rlmec_trl.reports.tables import (
+    AUDIT_LABELS,
+    accuracy_table,
+    audit_table,
+    pool_audits,
+    reward_model_table,
+    summarize_accuracy,
+)
 from rlmec_trl.stages.audit import GRMAudit
 
 
@@ -87,6 +94,29 @@ def test_names_with_brackets_are_shown_as_they_are():
     accuracy = {"[red]sft[/red]": summarize_accuracy([{"correct": 1, "total": 2}])}
     text = shown(accuracy_table(accuracy, "[bold]Task[/bold] [1]"))
     assert "[red]sft[/red]" in text and "[bold]Task[/bold] [1]" in text
+
+
+def test_rationales_have_columns_of_their_own_pooled_over_seeds():
+    seeds = [{"correct": 8, "total": 10, "perfect": 4, "correct_and_perfect": 3}, {"correct": 6, "total": 10}]
+    seeds[1] |= {"perfect": 2, "correct_and_perfect": 1}
+    result = summarize_accuracy(seeds)
+    assert (result["perfect"]["mean"], result["perfect"]["correct"], result["perfect"]["total"]) == (
+        pytest.approx(0.3),
+        6,
+        20,
+    )
+    assert result["correct_and_perfect"]["interval"] == list(wilson_interval(4, 20))
+    text = shown(accuracy_table({"rllr": result}, "Verdicts"))
+    assert "perfect" in text and "both" in text and "0.300 ± 0.141" in text and "0.200 ± 0.141" in text
+
+
+def test_the_table_of_reward_models_has_a_column_for_each_kind_that_one_was_measured_on():
+    one = summarize_accuracy([{"correct": 9, "total": 10}])
+    text = shown(
+        reward_model_table({"rllr": {"label": one}, "rlhf": {"label": one, "rationale": one}}, "Reward models")
+    )
+    assert "label pairs" in text and "rationale pairs" in text and text.count("0.900") == 3
+    assert "rationale pairs" not in shown(reward_model_table({"rllr": {"label": one}}, "Reward models"))
 
 
 def test_the_audit_table_has_every_figure():

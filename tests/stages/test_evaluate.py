@@ -10,7 +10,14 @@ from rlmec_trl.data.errors import ConfigError
 from rlmec_trl.data.tokens import encode_completion
 from rlmec_trl.reports.accuracy import Accuracy
 from rlmec_trl.stages import evaluate as solving
-from rlmec_trl.stages.evaluate import EvaluateConfig, Prediction, count_correct, describe_labels, predict
+from rlmec_trl.stages.evaluate import (
+    EvaluateConfig,
+    Prediction,
+    count_correct,
+    describe_labels,
+    describe_rationales,
+    predict,
+)
 from rlmec_trl.stages.output import OutputError
 from rlmec_trl.tasks.problems import ProblemConfig, load_problems
 from rlmec_trl.tasks.task import Task, load_task
@@ -172,9 +179,9 @@ def test_the_result_of_numeric_labels_has_correlations_and_a_file_of_rows(evalua
     assert (result["correct"], result["total"], result["without_label"]) == (1, 3, 1)
     assert (result["pearson"], result["spearman"]) == (pytest.approx(1), pytest.approx(1))
     assert [json.loads(line) for line in rows.read_text().splitlines()] == [
-        {"row": 0, "completion": "The answer is 4", "label": "4", "answer": "5", "correct": False},
-        {"row": 1, "completion": "The answer is 3", "label": "3", "answer": "3", "correct": True},
-        {"row": 2, "completion": "Who knows?", "label": None, "answer": "0", "correct": False},
+        {"row": 0, "completion": "The answer is 4", "label": "4", "answer": "5", "correct": False, "rating": None},
+        {"row": 1, "completion": "The answer is 3", "label": "3", "answer": "3", "correct": True, "rating": None},
+        {"row": 2, "completion": "Who knows?", "label": None, "answer": "0", "correct": False, "rating": None},
     ]
     printed = capsys.readouterr().out
     assert "1 of 3 completions state no label" in printed
@@ -192,3 +199,29 @@ def test_a_predictions_file_that_is_something_else_is_kept(evaluated, tmp_path):
 def test_one_file_cannot_hold_both_results():
     with pytest.raises(ConfigError, match="`output_file` and `predictions_file` are both 'a.json'"):
         EvaluateConfig(task="stsb", output_file="a.json", predictions_file="a.json")
+
+
+# --- Rationales ------------------------------------------------------------------------------------------------------
+
+
+def test_perfect_rationales_are_counted_and_those_of_correct_answers(answer_with, tokenizer):
+    texts = {
+        "a": "1 ; The answer is 1",
+        "b": "2 ; The answer is 1",
+        "c": "1 ; The answer is 3",
+        "d": "3 ; The answer is 1",
+    }
+    problems = Dataset.from_dict({"prompt": list(texts), "answer": ["1", "1", "1", "1"]})
+    answer_with(texts)
+
+    def rate(problem, response):
+        return 2.0 if response.startswith("1 ;") else 0.5
+
+    task = Task("stars", labels=("1", "2", "3"), rate=rate, perfect_rating=2.0)
+    predictions = predict(None, tokenizer, problems, task)
+    assert [(one.correct, one.rating) for one in predictions] == [(True, 2.0), (True, 0.5), (False, 2.0), (True, 0.5)]
+    result = describe_rationales(predictions, task)
+    assert result == {"rating": 1.25, "perfect": 2, "correct_and_perfect": 1}
+    assert describe_rationales(predictions, STARS) == {}
+    with pytest.raises(ConfigError, match="has a `perfect_rating` and no `rate`"):
+        Task("stars", labels=("1", "2"), perfect_rating=2.0)

@@ -99,6 +99,9 @@ def test_defaults_of_the_recipe_and_args_of_the_stage_make_the_settings(write):
         (lambda s: s.update(seeds=[0, 1, 0]), r"a seed twice"),
         (lambda s: s.update(stages=[]), r"`stages` is empty"),
         (lambda s: s.update(scored="{run}/scored"), r"`scored` is `\{run\}/scored`, which no stage writes"),
+        (lambda s: s.update(reward_models=["{run}/a.json"]), r"`reward_models` has to be a mapping"),
+        (lambda s: s.update(reward_models={"rllr": 3}), r"`reward_models` has names and outputs .* found 'rllr': 3"),
+        (lambda s: s.update(reward_models={"a": "{run}/a.json"}), r"is `\{run\}/a\.json`, which no stage writes"),
         (lambda s: s["stages"][2].update(name="warmup", choose=None), r"Two stages write to `\{run\}/warmup`"),
         (lambda s: s["stages"][2].update(evaluate="start"), r"two stages are evaluated under one name"),
         (lambda s: s["stages"][2].update(name="../policy"), r"Stage '\.\./policy': a name consists of"),
@@ -242,9 +245,10 @@ VALUES = st.recursive(
     max_leaves=5,
 )
 PLACES = [
-    *((key,) for key in [*SETTINGS, "extends", "scored", "tokenizer", "audit", "report"]),
+    *((key,) for key in [*SETTINGS, "extends", "scored", "tokenizer", "audit", "reward_models", "report"]),
     *(("stages", 2, key) for key in ("name", "recipe", "args", "choose", "evaluate")),
     *(("evaluation", key) for key in ("test", "validation")),
+    ("reward_models", "rllr"),
     *(("stages", 1), ("defaults", "sft"), ("defaults", "sft", "max_steps"), ("seeds", 0)),
     ("stages", 2, "choose", "learning_rate"),
 ]
@@ -256,7 +260,7 @@ def test_any_value_anywhere_is_a_pipeline_or_answered_in_one_sentence(write, pla
     changed_settings = copy.deepcopy(SETTINGS)
     inner = changed_settings
     for key in place[:-1]:
-        inner = inner[key]
+        inner = inner.setdefault(key, {}) if isinstance(inner, dict) else inner[key]
     inner[place[-1]] = value
     try:
         pipeline = load_pipeline(write(settings=changed_settings))

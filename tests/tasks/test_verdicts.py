@@ -340,7 +340,8 @@ class TestTask:
             ("so negative , so positive", None),
             ("so positive !", None),
             ("also positive", None),
-            ("positive", None),
+            ("positive", "positive"),
+            ("The positive", None),
             ("", None),
         ],
     )
@@ -395,10 +396,11 @@ class TestTokenizer:
         assert tokenizer(row["prompt"] + row["completion"])["input_ids"] == apart
 
     def test_every_token_is_used(self, dataset, tokenizer):
-        ids = tokenizer(dataset["train"]["prompt"][:] + dataset["warmup"]["completion"][:])["input_ids"]
+        texts = [*dataset["train"]["prompt"], *dataset["warmup"]["completion"], *LABELS]
+        ids = tokenizer(texts)["input_ids"]
         special = {tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id}
         assert {token for row in ids for token in row} | special == set(range(len(tokenizer)))
-        assert len(tokenizer) == 3 + 8 + 20 + len(ADVERBS) + len(LABELS) + 11 == 49
+        assert len(tokenizer) == 3 + 8 + 20 + len(ADVERBS) + 2 * len(LABELS) + 11 == 51
         assert len(ASPECTS) == 8
 
     def test_the_policy_is_that_of_the_arithmetic_task(self, tokenizer):
