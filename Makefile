@@ -18,7 +18,7 @@ CODE := $(wildcard rlmec_trl recipes tests benchmarks .ci)
 # One process for each core. The tests of a file run in one process, since they share models and finished runs.
 PYTEST := -m pytest tests --numprocesses auto --maxprocesses 8 --dist loadfile
 
-RUNS := demo compare test test-latest test-lowest
+RUNS := demo online compare test test-latest test-lowest
 # The built-in task needs nothing from the Hub, and tests must not start to.
 $(RUNS): export HF_HUB_OFFLINE := 1
 $(RUNS): export HF_HUB_DISABLE_TELEMETRY := 1
@@ -32,6 +32,10 @@ help: ## show this list
 .PHONY: demo
 demo: $(STAMP) ## run the whole pipeline on the built-in arithmetic task, on a CPU
 	$(VENV_PYTHON) recipes/pipeline.py --config recipes/arithmetic/pipeline.yaml
+
+.PHONY: online
+online: $(STAMP) ## train online on the arithmetic task, after the stages of the demo
+	$(VENV_PYTHON) recipes/pipeline.py --config recipes/arithmetic/online.yaml
 
 .PHONY: compare
 compare: $(STAMP) ## train RLMEC and its baselines on the arithmetic task and compare them
