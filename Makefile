@@ -18,7 +18,7 @@ CODE := $(wildcard rlmec_trl recipes tests benchmarks .ci)
 # One process for each core. The tests of a file run in one process, since they share models and finished runs.
 PYTEST := -m pytest tests --numprocesses auto --maxprocesses 8 --dist loadfile
 
-RUNS := demo demo-rllr compare test test-latest test-lowest
+RUNS := demo demo-rllr online compare test test-latest test-lowest
 # The built-in task needs nothing from the Hub, and tests must not start to.
 $(RUNS): export HF_HUB_OFFLINE := 1
 $(RUNS): export HF_HUB_DISABLE_TELEMETRY := 1
@@ -36,6 +36,10 @@ demo: $(STAMP) ## run the whole pipeline on the built-in arithmetic task, on a C
 .PHONY: demo-rllr
 demo-rllr: $(STAMP) ## run RLLR and its baselines on the built-in task with labels, on a CPU
 	$(VENV_PYTHON) recipes/pipeline.py --config recipes/verdicts/demo.yaml
+
+.PHONY: online
+online: $(STAMP) ## train online on the arithmetic task, after the stages of the demo
+	$(VENV_PYTHON) recipes/pipeline.py --config recipes/arithmetic/online.yaml
 
 .PHONY: compare
 compare: $(STAMP) ## train RLMEC and its baselines on the arithmetic task and compare them

@@ -95,7 +95,7 @@ def main() -> None:
     print(f"GRPOTrainer, {COMPLETIONS} completions a step: {1000 * grpo:.0f} ms")
     for name, settings in CASES.items():
         grm = GenerativeRewardModel(
-            load(tokenizer, grm_path), tokenizer, task.wording, max_new_tokens=48, show_progress=False
+            load(tokenizer, grm_path), tokenizer, task.wording, COMPLETIONS, max_new_tokens=48, show_progress=False
         )
         seconds = time_steps(
             OnlineRLMECTrainer,

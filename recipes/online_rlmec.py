@@ -38,7 +38,10 @@ class OnlineRLMECArguments:
     task: str = field(metadata={"help": "Built-in task, `package.module:NAME` or `path/to/file.py:NAME`."})
     dataset_split: str = field(default="train", metadata={"help": "Split of a dataset on the Hub."})
     grm: str | None = field(
-        default=None, metadata={"help": "Path or Hub name of the generative reward model. Without one, it is GRPO."}
+        default=None,
+        metadata={
+            "help": "Path or Hub name of the generative reward model. Without one, `token_credit: outcome` is GRPO."
+        },
     )
     replay_dataset_name: str | None = field(
         default=None, metadata={"help": "Scored samples (`score.py`) whose rewrites are imitated beside new ones."}

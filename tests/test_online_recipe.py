@@ -71,7 +71,7 @@ def run_here(words):
 
 
 def test_without_a_reward_model_it_is_grpo(folder):
-    run_here(words(folder))
+    run_here(words(folder, token_credit="outcome"))
     assert not any("token_reward" in name or "imitation" in name for name in logs(folder)[0])
     assert "rewards/outcome/mean" in logs(folder)[0]
 

@@ -120,7 +120,8 @@ def test_the_online_pipeline_is_the_demo_and_online_stages_of_equal_completions(
     assert more[: len(steps)] == steps, "so that both share the finished stages of seed 0"
     assert demo.output_dir == online.output_dir and demo.report != online.report
     trained = [step for step in more[len(steps) :] if step.recipe == "online_rlmec"]
-    names = ["online_place", "online_imitation", "online_distill", "rewrite_all_online", "rewrite_all_grpo"]
+    names = ["online_place", "online_add", "online_imitation", "online_imitation_place", "online_distill"]
+    names += ["rewrite_all_online", "rewrite_all_grpo"]
     assert [step.name for step in trained] == names
     assert [stage.evaluate for stage in online.stages if stage.recipe == "online_rlmec"] == names
     for step in trained:

@@ -75,7 +75,7 @@ def refuse(body):
 def test_a_server_that_answers_nothing_costs_no_earlier_result(stage, folder, run, tokenizer, policy):
     run(stage)
     before = contents(folder / stage)
-    with FakeServer(tokenizer, speak_as(policy, tokenizer), teach, refuse=refuse) as server:
+    with FakeServer(tokenizer, speak_as(policy, tokenizer), chat=teach, refuse=refuse) as server:
         for _ in range(2):
             with pytest.raises(EmptyResultError, match=re.escape(REFUSAL)) as error:
                 run(stage, server.url)
