@@ -13,6 +13,7 @@ from trl import ModelConfig
 from trl.trainer.utils import pad, use_adapter
 
 from ..credit.across_tokenizers import carry_over, token_spans, translate_completion, translate_rewrite
+from ..credit.preparation import num_before_flag
 from ..data.errors import ConfigError, UserError
 from ..data.messages import message_text
 from ..data.steps import split_steps
@@ -287,9 +288,8 @@ class GenerativeRewardModel:
         """
         located = []
         for completion, ids, probs in zip(completions, completion_ids, token_probs, strict=True):
-            flagged = (position for position, prob in enumerate(probs) if prob is not None and prob < threshold)
-            first = next(flagged, None)
-            if first is None:
+            first = num_before_flag(probs, threshold)
+            if first == len(probs):
                 located.append(-1)
                 continue
             # A token belongs to the step of its last character: it may begin with the space that ends a separator

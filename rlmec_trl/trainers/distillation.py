@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput
 
-from .soft_targets import TILE_TOKENS, refuse_scaled_logits
+from .soft_targets import TILE_TOKENS, captured_states, refuse_scaled_logits
 
 
 @dataclass
@@ -162,14 +162,8 @@ def add_distillation_head(
     def forward(self, *args, teacher_states=None, teacher_mask=None, **kwargs):
         if teacher_states is None:
             return fused_forward(*args, **kwargs)
-        captured = []
-        hook = self.base_model.register_forward_hook(
-            lambda module, inputs, outputs: captured.append(outputs.last_hidden_state)
-        )
-        try:
+        with captured_states(self) as captured:
             outputs = fused_forward(*args, **kwargs)
-        finally:
-            hook.remove()
         # The state at a position predicts the next token. Virtual prompt tokens, if any, come first.
         hidden_states = captured[0][:, -teacher_mask.size(1) : -1]
         mask = teacher_mask[:, 1:]

@@ -2,6 +2,8 @@
 
 import functools
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -137,14 +139,8 @@ def add_soft_target_head(model: PreTrainedModel) -> None:
     ):
         if target_ids is None and attempt_target_ids is None:
             return fused_forward(*args, **kwargs)
-        captured = []
-        hook = self.base_model.register_forward_hook(
-            lambda module, inputs, outputs: captured.append(outputs.last_hidden_state)
-        )
-        try:
+        with captured_states(self) as captured:
             outputs = fused_forward(*args, **kwargs)
-        finally:
-            hook.remove()
         lm_head = self.get_output_embeddings()
         weight, bias = lm_head.weight, lm_head.bias
         if isinstance(weight, DTensor):
@@ -170,6 +166,19 @@ def add_soft_target_head(model: PreTrainedModel) -> None:
         return SoftTargetOutput(**outputs, **added)
 
     model.forward = types.MethodType(forward, model)
+
+
+@contextmanager
+def captured_states(model: PreTrainedModel) -> Iterator[list[torch.Tensor]]:
+    """Collect the last hidden states of each forward pass of a causal language model."""
+    captured: list[torch.Tensor] = []
+    hook = model.base_model.register_forward_hook(
+        lambda module, inputs, outputs: captured.append(outputs.last_hidden_state)
+    )
+    try:
+        yield captured
+    finally:
+        hook.remove()
 
 
 def refuse_scaled_logits(model: PreTrainedModel, feature: str, fix: str) -> None:
