@@ -138,7 +138,7 @@ def test_help_is_there(recipe, monkeypatch, capsys):
         runpy.run_path(str(ROOT / "recipes" / f"{recipe}.py"), run_name="__main__")
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    assert "--output_" in shown and (recipe == "pipeline" or "--seed" in shown or "--dataset_name" in shown)
+    assert "--output_" in shown and (recipe in ("pipeline", "merge") or "--seed" in shown or "--dataset_name" in shown)
 
 
 def test_a_task_is_described_in_the_same_words_everywhere():
@@ -152,7 +152,10 @@ def test_a_task_is_described_in_the_same_words_everywhere():
     }
     recipes = {"sample", "edit", "train_grm", "score", "rlmec", "online_rlmec", "evaluate", "audit", "grpo"}
     assert recipes <= texts.keys()
+    # Only some tasks have labels
+    labels = {recipe: texts.pop(recipe) for recipe in ("rationales", "pairs") if recipe in texts}
     assert len(set(texts.values())) == 1, texts
+    assert len(set(labels.values())) == 1, labels
 
 
 def test_fewer_problems_than_a_batch_of_grpo_takes_are_refused():

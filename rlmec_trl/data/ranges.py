@@ -112,7 +112,9 @@ RANGES: dict[str, dict[str, Range]] = {
         "max_problems": _ROWS,
         "shard_size": _SHARD,
     },
+    "EvaluatePairsConfig": {"batch_size": _BATCH},
     "LabelSensitiveRewardConfig": {
+        "label_cap": between(-1e9, 1e9, "no reward model scores that far from zero"),
         "reward_batch_size": _BATCH,
     },
     "ScoreConfig": {

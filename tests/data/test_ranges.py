@@ -28,12 +28,14 @@ RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py") if path.s
 # What the dataclasses need to be made
 REQUIRED = {"output_dir": "out", "task": "math", "dataset_name": "data", "teacher": "model"}
 REQUIRED |= {"seen_dataset_name": "data", "tokenizer": "model", "dataset_names": ["data"]}
+REQUIRED |= {"label_reward_model": "model", "quality_reward_model": "model", "label_cap": 1.0}
 TRAINING = {"use_cpu": True, "bf16": False, "report_to": "none"}
 # Settings that are refused on their own
 WITH_OTHERS = {
     "max_cost": {"input_price": 1.0, "output_price": 1.0},
     "input_price": {"output_price": 1.0},
     "output_price": {"input_price": 1.0},
+    "cap_dataset_name": {"label_cap": None},
 }
 
 
