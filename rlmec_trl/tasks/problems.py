@@ -329,9 +329,7 @@ def _class_names(dataset: Dataset, task: Task) -> dict[str, list[str]]:
 
 
 def _with_class_names(row: dict[str, Any], class_names: dict[str, list[str]]) -> dict[str, Any]:
-    named = {
-        column: names[row[column]] for column, names in class_names.items() if row[column] in range(len(names))
-    }
+    named = {column: names[row[column]] for column, names in class_names.items() if row[column] in range(len(names))}
     return {**row, **named}
 
 

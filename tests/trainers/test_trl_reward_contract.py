@@ -121,9 +121,7 @@ def test_an_adapter_for_sequence_classification_has_a_head_of_its_own(make_rewar
 
 def test_a_head_that_is_expected_to_be_missing_is_neither_reported_nor_named(make_reward_model, tmp_path):
     LlamaForCausalLM(make_reward_model().config).save_pretrained(tmp_path)
-    load = partial(
-        LlamaForSequenceClassification.from_pretrained, tmp_path, num_labels=1, output_loading_info=True
-    )
+    load = partial(LlamaForSequenceClassification.from_pretrained, tmp_path, num_labels=1, output_loading_info=True)
     assert load()[1]["missing_keys"] == {"score.weight"}
     with suppress_seqcls_warning():
         model, info = load()
