@@ -2,7 +2,7 @@
 RLLR, stage 4, by GRPO instead of RLOO: the KL divergence is part of the loss, not of the reward.
 
 ```bash
-accelerate launch --config_file recipes/accelerate_configs/fsdp2.yaml recipes/rllr_grpo.py \
+accelerate launch --config_file recipes/accelerate_configs/ddp.yaml recipes/rllr_grpo.py \
     --config recipes/configs/rllr_grpo.yaml --model_name_or_path runs/sst2/sft --dataset_name runs/sst2/gold \
     --label_reward_model runs/sst2/label_reward --quality_reward_model runs/sst2/quality_reward \
     --cap_dataset_name runs/sst2/validation_samples --output_dir runs/sst2/rllr_grpo

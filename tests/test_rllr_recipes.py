@@ -170,6 +170,31 @@ def test_rewards_without_what_they_need_are_refused_when_parsed(settings, messag
         LabelSensitiveRewardConfig(**settings)
 
 
+def test_each_reward_model_is_loaded_at_its_revision(monkeypatch):
+    asked = []
+
+    class Loaded:
+        processing_class = verdicts.make_tokenizer()
+
+        @classmethod
+        def from_pretrained(cls, name, revision, trust_remote_code, **kwargs):
+            asked.append((name, revision, trust_remote_code, kwargs["beside"]))
+            return cls()
+
+    settings = "rlmec_trl.stages.reward_settings."
+    monkeypatch.setattr(f"{settings}SequenceRewardModel", Loaded)
+    monkeypatch.setattr(f"{settings}load_tokenizer", lambda *args: Loaded.processing_class)
+    monkeypatch.setattr(f"{settings}named_model", lambda *args: args)
+    names = {name: "me/reward" for name in ("label_reward_model", "quality_reward_model")}
+    for revision, num_models in (("v1", 2), ("main", 1)):
+        config = LabelSensitiveRewardConfig(label_cap=1.0, label_reward_model_revision=revision, **names)
+        asked.clear()
+        _, depends_on = load_reward(config, ModelConfig("me/policy"), trust_remote_code=True)
+        assert [each[:3] for each in asked] == [("me/reward", each, True) for each in (revision, "main")][:num_models]
+        assert depends_on["label reward model"] == ("me/reward", revision)
+        assert depends_on["quality reward model"] == ("me/reward", "main")
+
+
 def test_a_reward_model_of_another_tokenizer_is_refused(finished, make_reward_model, tokenizer, tmp_path):
     make_reward_model().save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

@@ -2,15 +2,19 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils import disable_fsdp_ram_efficient_loading, enable_fsdp_ram_efficient_loading
 from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.fsdp import is_fsdp_enabled
 from transformers.utils import cached_file
 from trl import ModelConfig
+from trl.trainer.reward_trainer import suppress_seqcls_warning
 from trl.trainer.utils import pad, use_adapter
 
 from ..data.adapters import adapter_base
@@ -82,8 +86,8 @@ class SequenceRewardModel:
         batch_size: int = 16,
     ) -> "SequenceRewardModel":
         """
-        Load a reward model, or an adapter with its base model, frozen, on this process's device. Weights are read from
-        safetensors only.
+        Load a reward model, or an adapter with its base model, frozen, on this process's device, also where the policy
+        is sharded by FSDP. Weights are read from safetensors only.
 
         Args:
             name_or_path (`str`):
@@ -104,7 +108,13 @@ class SequenceRewardModel:
         Raises:
             [`~rlmec_trl.data.errors.ModelError`]: If it cannot be loaded, or was not trained as a reward model: its
                 score head would be random.
+            [`~rlmec_trl.data.errors.ConfigError`]: Under ZeRO-3, which would shard it.
         """
+        if is_deepspeed_zero3_enabled():
+            raise ConfigError(
+                "A reward model is loaded whole by each process, and ZeRO-3 would shard it. Launch with "
+                "`recipes/accelerate_configs/ddp.yaml` or `recipes/accelerate_configs/fsdp2.yaml` instead."
+            )
         check_model(name_or_path, revision, trust_remote_code=trust_remote_code)
         processing_class = load_tokenizer(ModelConfig(name_or_path, model_revision=revision), trust_remote_code)
         base = adapter_base(name_or_path, revision)
@@ -208,11 +218,13 @@ def _load_whole(
     name_or_path: str, revision: str, adapter: str | None = None, needs_head: bool = True, **kwargs
 ) -> PreTrainedModel:
     """A reward model with all its weights, or the base model of an adapter, which may lack the head."""
-    with translated_errors("model", name_or_path):
+    # The head that an adapter brings along is no reason to warn that the base model has none
+    warnings = nullcontext() if needs_head else suppress_seqcls_warning()
+    with translated_errors("model", name_or_path), _whole_in_each_process(), warnings:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             name_or_path, revision=revision, num_labels=1, use_safetensors=True, output_loading_info=True, **kwargs
         )
-    missing = {name for name in info["missing_keys"] if needs_head or not name.startswith("score.")}
+    missing = info["missing_keys"]
     if any(name.startswith("score.") for name in missing):
         raise ModelError(
             f"{adapter or name_or_path!r} is not a reward model: it has no score head, which would be random. Train "
@@ -223,6 +235,22 @@ def _load_whole(
             f"The model {name_or_path!r} lacks {len(missing)} of its weights, such as {min(missing)!r}. Save it again."
         )
     return model.to(process_state().device)
+
+
+@contextmanager
+def _whole_in_each_process() -> Iterator[None]:
+    """
+    Load whole models under FSDP, too. With `fsdp_cpu_ram_efficient_loading`, Transformers would make weights that a
+    checkpoint lacks, such as the head that an adapter brings along, on the first process only, for FSDP to share.
+    """
+    if not is_fsdp_enabled():
+        yield
+        return
+    disable_fsdp_ram_efficient_loading()
+    try:
+        yield
+    finally:
+        enable_fsdp_ram_efficient_loading()
 
 
 def _adapter_has_head(name_or_path: str, revision: str) -> bool:

@@ -58,8 +58,8 @@ def rllr_reward(label: SequenceRewardModel) -> RewardFunc:
 
 def rllr_mixed_reward(label: SequenceRewardModel, quality: SequenceRewardModel, cap: float) -> RewardFunc:
     """
-    Reward function `rllr_mixed`: min(r_l, cap) + r_q. A response whose label is right beyond doubt gains nothing from
-    being even more certain, and is improved through its rationale.
+    Reward function `rllr_mixed`: min(r_l, cap) + r_q. A response whose label score has reached the cap gains only
+    through its rationale.
 
     It logs the means of both scores, as `rllr_mixed/label` and `rllr_mixed/quality`, and the fraction of the
     completions whose label score is capped, as `rllr_mixed/capped`.

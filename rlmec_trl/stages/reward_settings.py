@@ -31,9 +31,13 @@ class LabelSensitiveRewardConfig:
             both, with the label's capped (`"rllr_mixed"`).
         label_reward_model (`str`, *optional*):
             Path or Hub name of the reward model trained on label-sensitive pairs, or of an adapter.
+        label_reward_model_revision (`str`, *optional*, defaults to `"main"`):
+            Its revision on the Hub.
         quality_reward_model (`str`, *optional*):
             Path or Hub name of the one trained on rationale-sensitive pairs. Two adapters of one base model share its
             weights. For `"rllr_mixed"`, it may be the label reward model itself, trained on both kinds of pairs.
+        quality_reward_model_revision (`str`, *optional*, defaults to `"main"`):
+            Its revision on the Hub.
         label_cap (`float`, *optional*):
             Largest label score that counts. It does not transfer from one reward model to another. If unset, it is the
             median label score of the correct responses in `cap_dataset_name`.
@@ -58,9 +62,15 @@ class LabelSensitiveRewardConfig:
         default=None,
         metadata={"help": "Path or Hub name of the reward model, or adapter, trained on label-sensitive pairs."},
     )
+    label_reward_model_revision: str = field(
+        default="main", metadata={"help": "Revision of the label reward model on the Hub."}
+    )
     quality_reward_model: str | None = field(
         default=None,
         metadata={"help": "Path or Hub name of the reward model, or adapter, trained on rationale-sensitive pairs."},
+    )
+    quality_reward_model_revision: str = field(
+        default="main", metadata={"help": "Revision of the quality reward model on the Hub."}
     )
     label_cap: float | None = field(
         default=None,
@@ -132,25 +142,26 @@ def load_reward(
     }
     tokenizer = load_tokenizer(model_args, trust_remote_code)
     models: dict[str, SequenceRewardModel] = {}
-    loaded: dict[str, SequenceRewardModel] = {}  # by path or name
+    loaded: dict[tuple[str, str], SequenceRewardModel] = {}  # by path or name, and revision
     for name in used[config.reward]:
-        path = getattr(config, name)
-        if path not in loaded:
-            loaded[path] = SequenceRewardModel.from_pretrained(
+        source = path, revision = getattr(config, name), getattr(config, f"{name}_revision")
+        if source not in loaded:
+            loaded[source] = SequenceRewardModel.from_pretrained(
                 path,
-                trust_remote_code=trust_remote_code,
+                revision,
+                trust_remote_code,
                 beside=next(iter(loaded.values()), None),
                 model_init_kwargs={"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation},
                 batch_size=config.reward_batch_size,
             )
-        models[name] = loaded[path]
+        models[name] = loaded[source]
         own = models[name].processing_class
         if not same_vocabulary(own, tokenizer) or own.chat_template != tokenizer.chat_template:
             raise ConfigError(
                 f"The {name.replace('_', ' ')} {path!r} has another tokenizer or chat template than the policy "
                 f"{model_args.model_name_or_path!r}. Train reward models from the policy's own model."
             )
-        depends_on[name.replace("_", " ")] = named_model(path)
+        depends_on[name.replace("_", " ")] = named_model(path, revision)
     if config.reward == "rlhf":
         reward_func = rlhf_reward(models["quality_reward_model"])
     elif config.reward == "rllr":

@@ -51,13 +51,13 @@ def labeled_row(
 
 def read_class(row: dict[str, Any], labels: Sequence[str], column: str = "label") -> str:
     """
-    The label in a column of a row, as an index or as its text.
+    The label in a column of a row, as an index or as its text, with spaces or underscores.
 
     Raises:
         [`~rlmec_trl.data.schema.DatasetError`]: If it is none of them, as -1 in splits without answers.
     """
     value = row[column]
-    label = find_label(labels, value) if isinstance(value, str) else None
+    label = find_label(labels, value.replace("_", " ")) if isinstance(value, str) else None
     return labels[index_of(value, range(len(labels)), column)] if label is None else label
 
 

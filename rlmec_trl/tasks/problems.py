@@ -144,7 +144,8 @@ def to_task_rows(
     dataset that has all three is returned as it is, unless `read_row` is given; answers that are numbers become texts.
 
     Of a task with labels, `reference` is optional: there is no such column if no row has one. Answers become labels as
-    the task writes them.
+    the task writes them. A class of a `ClassLabel` is the label that it is named after, whatever its index; if no name
+    is a label, it is the label of its index.
 
     Args:
         dataset ([`~datasets.Dataset`]):
@@ -162,15 +163,16 @@ def to_task_rows(
         [`~rlmec_trl.data.errors.ConfigError`]: If `read_row` fails.
     """
     needed = {"prompt", "answer"} if task.labels else {"prompt", "reference", "answer"}
+    class_names = _class_names(dataset, task)
     if read_row is None and needed <= set(dataset.column_names):
-        return _with_labels(dataset, task) if task.labels else _with_answers_as_texts(dataset)
+        return _with_labels(dataset, task, class_names) if task.labels else _with_answers_as_texts(dataset)
     read_row = read_row or task.read_row or read_columns(needs_reference=not task.labels)
     by_index = isinstance(dataset.features.get("answer"), ClassLabel)
 
     def convert(row: dict, index: int) -> dict:
         with user_code(f"`read_row` of task '{task.name}' failed on row {index}", "Fix the function, or the row."):
             try:
-                raw = read_row(row)
+                raw = read_row(_with_class_names(row, class_names))
                 if not isinstance(raw, dict):
                     raise ConfigError(f"`read_row` of task '{task.name}' returned {raw!r}, not a dict.")
                 answer = raw.get("answer")
@@ -308,14 +310,38 @@ def _with_answers_as_texts(dataset: Dataset) -> Dataset:
     return named.select_columns(dataset.column_names)
 
 
-def _with_labels(dataset: Dataset, task: Task) -> Dataset:
+def _class_names(dataset: Dataset, task: Task) -> dict[str, list[str]]:
+    """The columns whose classes are named after labels of the task, in another order than the task has them."""
+    classes = {}
+    for column, feature in dataset.features.items():
+        if not task.labels or not isinstance(feature, ClassLabel):
+            continue
+        names = [
+            find_label(task.labels, name) or find_label(task.labels, name.replace("_", " ")) or name
+            for name in feature.names
+        ]
+        # Names that only count the classes, as those of a `ClassLabel` without names, are no labels
+        counted = names == [str(index) for index in range(len(names))]
+        own = [label for label in names if label in task.labels]
+        if not counted and any(names.index(label) != task.labels.index(label) for label in own):
+            classes[column] = names
+    return classes
+
+
+def _with_class_names(row: dict[str, Any], class_names: dict[str, list[str]]) -> dict[str, Any]:
+    named = {column: names[row[column]] for column, names in class_names.items() if row[column] in range(len(names))}
+    return {**row, **named}
+
+
+def _with_labels(dataset: Dataset, task: Task, class_names: dict[str, list[str]]) -> Dataset:
     kind = dataset.features["answer"]
     if kind == Value("string") and set(dataset.unique("answer")) <= set(task.labels):
         return dataset
 
     def convert(row: dict, index: int) -> dict:
         try:
-            return {"answer": _as_label(row["answer"], task, isinstance(kind, ClassLabel))}
+            answer = _with_class_names(row, class_names)["answer"]
+            return {"answer": _as_label(answer, task, isinstance(kind, ClassLabel))}
         except DatasetError as error:
             raise DatasetError(error.reason, index, error.column) from None
 

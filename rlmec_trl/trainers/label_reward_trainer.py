@@ -117,6 +117,19 @@ class LabelRewardTrainer(MetricSums, TrainerChecks, RewardTrainer):
     The reward of a response is the value at its last real token, found by the attention mask: the padding token may be
     EOS. [`~rlmec_trl.generation.reward_models.SequenceRewardModel`] reads it in the same way.
 
+    Example:
+
+    ```python
+    >>> from datasets import load_from_disk
+    >>> from rlmec_trl import LabelRewardTrainer
+
+    >>> trainer = LabelRewardTrainer(
+    ...     model="Qwen/Qwen2.5-0.5B-Instruct",
+    ...     train_dataset=load_from_disk("runs/sst2/label_pairs"),
+    ... )
+    >>> trainer.train()
+    ```
+
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The model, as in [`~trl.RewardTrainer`]: a decoder. An adapter has to train the score head too, which

@@ -42,7 +42,8 @@ def add_token_values(model: PreTrainedModel | PeftModel) -> None:
         captured["token_values"] = scores.squeeze(-1)
 
     def add(module, args, outputs):
-        return TokenValuesOutput(**outputs, token_values=captured.pop("token_values"))
+        # A model that was given to two trainers has two such hooks
+        return TokenValuesOutput(**{**outputs, "token_values": captured.pop("token_values")})
 
     reward_head(model).register_forward_hook(take)
     base.register_forward_hook(add)

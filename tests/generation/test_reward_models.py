@@ -2,11 +2,14 @@
 
 import copy
 import json
+import logging
+from contextlib import contextmanager
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
+from transformers.integrations.fsdp import is_fsdp_enabled
 
 from rlmec_trl.data.errors import ConfigError, ModelError
 from rlmec_trl.data.tokens import encode_completion, encode_prompt
@@ -114,6 +117,17 @@ def test_a_score_that_is_not_finite_is_an_error_and_no_missing_reward(make_rewar
         SequenceRewardModel(model, tokenizer).score(["Tom"], [[5]])
 
 
+@contextmanager
+def captured_warnings(caplog):
+    """The warnings of Transformers, whose logger does not hand them on."""
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(caplog.handler)
+
+
 # --- Adapters --------------------------------------------------------------------------------------------------------
 
 
@@ -196,6 +210,41 @@ def test_a_model_without_a_trained_head_is_refused(saved, make_reward_model, tok
         json.dumps(json.loads(settings.read_text()) | {"base_model_name_or_path": str(saved / "whole")})
     )
     SequenceRewardModel.from_pretrained(str(saved / "headless"))
+
+
+@pytest.fixture
+def under_fsdp(monkeypatch, tmp_path):
+    """A process of a node that is not its first, to which FSDP would send the weights of the first."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_each_process_has_the_whole_reward_model_under_fsdp(saved, samples, under_fsdp, monkeypatch):
+    for name in ("whole", "label"):
+        found = SequenceRewardModel.from_pretrained(str(saved / name)).score(*samples)
+        assert is_fsdp_enabled(), "the policy, which is loaded after it, is still sent by the first process"
+        with monkeypatch.context() as alone:
+            alone.setenv("ACCELERATE_USE_FSDP", "false")
+            assert found == SequenceRewardModel.from_pretrained(str(saved / name)).score(*samples)
+
+
+def test_under_zero3_a_reward_model_is_refused(saved, monkeypatch):
+    monkeypatch.setattr("rlmec_trl.generation.reward_models.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ConfigError, match="ZeRO-3 would shard it"):
+        SequenceRewardModel.from_pretrained(str(saved / "whole"))
+
+
+def test_an_adapter_that_has_a_head_is_loaded_without_a_warning_that_its_base_model_has_none(saved, caplog):
+    with captured_warnings(caplog):
+        SequenceRewardModel.from_pretrained(str(saved / "label"))
+    assert not caplog.records
+    with captured_warnings(caplog), pytest.raises(ModelError):
+        SequenceRewardModel.from_pretrained(str(saved / "causal"))
+    assert "score.weight" in caplog.text, "the test sees something"
 
 
 def test_what_else_cannot_be_loaded_is_named(saved, make_reward_model, tokenizer):

@@ -11,7 +11,9 @@ from trl import ModelConfig
 from rlmec_trl.generation.server import ServerConfig
 from rlmec_trl.stages.edit import EditConfig
 from rlmec_trl.stages.evaluate import EvaluateConfig
+from rlmec_trl.stages.evaluate_pairs import EvaluatePairsConfig
 from rlmec_trl.stages.keys import MODEL_FIELDS, config_key, model_key, task_key
+from rlmec_trl.stages.merge import MergeConfig
 from rlmec_trl.stages.pairs import PairsConfig
 from rlmec_trl.stages.rationales import RationalesConfig
 from rlmec_trl.stages.sample import SampleConfig
@@ -22,7 +24,7 @@ from rlmec_trl.teachers.api.config import TeacherConfig
 
 
 CONFIGS = [SampleConfig, EditConfig, ScoreConfig, EvaluateConfig, ServerConfig, ProblemConfig, TeacherConfig]
-CONFIGS += [RationalesConfig, PairsConfig]
+CONFIGS += [RationalesConfig, PairsConfig, MergeConfig, EvaluatePairsConfig]
 FIELDS = [(config, field) for config in CONFIGS for field in dataclasses.fields(config)]
 REQUIRED = {"output_dir": "out", "task": "math", "dataset_name": "data", "teacher": "model", "dataset_names": ["data"]}
 

@@ -27,9 +27,15 @@ REQUIRED = {
     "task": {"output_dir": "out"},
     "rationales": {"output_dir": "out", "task": "sst2", "teacher": "model"},
     "pairs": {"output_dir": "out", "task": "sst2", "dataset_names": "data"},
+    "merge": {"output_dir": "out"},
+    "evaluate_pairs": {"dataset_names": "data"},
+    **{
+        name: {"output_dir": "out", "dataset_name": "data", "reward": "rllr", "label_reward_model": "model"}
+        for name in ("rllr", "rllr_grpo")
+    },
 }
 TRAINING = {"use_cpu": True, "bf16": False, "report_to": "none"}
-TRAINS = ("train_grm", "train_label_reward", "rlmec", "sft", "grpo")
+TRAINS = ("train_grm", "train_label_reward", "rlmec", "sft", "grpo", "rllr", "rllr_grpo")
 
 
 def parser_of(recipe):
@@ -147,6 +153,9 @@ def test_a_value_of_another_type_names_the_key_and_the_file(parse_text, value):
         ("train_grm", "locate_fraction: 2", "`locate_fraction` must be at least 0 and at most 1"),
         ("train_label_reward", "kind: labels", "`kind` must be one of 'label', 'rationale', got 'labels'"),
         ("train_label_reward", "pair_temperature: 0", "`pair_temperature` must be at least 0.001"),
+        ("rllr", "reward: rhlf", "`reward` must be one of 'rlhf', 'rllr', 'rllr_mixed', got 'rhlf'"),
+        ("rllr_grpo", "label_cap: .nan", "`label_cap` must be finite"),
+        ("evaluate_pairs", "batch_size: 0", "`batch_size` must be at least 1"),
         ("sft", "per_device_train_batch_size: 0", "`per_device_train_batch_size` must be at least 1"),
         ("sft", "learning_rate: null", "`learning_rate` must be a number, got None. Leave it out"),
         ("sft", "max_steps: 0", "`max_steps` must be -1 or at least 1, got 0"),

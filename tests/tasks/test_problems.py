@@ -218,6 +218,44 @@ def test_labels_that_are_numbers_are_taken_literally_unless_a_class_stores_them(
         assert to_task_rows(classes, stars, tokenizer)["answer"][:] == ["2"]
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["positive", "negative"], ["positive", "negative"]),
+        (["Positive", "NEGATIVE"], ["positive", "negative"]),
+        (["neg", "pos"], ["negative", "positive"]),
+        (["0", "1"], ["negative", "positive"]),
+    ],
+)
+def test_a_class_is_the_label_of_its_name_and_not_of_its_index(names, expected, tokenizer):
+    """Taken by their index, the labels of the first two would be exchanged, without any error."""
+    sst2 = load_task("sst2")
+    classes = ClassLabel(names=names)
+    for task, column, columns in (
+        (SENTIMENT, "answer", {"problem": ["a", "b"]}),
+        (SENTIMENT, "answer", {"prompt": ["a", "b"]}),
+        (sst2, "answer", {"problem": ["a", "b"]}),
+        (sst2, "label", {"sentence": ["a", "b"]}),
+    ):
+        rows = Dataset.from_dict({**columns, column: [0, 1]}).cast_column(column, classes)
+        read = to_task_rows(rows, task, tokenizer)
+        assert read["answer"][:] == expected
+        assert column == "answer" or read.features["label"] == classes, "other columns keep their types"
+
+
+@pytest.mark.parametrize("labels", [("not_equivalent", "equivalent"), ("not equivalent", "equivalent")])
+def test_names_of_classes_and_labels_may_have_underscores(labels, tokenizer):
+    classes = ClassLabel(names=["equivalent", "not_equivalent"])
+    rows = to_task_rows(labeled([0, 1]).cast_column("answer", classes), Task("mine", labels=labels), tokenizer)
+    assert rows["answer"][:] == ["equivalent", labels[0]]
+
+
+def test_a_class_whose_name_is_no_label_beside_labels_in_another_order_is_reported(tokenizer):
+    rows = labeled([0, 2]).cast_column("answer", ClassLabel(names=["positive", "negative", "neutral"]))
+    with pytest.raises(DatasetError, match="^Row 1, column 'answer': found 'neutral', which is none of the labels"):
+        to_task_rows(rows, SENTIMENT, tokenizer)
+
+
 def test_references_in_some_rows_of_a_labeled_task_are_reported_where_they_lack(tokenizer):
     columns = {"problem": ["a", "b"], "solution": ["So.", None], "answer": ["positive", "negative"]}
     rows = to_task_rows(Dataset.from_dict(columns), SENTIMENT, tokenizer)

@@ -148,6 +148,13 @@ def test_with_eos_as_padding_the_reward_is_that_of_eos(make_trainer, make_reward
         assert found[0].item() == pytest.approx(plain_values(plain, ids)[-1].item(), rel=1e-4)
 
 
+def test_a_model_may_be_given_to_another_trainer(make_trainer, make_reward_model):
+    model = make_reward_model()
+    first, second = make_trainer(model=model), make_trainer(model=model)
+    losses = [trainer.compute_loss(trainer.model, batch_of(trainer)) for trainer in (first, second)]
+    assert losses[0] == losses[1]
+
+
 def test_a_bfloat16_model_has_a_float32_loss(make_trainer, make_reward_model):
     trainer = make_trainer(model=make_reward_model().to(torch.bfloat16))
     loss = trainer.compute_loss(trainer.model, batch_of(trainer))

@@ -1,6 +1,7 @@
 """The private parts of TRL, PEFT and Transformers that `LabelRewardTrainer` relies on, one test each."""
 
 import inspect
+from functools import partial
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ import trl
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from peft.utils import ModulesToSaveWrapper
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 from trl import RewardConfig, RewardTrainer
-from trl.trainer.reward_trainer import DataCollatorForPreference
+from trl.trainer.reward_trainer import DataCollatorForPreference, suppress_seqcls_warning
 
 from rlmec_trl import LabelRewardTrainer
 
@@ -115,6 +117,16 @@ def test_an_adapter_for_sequence_classification_has_a_head_of_its_own(make_rewar
     head.register_forward_hook(lambda *args: called.append(args))
     model(torch.arange(5, 8).reshape(1, 3))
     assert len(called) == 1
+
+
+def test_a_head_that_is_expected_to_be_missing_is_neither_reported_nor_named(make_reward_model, tmp_path):
+    LlamaForCausalLM(make_reward_model().config).save_pretrained(tmp_path)
+    load = partial(LlamaForSequenceClassification.from_pretrained, tmp_path, num_labels=1, output_loading_info=True)
+    assert load()[1]["missing_keys"] == {"score.weight"}
+    with suppress_seqcls_warning():
+        model, info = load()
+    assert not info["missing_keys"] and torch.isfinite(model.score.weight).all()
+    assert load()[1]["missing_keys"] == {"score.weight"}, "only inside"
 
 
 def test_the_card_of_a_reward_model_cites_the_paper_that_the_class_names():
