@@ -303,8 +303,15 @@ def load_object(path: str) -> Any:
 
 
 def source_hash(path: str) -> str:
-    """Hash of the file that [`load_object`] loads from."""
+    """
+    Hash of the file that [`load_object`] loads from.
+
+    Raises:
+        [`~rlmec_trl.data.errors.ConfigError`]: If there is none, as of a module that is built into Python.
+    """
     module, _ = _load_source(path)
+    if getattr(module, "__file__", None) is None:
+        raise ConfigError(f"{path!r} is of a module that is no file. Call it from a function of your own in a file.")
     return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
 
 
