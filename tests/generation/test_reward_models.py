@@ -203,7 +203,7 @@ def test_what_else_cannot_be_loaded_is_named(saved, make_reward_model, tokenizer
         SequenceRewardModel.from_pretrained("no model")
     make_reward_model(num_labels=2).save_pretrained(saved / "two")
     tokenizer.save_pretrained(saved / "two")
-    with pytest.raises(ModelError, match="The model '.*two' cannot be loaded"):
+    with pytest.raises(ModelError, match="two' is not a reward model: .* has 2 outputs"):
         SequenceRewardModel.from_pretrained(str(saved / "two"))
     with pytest.raises(ModelError, match="one output, and this model has 2"):
         SequenceRewardModel(make_reward_model(num_labels=2), tokenizer)
