@@ -165,7 +165,7 @@ def to_task_rows(
     if read_row is None and needed <= set(dataset.column_names):
         return _with_labels(dataset, task) if task.labels else _with_answers_as_texts(dataset)
     read_row = read_row or task.read_row or read_columns(needs_reference=not task.labels)
-    by_index = isinstance(dataset.features.get("answer"), ClassLabel)
+    kind = dataset.features.get("answer")
 
     def convert(row: dict, index: int) -> dict:
         with user_code(f"`read_row` of task '{task.name}' failed on row {index}", "Fix the function, or the row."):
@@ -174,7 +174,7 @@ def to_task_rows(
                 if not isinstance(raw, dict):
                     raise ConfigError(f"`read_row` of task '{task.name}' returned {raw!r}, not a dict.")
                 answer = raw.get("answer")
-                answer = _as_label(answer, task, by_index) if task.labels else answer_text(answer)
+                answer = _as_label(answer, task, kind) if task.labels else answer_text(answer)
             except KeyError as error:
                 raise DatasetError(
                     f"Task '{task.name}' needs the column {error}; the dataset has {', '.join(row)}. Name the columns "
@@ -315,7 +315,7 @@ def _with_labels(dataset: Dataset, task: Task) -> Dataset:
 
     def convert(row: dict, index: int) -> dict:
         try:
-            return {"answer": _as_label(row["answer"], task, isinstance(kind, ClassLabel))}
+            return {"answer": _as_label(row["answer"], task, kind)}
         except DatasetError as error:
             raise DatasetError(error.reason, index, error.column) from None
 
@@ -323,13 +323,26 @@ def _with_labels(dataset: Dataset, task: Task) -> Dataset:
     return dataset.map(convert, with_indices=True, features=features, keep_in_memory=True, desc="Reading labels")
 
 
-def _as_label(answer: Any, task: Task, by_index: bool) -> str | None:
+def _as_label(answer: Any, task: Task, kind: Any) -> str | None:
     """
     The label of a task that an answer is: its text, or its index. Of labels that are numbers, such as those of stars,
-    a number is the text, unless it is of a column of type `ClassLabel`, which stores indices (`by_index`).
+    a number is the text, unless it is of a column (of type `kind`) of type `ClassLabel`, which stores indices. These
+    are of the names of that type, where it has some and they are labels: they may have another order than the task's.
     """
     text = answer_text(answer)
-    is_index = by_index and type(answer) is int
+    is_index = isinstance(kind, ClassLabel) and type(answer) is int
+    is_named = is_index and kind.names != [str(index) for index in range(kind.num_classes)]
+    if is_named and 0 <= answer < len(kind.names):
+        named = [find_label(task.labels, name) for name in kind.names]
+        if None not in named:
+            return named[answer]
+        if any(label not in (None, *task.labels[index : index + 1]) for index, label in enumerate(named)):
+            raise DatasetError(
+                f"found {answer!r}, of a type `ClassLabel` with the names {', '.join(kind.names)}. Only some of them "
+                f"are labels of task '{task.name}' ({', '.join(task.labels)}), and they are in another order. Rename "
+                "them to labels.",
+                column="answer",
+            )
     label = None if text is None or is_index else find_label(task.labels, text)
     if label is None and type(answer) is int and 0 <= answer < len(task.labels):
         return task.labels[answer]

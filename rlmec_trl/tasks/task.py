@@ -150,6 +150,13 @@ class Task:
         if self.check_answer is None:
             if not self.labels:
                 raise ConfigError(f"Task '{self.name}' cannot check answers: give it `check_answer` or `labels`.")
+            if self.read_label is None:
+                for label in self.labels:
+                    if stated_label(self.labels, self.label_position, f"The answer is {label}") != label:
+                        raise ConfigError(
+                            f"No response can state the label {label!r} of task '{self.name}': \"The answer is "
+                            f'{label}" is not read as it. Choose another, or give the task `read_label`.'
+                        )
             reader = {"labels": self.labels, "label_position": self.label_position, "read_label": self.read_label}
             object.__setattr__(self, "check_answer", partial(check_label, **reader))
 
