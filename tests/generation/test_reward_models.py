@@ -102,7 +102,7 @@ def test_ids_of_another_tokenizer_are_refused(make_reward_model, tokenizer):
     reward_model = SequenceRewardModel(make_reward_model(), tokenizer)
     with pytest.raises(ConfigError, match="has 60 ids, and completion 1 and its prompt have the id 9999"):
         reward_model.score(["Tom", "Tom"], [[5], [9999]])
-    with pytest.raises(ConfigError, match="Completion 0 and its prompt have no token at all"):
+    with pytest.raises(ConfigError, match="completion 0 and its prompt have no token at all"):
         reward_model.score([""], [[]])
 
 
