@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import ModelConfig
 
 from rlmec_trl import OnlineRLMECConfig, OnlineRLMECTrainer
-from rlmec_trl.data.errors import ConfigError
+from rlmec_trl.data.errors import ConfigError, DatasetError, ModelError
 from rlmec_trl.data.loading import load_rows
 from rlmec_trl.data.tokens import encode_completion
+from rlmec_trl.generation.loading import load_weights
 from rlmec_trl.generation.reward_models import SequenceRewardModel
 from rlmec_trl.grm.prompts import load_wording, save_wording
 from rlmec_trl.stages import evaluate_pairs, merge
@@ -232,12 +233,70 @@ def test_pairs_are_counted_by_kind_and_ties_are_not_correct(make_reward_model, t
         evaluate_pairs.run(EvaluatePairsConfig(["pairs.jsonl"], str(tmp_path / "notes.json")), ModelConfig("reward"))
 
 
+def test_two_processes_count_each_pair_once_and_merge_once(
+    make_reward_model, tokenizer, make_pairs, run_on_two, tmp_path
+):
+    base = str(tmp_path / "base")
+    make_reward_model().save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    adapter, merged, result = (tmp_path / name for name in ("adapter", "merged", "result.json"))
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    save_adapter(model, adapter, tokenizer, "SEQ_CLS")
+    run_on_two(RECIPES / "merge.py", "--model_name_or_path", str(adapter), "--output_dir", str(merged))
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(pair) + "\n" for pair in make_pairs(7)), encoding="utf-8")
+    names = ["--model_name_or_path", str(merged), "--dtype", "float32", "--dataset_names", str(pairs)]
+    run_on_two(RECIPES / "evaluate_pairs.py", *names, "--output_file", str(result))
+    alone = evaluate_pairs.run(EvaluatePairsConfig([str(pairs)]), ModelConfig(str(merged), dtype="float32"))
+    saved = json.loads(result.read_text())["pairs"]
+    assert {kind: (one["correct"], one["total"]) for kind, one in saved.items()} == {
+        kind: (one.correct, one.total) for kind, one in alone.items()
+    }
+    assert saved["label"]["total"] == 4
+
+
+def test_pairs_that_cannot_be_meant_are_refused_and_named(make_reward_model, tokenizer, make_pairs, tmp_path):
+    with pytest.raises(ConfigError, match="`dataset_names` is empty"):
+        EvaluatePairsConfig([])
+    with pytest.raises(ConfigError, match="leave `--load_in_4bit`"):
+        evaluate_pairs.run(EvaluatePairsConfig(["pairs.jsonl"]), ModelConfig("reward", load_in_4bit=True))
+    (good,) = make_pairs(1)
+    names = [str(tmp_path / f"{name}.jsonl") for name in ("good", "odd")]
+    for name, row in zip(names, (good, good | {"rejected": " "}), strict=True):
+        Path(name).write_text(json.dumps(row) + "\n")
+    with pytest.raises(DatasetError, match=r"Row 0, column 'rejected': .* \(In '.*odd.jsonl'.\)"):
+        evaluate_pairs.run(EvaluatePairsConfig(names), ModelConfig("reward"))
+    model = make_reward_model()
+    model.score.weight.data.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "broken")
+    tokenizer.save_pretrained(tmp_path / "broken")
+    with pytest.raises(ModelError, match="The reward model '.*broken' gives completion 0 the score nan"):
+        evaluate_pairs.run(EvaluatePairsConfig(names[:1]), ModelConfig(str(tmp_path / "broken"), dtype="float32"))
+
+
+def test_a_sample_for_the_cap_with_ids_of_another_vocabulary_is_named(make_reward_model, tokenizer, tmp_path):
+    for name in ("policy", "reward"):
+        make_reward_model().save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    row = {"prompt": "1 + 2 =", "completion_ids": [5, 1], "correct": True}
+    rows = [row | {"correct": False}, row, row | {"completion_ids": [5, 1_000_000]}]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reward = str(tmp_path / "reward")
+    config = LabelSensitiveRewardConfig(
+        label_reward_model=reward, quality_reward_model=reward, cap_dataset_name=str(tmp_path / "samples.jsonl")
+    )
+    with pytest.raises(
+        DatasetError, match=r"Row 2, column 'completion_ids': .* id 1000000, .* \(In '.*samples.jsonl'"
+    ):
+        load_reward(config, ModelConfig(str(tmp_path / "policy")))
+
+
 # --- Merging ---------------------------------------------------------------------------------------------------------
 
 
-def save_adapter(base, folder, tokenizer, task_type="CAUSAL_LM"):
+def save_adapter(base, folder, tokenizer, task_type="CAUSAL_LM", **settings):
     torch.manual_seed(0)
-    adapted = get_peft_model(base, LoraConfig(task_type=task_type, r=2, init_lora_weights=False))
+    adapted = get_peft_model(base, LoraConfig(task_type=task_type, r=2, init_lora_weights=False, **settings))
     if task_type == "SEQ_CLS":
         adapted.score.modules_to_save["default"].weight.data.normal_()
     adapted.save_pretrained(folder)
@@ -277,6 +336,63 @@ def test_a_merged_reward_model_keeps_the_head_that_was_trained(make_reward_model
     assert abs(scores[1][0] - scores[2][0]) > 1e-2, "neither adapter nor head is lost"
 
 
+def name_base(adapter, base):
+    settings = Path(adapter) / "adapter_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"base_model_name_or_path": str(base)}))
+
+
+def test_an_adapter_of_a_reward_model_is_merged_as_one_even_if_it_names_no_task(
+    make_reward_model, tokenizer, tmp_path
+):
+    base, adapter, merged = (str(tmp_path / name) for name in ("base", "adapter", "merged"))
+    make_reward_model().save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    save_adapter(model, adapter, tokenizer, None, target_modules=["q_proj"])
+    merge.run(MergeConfig(merged), ModelConfig(adapter, dtype="float32"))
+    rows = [["1 + 2 ="], [[4, 5, 6, 1]]]
+    scores = [SequenceRewardModel.from_pretrained(name).score(*rows) for name in (adapter, merged)]
+    assert scores[1] == pytest.approx(scores[0], rel=1e-4, abs=1e-4)
+
+
+def test_a_merge_never_replaces_the_base_model(tokenizer, make_policy, tmp_path):
+    make_policy().save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    save_adapter(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "first", tokenizer)
+    merged = tmp_path / "merged"
+    merge.run(MergeConfig(str(merged)), ModelConfig(str(tmp_path / "first")))
+    save_adapter(AutoModelForCausalLM.from_pretrained(merged), tmp_path / "second", tokenizer)
+    before = (merged / "model.safetensors").read_bytes()
+    with pytest.raises(OutputError, match="holds '.*merged', of which the merged model is made"):
+        merge.run(MergeConfig(str(merged)), ModelConfig(str(tmp_path / "second")))
+    assert (merged / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(("trained_on", "named"), [(1, 2), (2, 1)])
+def test_an_adapter_of_a_model_with_other_layers_is_refused(trained_on, named, tokenizer, make_policy, tmp_path):
+    for number in (1, 2):
+        make_policy(num_hidden_layers=number).save_pretrained(tmp_path / str(number))
+        tokenizer.save_pretrained(tmp_path / str(number))
+    adapter = tmp_path / "adapter"
+    save_adapter(AutoModelForCausalLM.from_pretrained(tmp_path / str(trained_on)), adapter, tokenizer)
+    name_base(adapter, tmp_path / str(named))
+    with pytest.raises(
+        ModelError, match=rf"adapter' was not trained on '.*{named}'.* alone has 'base_model.*layers.1"
+    ):
+        merge.run(MergeConfig(str(tmp_path / "merged")), ModelConfig(str(adapter)))
+    with pytest.raises(ModelError, match=r"layers.1.self_attn"):
+        load_weights(str(adapter))
+    for base, message in ((adapter, "names itself as its base model"), ("no model", "its base model cannot be used")):
+        name_base(adapter, base)
+        with pytest.raises(ModelError, match=message):
+            merge.run(MergeConfig(str(tmp_path / "merged")), ModelConfig(str(adapter)))
+    save_adapter(AutoModelForCausalLM.from_pretrained(tmp_path / "1"), tmp_path / "below", tokenizer)
+    name_base(adapter, tmp_path / "below")
+    with pytest.raises(ConfigError, match="an adapter of '.*below', which is an adapter itself. Merge that one first"):
+        merge.run(MergeConfig(str(tmp_path / "merged")), ModelConfig(str(adapter)))
+    assert not (tmp_path / "merged").exists()
+
+
 def test_a_merge_is_done_once_and_refuses_what_it_cannot_replace_or_merge(tokenizer, make_policy, tmp_path, capfd):
     make_policy().save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
@@ -291,6 +407,8 @@ def test_a_merge_is_done_once_and_refuses_what_it_cannot_replace_or_merge(tokeni
         merge.run(MergeConfig(str(tmp_path / "again")), ModelConfig(str(tmp_path / "base")))
     with pytest.raises(OutputError):
         merge.run(MergeConfig(adapter), ModelConfig(adapter))
+    with pytest.raises(ConfigError, match="are not for merging, which would round the weights"):
+        merge.run(MergeConfig(str(tmp_path / "again")), ModelConfig(adapter, load_in_4bit=True))
     (merged / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"notes\.txt"):
         merge.run(MergeConfig(str(merged)), ModelConfig(adapter, dtype="bfloat16"))

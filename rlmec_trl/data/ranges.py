@@ -125,7 +125,6 @@ RANGES: dict[str, dict[str, Range]] = {
         "shard_size": _SHARD,
     },
     "EvaluateConfig": {"max_new_tokens": _NEW_TOKENS, "batch_size": _BATCH},
-    "EvaluatePairsConfig": {"batch_size": _BATCH},
     "ProblemConfig": {"max_rows": _ROWS},
     "Pipeline": {"seeds": _SEED},
     # --- Servers and teachers ---

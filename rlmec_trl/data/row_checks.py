@@ -99,6 +99,8 @@ class RowCheck:
             _check_rewrite_texts(texts, batch, rows)
         if self.stage == "preference":
             _check_pairs(batch, rows)
+        if self.stage == "responses":
+            _check_single_messages(batch, rows, "completion")
         self._check_token_lists(batch, rows)
         for columns in _TOPK:
             if columns[0] in batch:
@@ -274,10 +276,7 @@ def _check_verdicts(batch: dict[str, Any], rows: np.ndarray) -> None:
 
 def _check_pairs(batch: dict[str, Any], rows: np.ndarray) -> None:
     for name in ("chosen", "rejected"):
-        for row, value in zip(rows, batch[name], strict=True):
-            if not isinstance(value, str) and len(value) > 1:
-                fix = "A response is one message. Put the messages before it into `prompt`."
-                raise row_error(row, name, f"{len(value)} messages", fix, quote=False)
+        _check_single_messages(batch, rows, name)
     if "kind" in batch:
         fix = _NUMBER_FIXES["kind"]
         _check_scalars(batch["kind"], rows, "kind", _is_string, fix)
@@ -290,6 +289,13 @@ def _check_pairs(batch: dict[str, Any], rows: np.ndarray) -> None:
         margins = batch["margin"].to_numpy(zero_copy_only=False)
         with np.errstate(over="ignore"):
             _refuse_first(~np.isfinite(margins.astype(np.float32)), margins, rows, "margin", fix)
+
+
+def _check_single_messages(batch: dict[str, Any], rows: np.ndarray, name: str) -> None:
+    for row, value in zip(rows, batch[name], strict=True):
+        if not isinstance(value, str) and len(value) > 1:
+            fix = "A response is one message. Put the messages before it into `prompt`."
+            raise row_error(row, name, f"{len(value)} messages", fix, quote=False)
 
 
 def _check_topk(

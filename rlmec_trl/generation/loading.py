@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -139,6 +140,11 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
     _check_weights(folder)
     base = adapter_base(str(folder))
     if base is not None:
+        if Path(base[0]).resolve() == folder.resolve():
+            raise ModelError(
+                f"{str(folder)!r} is an adapter that names itself as its base model. Name the right one as "
+                "`base_model_name_or_path` in its adapter_config.json."
+            )
         try:
             check_model(*base, needs_tokenizer=False, trust_remote_code=trust_remote_code)
         except ModelError as error:
@@ -257,6 +263,58 @@ def load_weights(name_or_path: str, revision: str = "main", **kwargs) -> PreTrai
         raise ModelError(
             f"The model {name_or_path!r} lacks {len(info['missing_keys'])} of its weights, such as "
             f"{min(info['missing_keys'])!r}. Save it again."
+        )
+    homeless = {name for name in info["unexpected_keys"] if ".lora_" in name}
+    if homeless:
+        raise ModelError(
+            f"{len(homeless)} weights of the adapter {name_or_path!r}, such as {min(homeless)!r}, find no place in "
+            "its base model. Check `base_model_name_or_path` in its adapter_config.json. Transformers cannot load "
+            "DoRA: merge such an adapter with `recipes/merge.py`, and use the result."
+        )
+    return model
+
+
+def load_adapter(
+    model: PreTrainedModel | PeftModel, name_or_path: str, revision: str = "main", adapter_name: str = "default"
+) -> PeftModel:
+    """
+    Put an adapter on its base model.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The base model, or one with other adapters, which stay.
+        name_or_path (`str`):
+            Path of the adapter, or its name on the Hub.
+        revision (`str`, *optional*, defaults to `"main"`):
+            Its revision on the Hub.
+        adapter_name (`str`, *optional*, defaults to `"default"`):
+            What it is called in the model.
+
+    Raises:
+        [`ModelError`]: If it cannot be loaded, or belongs to a model of other layers: PEFT would leave out what has no
+            place, and not train what is not there.
+    """
+    device = str(model.device)
+    with translated_errors("adapter", name_or_path):
+        if isinstance(model, PeftModel):
+            model.load_adapter(name_or_path, adapter_name, revision=revision, torch_device=device)
+        else:
+            model = PeftModel.from_pretrained(
+                model, name_or_path, adapter_name, revision=revision, torch_device=device
+            )
+        saved = load_peft_weights(name_or_path, device="cpu", revision=revision).keys()
+        # An adapter may be saved with the embeddings of its base model
+        needed, known = (
+            get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=embeddings).keys()
+            for embeddings in (False, True)
+        )
+    other = (needed - saved) or (saved - known - model.state_dict().keys())
+    if other:
+        base = adapter_base(name_or_path, revision)
+        raise ModelError(
+            f"The adapter {name_or_path!r} was not trained on {base and base[0]!r}, which its adapter_config.json "
+            f"names as its base model: {'the model' if needed - saved else 'the adapter'} alone has {min(other)!r}, "
+            f"one of {len(other)} weights. Name the right one there, as `base_model_name_or_path`."
         )
     return model
 

@@ -1,12 +1,12 @@
 """Adapters merged into their base models."""
 
-from peft import PeftConfig, PeftModel
-from transformers import PreTrainedModel
+from peft import PeftConfig
+from transformers import AutoConfig, PreTrainedModel
 from trl import ModelConfig
 
 from ..data.adapters import adapter_base
 from ..data.errors import ConfigError
-from .loading import check_model, load_weights, translated_errors
+from .loading import check_model, load_adapter, load_weights, translated_errors
 from .reward_models import SequenceRewardModel
 
 
@@ -31,6 +31,11 @@ def merge_adapter(model_args: ModelConfig, trust_remote_code: bool = False) -> P
     base = adapter_base(name_or_path, revision)
     if base is None:
         raise ConfigError(f"{name_or_path!r} is a whole model, not an adapter. Use it as it is.")
+    if adapter_base(*base) is not None:
+        raise ConfigError(
+            f"{name_or_path!r} is an adapter of {base[0]!r}, which is an adapter itself. Merge that one first, and "
+            "name the result as `base_model_name_or_path` in adapter_config.json."
+        )
     with translated_errors("adapter", name_or_path):
         peft_config = PeftConfig.from_pretrained(name_or_path, revision=revision)
     if peft_config.is_prompt_learning:
@@ -39,12 +44,15 @@ def merge_adapter(model_args: ModelConfig, trust_remote_code: bool = False) -> P
             "model and cannot be merged. Train a LoRA adapter."
         )
     kwargs = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
-    if peft_config.task_type == "SEQ_CLS":
+    with translated_errors("configuration of", base[0]):
+        config = AutoConfig.from_pretrained(base[0], revision=base[1], trust_remote_code=trust_remote_code)
+    # PEFT needs no task, and an adapter of a reward model may have none
+    is_classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    if peft_config.task_type == "SEQ_CLS" or is_classifier:
         model = SequenceRewardModel.from_pretrained(
             name_or_path, revision, trust_remote_code, model_init_kwargs=kwargs
         ).model
     else:
         model = load_weights(*base, trust_remote_code=trust_remote_code, **kwargs)
-        with translated_errors("adapter", name_or_path):
-            model = PeftModel.from_pretrained(model, name_or_path, revision=revision)
+        model = load_adapter(model, name_or_path, revision)
     return model.merge_and_unload()

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import disable_fsdp_ram_efficient_loading, enable_fsdp_ram_efficient_loading
 from peft import PeftModel
 from safetensors import safe_open
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_enabled
 from transformers.utils import cached_file
@@ -22,7 +22,7 @@ from ..data.errors import ConfigError, ModelError
 from ..data.reward_heads import reward_head
 from ..data.tokens import encode_prompt
 from .inference import evaluation_mode, length_batches, padding_id
-from .loading import check_model, load_tokenizer, translated_errors
+from .loading import check_model, load_adapter, load_tokenizer, translated_errors
 from .processes import process_state
 
 
@@ -68,9 +68,10 @@ class SequenceRewardModel:
         self.batch_size = batch_size
         self.adapter_name = adapter_name
         self._base: tuple[str, str] | None = None  # path or name, and revision, of an adapter's base model
+        self._shown = "The reward model"  # in errors
         self._head = reward_head(model)
         text_config = model.config.get_text_config()
-        self._vocab_size = text_config.vocab_size
+        self.vocab_size = text_config.vocab_size
         if text_config.pad_token_id is None:
             # Transformers takes no batch without one. What it does with it is not used
             text_config.pad_token_id = padding_id(processing_class)
@@ -121,22 +122,21 @@ class SequenceRewardModel:
         kwargs = {"trust_remote_code": trust_remote_code, **(model_init_kwargs or {})}
         if base is None:
             model = _load_whole(name_or_path, revision, **kwargs)
-            return cls(model.eval().requires_grad_(False), processing_class, batch_size)
+            loaded = cls(model.eval().requires_grad_(False), processing_class, batch_size)
+            loaded._shown = f"The reward model {name_or_path!r}"
+            return loaded
         has_head = _adapter_has_head(name_or_path, revision)
         if beside is not None and beside._base == base and has_head:
             model = beside.model
             adapter_name = f"reward_{len(model.peft_config)}"
-            with translated_errors("adapter", name_or_path):
-                model.load_adapter(name_or_path, adapter_name, revision=revision, torch_device=str(model.device))
+            load_adapter(model, name_or_path, revision, adapter_name)
         else:
             model = _load_whole(*base, adapter=name_or_path, needs_head=not has_head, **kwargs)
             adapter_name = "reward"
-            with translated_errors("adapter", name_or_path):
-                model = PeftModel.from_pretrained(
-                    model, name_or_path, adapter_name, revision=revision, torch_device=str(model.device)
-                )
+            model = load_adapter(model, name_or_path, revision, adapter_name)
         loaded = cls(model.eval().requires_grad_(False), processing_class, batch_size, adapter_name)
         loaded._base = base
+        loaded._shown = f"The reward model {name_or_path!r}"
         return loaded
 
     def score(
@@ -169,11 +169,11 @@ class SequenceRewardModel:
         sequences = []
         for row, (prompt, ids, kwargs) in enumerate(zip(prompts, completion_ids, chat_template_kwargs, strict=True)):
             sequences.append([*encode_prompt(self.processing_class, prompt, kwargs, row), *ids])
-            if max(sequences[-1], default=self._vocab_size) >= self._vocab_size:
+            if max(sequences[-1], default=self.vocab_size) >= self.vocab_size:
                 found = f"the id {max(sequences[-1])}" if sequences[-1] else "no token at all"
                 raise ConfigError(
-                    f"Completion {row} and its prompt have {found}, and the reward model has {self._vocab_size} ids. "
-                    "Use a reward model that was trained with the policy's tokenizer."
+                    f"{self._shown} has {self.vocab_size} ids, and completion {row} and its prompt have {found}. Use "
+                    "a reward model that was trained with the policy's tokenizer."
                 )
         scores, captured = [0.0] * len(sequences), []
         pad_token_id = padding_id(self.processing_class)
@@ -195,7 +195,7 @@ class SequenceRewardModel:
                 hook.remove()
         for row, score in enumerate(scores):
             if not math.isfinite(score):
-                raise ModelError(f"The reward model gives completion {row} the score {score}. Check its training.")
+                raise ModelError(f"{self._shown} gives completion {row} the score {score}. Check its training.")
         return scores
 
     @contextmanager
@@ -218,6 +218,16 @@ def _load_whole(
     name_or_path: str, revision: str, adapter: str | None = None, needs_head: bool = True, **kwargs
 ) -> PreTrainedModel:
     """A reward model with all its weights, or the base model of an adapter, which may lack the head."""
+    with translated_errors("model", name_or_path):
+        config = AutoConfig.from_pretrained(
+            name_or_path, revision=revision, trust_remote_code=kwargs["trust_remote_code"]
+        )
+    is_classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    if is_classifier and config.num_labels != 1:
+        raise ModelError(
+            f"{adapter or name_or_path!r} is not a reward model: the model {name_or_path!r} has {config.num_labels} "
+            "outputs (`num_labels`), and a reward model has one."
+        )
     # The head that an adapter brings along is no reason to warn that the base model has none
     warnings = nullcontext() if needs_head else suppress_seqcls_warning()
     with translated_errors("model", name_or_path), _whole_in_each_process(), warnings:

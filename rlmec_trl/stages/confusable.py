@@ -2,16 +2,23 @@
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 
 from datasets import Dataset
 
-from ..data.messages import message_text
+from ..data.messages import is_conversational, message_text
 from ..tasks.task import Task
 
 
 def problem_key(row: dict) -> str:
-    """What two rows of the same problem have in common: the prompt and the answer."""
-    return json.dumps([row["prompt"], row["answer"]])
+    """
+    What two rows of the same problem have in common: the prompt and the answer. Datasets may have the fields of their
+    messages in another order, or fields without a value.
+    """
+    prompt = row["prompt"]
+    if is_conversational(prompt):
+        prompt = [{name: value for name, value in message.items() if value is not None} for message in prompt]
+    return json.dumps([prompt, row["answer"]], sort_keys=True)
 
 
 class StatedLabels:
@@ -19,21 +26,25 @@ class StatedLabels:
     The labels that the samples of a policy state.
 
     Args:
-        samples ([`~datasets.Dataset`]):
-            Rows with `prompt`, `answer` and `completion`.
+        samples (`Iterable[Dataset]`):
+            Datasets with `prompt`, `answer` and `completion`.
         task ([`~rlmec_trl.tasks.task.Task`]):
             How labels are read.
     """
 
-    def __init__(self, samples: Dataset, task: Task):
+    def __init__(self, samples: Iterable[Dataset], task: Task):
         self.task = task
         self._of_problem: dict[str, Counter[str]] = defaultdict(Counter)
         self._of_answer: dict[str, Counter[str]] = defaultdict(Counter)
-        for row in samples.select_columns(["prompt", "answer", "completion"]):
-            label = task.stated_label(message_text(row["completion"]), task.raw_problem(row["prompt"]))
-            if label is not None and label != row["answer"]:
-                self._of_problem[problem_key(row)][label] += 1
-                self._of_answer[row["answer"]][label] += 1
+        for dataset in samples:
+            for row in dataset.select_columns(["prompt", "answer", "completion"]):
+                self._count(row)
+
+    def _count(self, row: dict) -> None:
+        label = self.task.stated_label(message_text(row["completion"]), self.task.raw_problem(row["prompt"]))
+        if label is not None and label != row["answer"]:
+            self._of_problem[problem_key(row)][label] += 1
+            self._of_answer[row["answer"]][label] += 1
 
     def most_confusable(self, row: dict) -> str | None:
         """

@@ -24,7 +24,7 @@ from ..reports.correlations import pearson, spearman
 from ..tasks.problems import ProblemConfig, load_problems
 from ..tasks.task import Task, load_task
 from ..teachers.raters import NoRating, TaskRater, rate_responses
-from .output import claim_file, write_atomically
+from .output import claim_file, resolve, write_atomically
 
 
 _NAMES = ("correct", "total", "mean", "interval")
@@ -112,7 +112,8 @@ class EvaluateConfig:
 
     def __post_init__(self):
         check_config(self)
-        if self.output_file is not None and self.output_file == self.predictions_file:
+        files = [resolve(file) for file in (self.output_file, self.predictions_file) if file is not None]
+        if len(files) > len(set(files)):
             raise ConfigError(
                 f"`output_file` and `predictions_file` are both {str(self.output_file)!r}. Give them different names."
             )

@@ -1,13 +1,16 @@
 """The evaluation of a reward model on pairs of responses: how often the better one has the higher score."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import ClassVar
 
+from accelerate.utils import gather_object
 from datasets import Dataset
 from trl import ModelConfig
 
 from ..data.checks import check_config
+from ..data.errors import ConfigError, DatasetError
 from ..data.loading import load_rows
 from ..data.messages import message_text, template_kwargs
 from ..data.row_checks import PAIR_KINDS
@@ -56,12 +59,14 @@ class EvaluatePairsConfig:
 
     def __post_init__(self):
         check_config(self)
+        if not self.dataset_names:
+            raise ConfigError("`dataset_names` is empty: name pairs of responses, as `pairs.py` writes them.")
 
 
 def run(config: EvaluatePairsConfig, model_args: ModelConfig) -> dict[str, Accuracy]:
     """
     Evaluate a reward model on pairs. It scores them as in reinforcement learning: prompt and response are encoded
-    apart, the response ends with EOS, and the score is the value at its last token.
+    apart, the response ends with EOS, and the score is the value at its last token. The processes share the pairs.
 
     Args:
         config ([`EvaluatePairsConfig`]):
@@ -74,14 +79,22 @@ def run(config: EvaluatePairsConfig, model_args: ModelConfig) -> dict[str, Accur
         how many have a higher score for `chosen` than for `rejected`.
 
     Raises:
+        [`~rlmec_trl.data.errors.ConfigError`]: If the reward model is to be quantized.
         [`~rlmec_trl.data.errors.ModelError`]: If the reward model cannot be loaded, or is none.
         [`~rlmec_trl.data.schema.DatasetError`]: If a pair is invalid.
         [`~rlmec_trl.stages.output.OutputError`]: If `output_file` is a file of something else.
     """
-    with claim_file(config.output_file, ("pairs",)):
-        datasets = [load_rows(name, config.dataset_split) for name in config.dataset_names]
-        for dataset in datasets:
-            check_dataset(dataset, "preference")
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        raise ConfigError("Reward models are not quantized: leave `--load_in_4bit` and `--load_in_8bit` out.")
+    state = process_state()
+    with claim_file(config.output_file, ("pairs",)) if state.is_main_process else nullcontext():
+        datasets = []
+        for name in config.dataset_names:
+            datasets.append(load_rows(name, config.dataset_split))
+            try:
+                check_dataset(datasets[-1], "preference")
+            except DatasetError as error:
+                raise DatasetError(f"{error.reason} (In {name!r}.)", error.row, error.column) from None
         reward_model = SequenceRewardModel.from_pretrained(
             model_args.model_name_or_path,
             model_args.model_revision,
@@ -92,12 +105,13 @@ def run(config: EvaluatePairsConfig, model_args: ModelConfig) -> dict[str, Accur
         counts: dict[str, list[bool]] = {}
         for dataset in datasets:
             kinds = dataset["kind"][:] if "kind" in dataset.column_names else ["all"] * len(dataset)
-            for kind, correct in zip(kinds, prefers_chosen(reward_model, dataset), strict=True):
+            own = range(state.process_index, len(dataset), state.num_processes)
+            better = prefers_chosen(reward_model, dataset.select(own))
+            for kind, correct in gather_object([(kinds[row], one) for row, one in zip(own, better, strict=True)]):
                 counts.setdefault(kind, []).append(correct)
         result = {
             kind: Accuracy(sum(counts[kind]), len(counts[kind])) for kind in (*PAIR_KINDS, "all") if kind in counts
         }
-        state = process_state()
         for kind, accuracy in result.items():
             low, high = accuracy.interval
             state.print(

@@ -76,8 +76,8 @@ def rllr_mixed_reward(label: SequenceRewardModel, quality: SequenceRewardModel, 
     Raises:
         [`~rlmec_trl.data.errors.ConfigError`]: If `cap` is not a number.
     """
-    if isinstance(cap, bool) or not isinstance(cap, int | float) or math.isnan(cap):
-        raise ConfigError(f"`cap` must be a number, got {cap!r}.")
+    if isinstance(cap, bool) or not isinstance(cap, int | float) or math.isnan(cap) or cap == -math.inf:
+        raise ConfigError(f"`cap` must be a number over -inf, got {cap!r}.")
 
     def rllr_mixed(
         prompts, completions, completion_ids, chat_template_kwargs=None, log_metric=None, **kwargs

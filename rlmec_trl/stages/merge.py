@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -9,13 +10,15 @@ from typing import ClassVar
 from transformers.utils import cached_file
 from trl import ModelConfig
 
+from ..data.adapters import adapter_base
 from ..data.checks import check_config
-from ..generation.loading import check_model, load_tokenizer
+from ..data.errors import ConfigError
+from ..generation.loading import check_model, is_folder, load_tokenizer
 from ..generation.merging import merge_adapter
 from ..generation.processes import process_state
 from ..grm.prompts import WORDING_FILE
 from .keys import model_key
-from .output import claim, is_finished, publish
+from .output import OutputError, claim, is_finished, publish, resolve
 
 
 @dataclass
@@ -56,9 +59,15 @@ def run(config: MergeConfig, model_args: ModelConfig) -> None:
         [`~rlmec_trl.data.errors.ConfigError`]: If it is no adapter, or of a type that cannot be merged.
         [`~rlmec_trl.data.errors.ModelError`]: If the adapter or its base model cannot be loaded.
         [`~rlmec_trl.stages.output.OutputError`]: If `output_dir` cannot be replaced, or another run is writing to it.
+            Also if it is the adapter's or the base model's folder.
     """
     name_or_path, revision = model_args.model_name_or_path, model_args.model_revision
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        raise ConfigError(
+            "`--load_in_4bit` and `--load_in_8bit` are not for merging, which would round the weights: leave them out."
+        )
     check_model(name_or_path, revision, trust_remote_code=config.trust_remote_code)
+    _check_not_replaced(config.output_dir, [name_or_path, *(adapter_base(name_or_path, revision) or ())[:1]])
     tokenizer = load_tokenizer(model_args, config.trust_remote_code)
 
     def save(folder: Path) -> None:
@@ -72,9 +81,23 @@ def run(config: MergeConfig, model_args: ModelConfig) -> None:
             shutil.copyfile(wording, folder / WORDING_FILE)
 
     key = json.dumps({"merged": model_key(model_args, tokenizer)}, sort_keys=True)
-    with claim(config.output_dir, key) as work_dir:
-        if is_finished(config.output_dir, key):
-            process_state().print(f"{config.output_dir} already holds this merged model.")
-        else:
-            publish(save, config.output_dir, key, work_dir)
-            process_state().print(f"Merged {name_or_path}. Saved to {config.output_dir}")
+    state = process_state()
+    if state.is_main_process:
+        with claim(config.output_dir, key) as work_dir:
+            if is_finished(config.output_dir, key):
+                state.print(f"{config.output_dir} already holds this merged model.")
+            else:
+                publish(save, config.output_dir, key, work_dir)
+                state.print(f"Merged {name_or_path}. Saved to {config.output_dir}")
+    state.wait_for_everyone()
+
+
+def _check_not_replaced(output_dir: str, models: Sequence[str]) -> None:
+    """Check that the merged model would not replace what it is made of: a base model may itself be a merged one."""
+    target = resolve(output_dir)
+    for model in models:
+        if is_folder(model) and target in (resolve(model), *resolve(model).parents):
+            raise OutputError(
+                f"{str(output_dir)!r} holds {model!r}, of which the merged model is made. Choose another "
+                "`--output_dir`."
+            )

@@ -275,7 +275,8 @@ def make_pairs(
     names = ("prompt", "chosen", "rejected", "kind", "chosen_label", "rejected_label", "answer")
     conversational = len(problems) > 0 and is_conversational(problems[0]["prompt"])
     text = column_features(messages=conversational)["prompt"]
-    features = {name: text if name in ("prompt", "chosen", "rejected") else Value("string") for name in names}
+    features = {name: text if name in ("chosen", "rejected") else Value("string") for name in names}
+    features["prompt"] = problems.features["prompt"]
     if TEMPLATE_KWARGS in problems.column_names:
         features[TEMPLATE_KWARGS] = Json()
     columns: dict[str, list] = {name: [] for name in features}

@@ -195,9 +195,12 @@ def run(
     problems = _load_problems(config, problem_config, task)
     rows, left_out = rows_to_justify(problems, task, config.labels, config.max_problems)
     if len(rows) == 0:
+        if config.labels == "confusable":
+            reason, fix = "the samples state no wrong label", "Sample more, or choose `--labels wrong`."
+        else:
+            reason, fix = f"task '{task.name}' has no label but the answer", "Choose `--labels gold`."
         raise EmptyResultError(
-            f"There is no label to justify: the samples state no wrong label. Nothing was saved to "
-            f"{config.output_dir!r}. Sample more, or choose `--labels wrong`."
+            f"There is no label to justify: {reason}. Nothing was saved to {config.output_dir!r}. {fix}"
         )
     if config.provider == "local":
         check_not_input(config.output_dir, problems)
@@ -260,7 +263,7 @@ def rows_to_justify(
     Returns:
         `tuple[Dataset, int]`: The rows, and the number of problems without a confusable label.
     """
-    stated = StatedLabels(problems, task) if labels == "confusable" else None
+    stated = StatedLabels([problems], task) if labels == "confusable" else None
     of_samples = column_features().keys() - {"prompt", "reference", "answer"}
     problems = problems.remove_columns([name for name in problems.column_names if name in of_samples])
     seen, indices, chosen = set(), [], []

@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
+from datasets import Dataset, Features, Json, List, Value
 
 from ..data.errors import ConfigError
 from ..data.messages import is_conversational, message_text
 from ..data.row_checks import row_error
-from ..data.schema import DatasetError, check_dataset, column_features
+from ..data.schema import DatasetError, check_dataset
 from ..tasks.task import Task
 from ..teachers.rationales import ACCEPTED
 from .confusable import StatedLabels, problem_key
@@ -66,9 +66,10 @@ def gather_problems(
         else:
             confusable = stated.most_confusable(problem)
             problem["wrong_labels"] = [] if confusable is None else [confusable]
-    text = column_features(messages=bool(taken) and is_conversational(taken[0]["prompt"]))["prompt"]
+    # Inferred from all of them: messages may have other fields than role and content
+    prompts = Dataset.from_dict({"prompt": [problem["prompt"] for problem in taken] or [""]})
     strings = List(Value("string"))
-    features = {"prompt": text, "answer": Value("string")}
+    features = {"prompt": prompts.features["prompt"], "answer": Value("string")}
     features |= {"responses": strings, "labels": strings, "wrong_labels": strings}
     if any(TEMPLATE_KWARGS in problem for problem in taken):
         features[TEMPLATE_KWARGS] = Json()
@@ -81,6 +82,8 @@ def _read_responses(dataset: Dataset, task: Task, left_out: Counter) -> Iterator
     is_rationale = _is_rationales(dataset)
     dataset, numbers = _with_responses(dataset, left_out) if is_rationale else (dataset, range(len(dataset)))
     check_dataset(dataset, "responses", row_numbers=numbers)
+    if is_rationale and "label" not in dataset.column_names:
+        raise DatasetError("Column 'label' is missing: `rationales.py` writes it beside `rationale_outcome`.")
     for number, row in zip(numbers, dataset, strict=True):
         for name in ("answer", "label") if is_rationale else ("answer",):
             if row[name] not in task.labels:
@@ -106,14 +109,13 @@ def _add_response(problems: dict[str, dict], row: dict, text: str, label: str, l
 
 def _stated_labels(datasets: dict[str, Dataset], task: Task) -> StatedLabels:
     """The labels that the samples of the policy among the datasets state."""
-    shared = ["prompt", "answer", "completion"]
-    samples = [dataset.select_columns(shared) for dataset in datasets.values() if not _is_rationales(dataset)]
+    samples = [dataset for dataset in datasets.values() if not _is_rationales(dataset)]
     if not samples:
         raise ConfigError(
             "`--rejected_labels confusable` counts the labels in samples of the policy: name them in "
             "`--dataset_names` too."
         )
-    return StatedLabels(concatenate_datasets(samples), task)
+    return StatedLabels(samples, task)
 
 
 def _is_rationales(dataset: Dataset) -> bool:
@@ -123,6 +125,10 @@ def _is_rationales(dataset: Dataset) -> bool:
 def _with_responses(rationales: Dataset, left_out: Counter) -> tuple[Dataset, list[int]]:
     """The rationales that were accepted, and their numbers. Of the others there is no response."""
     outcomes = rationales["rationale_outcome"][:]
+    for number, outcome in enumerate(outcomes):
+        if not isinstance(outcome, str):
+            fix = "`rationales.py` writes a text in every row. Name samples of the policy as a dataset of their own."
+            raise row_error(number, "rationale_outcome", outcome, fix)
     numbers = [number for number, outcome in enumerate(outcomes) if outcome == ACCEPTED]
     left_out.update(outcome for outcome in outcomes if outcome != ACCEPTED)
     return rationales.select(numbers), numbers

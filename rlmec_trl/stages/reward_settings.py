@@ -8,7 +8,7 @@ from accelerate.utils import broadcast_object_list
 from trl import ModelConfig
 
 from ..data.checks import check_config
-from ..data.errors import ConfigError
+from ..data.errors import ConfigError, DatasetError
 from ..data.loading import load_rows
 from ..data.messages import template_kwargs
 from ..data.schema import check_dataset
@@ -177,7 +177,10 @@ def load_reward(
 def _find_cap(label: SequenceRewardModel, dataset_name: str) -> tuple[float, str]:
     """The cap that validation gives, and the hash of its rows."""
     rows = load_rows(dataset_name)
-    check_dataset(rows, "validation")
+    try:
+        check_dataset(rows, "validation", vocab_size=label.vocab_size)
+    except DatasetError as error:
+        raise DatasetError(f"{error.reason} (In {dataset_name!r}.)", error.row, error.column) from None
     columns = (rows[name][:] for name in ("prompt", "completion_ids", "correct"))
     cap = median_cap(label, *columns, chat_template_kwargs=template_kwargs(rows))
     state = process_state()
@@ -185,4 +188,5 @@ def _find_cap(label: SequenceRewardModel, dataset_name: str) -> tuple[float, str
         # One number for all processes, whose devices may round differently
         (cap,) = broadcast_object_list([cap])
     state.print(f"The label score is capped at {cap:.3f}, its median over {sum(rows['correct'])} correct responses.")
-    return cap, rows_hash(rows.select_columns(["prompt", "completion_ids", "correct"]))
+    names = ("prompt", "completion_ids", "correct", "chat_template_kwargs")
+    return cap, rows_hash(rows.select_columns([name for name in names if name in rows.column_names]))

@@ -91,7 +91,7 @@ def work_through_journal(
             state.wait_for_everyone()
             spent = sum(journal.costs())
         failures = list(teacher.failures.values())
-        said = f" The last request without an answer: {failures[-1]}." if failures else ""
+        said = f" The last request without an answer: {failures[-1].rstrip('.')}." if failures else ""
         if teacher_config.max_cost is not None and outcomes["not asked"] > 0:
             said += " `max_cost` was reached."
         check(rows, f"{said} All answers are in {journal_dir!r}.")

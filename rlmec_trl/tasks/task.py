@@ -150,6 +150,13 @@ class Task:
         if self.check_answer is None:
             if not self.labels:
                 raise ConfigError(f"Task '{self.name}' cannot check answers: give it `check_answer` or `labels`.")
+            if self.read_label is None:
+                for label in self.labels:
+                    if stated_label(self.labels, self.label_position, f"The answer is {label}") != label:
+                        raise ConfigError(
+                            f"No response can state the label {label!r} of task '{self.name}': \"The answer is "
+                            f'{label}" is not read as it. Choose another, or give the task `read_label`.'
+                        )
             reader = {"labels": self.labels, "label_position": self.label_position, "read_label": self.read_label}
             object.__setattr__(self, "check_answer", partial(check_label, **reader))
 
@@ -303,8 +310,15 @@ def load_object(path: str) -> Any:
 
 
 def source_hash(path: str) -> str:
-    """Hash of the file that [`load_object`] loads from."""
+    """
+    Hash of the file that [`load_object`] loads from.
+
+    Raises:
+        [`~rlmec_trl.data.errors.ConfigError`]: If there is none, as of a module that is built into Python.
+    """
     module, _ = _load_source(path)
+    if getattr(module, "__file__", None) is None:
+        raise ConfigError(f"{path!r} is of a module that is no file. Call it from a function of your own in a file.")
     return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
 
 

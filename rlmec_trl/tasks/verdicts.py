@@ -48,7 +48,7 @@ NUM_QUOTES = 2
 PERFECT_QUALITY = 3.0
 ADVERB_RATE = 0.5
 # How often a clause is negated, and how often the verdict is as close as four to three (otherwise five to two)
-WARMUP_NEGATION_RATE, NEGATION_RATE = 0.02, 0.3
+WARMUP_NEGATION_RATE, NEGATION_RATE = 0.1, 0.3
 WARMUP_CLOSE_RATE, CLOSE_RATE = 0.25, 0.75
 WARMUP_CORRUPTION_RATE = 0.4
 
@@ -439,10 +439,11 @@ def make_policy(
     tokenizer: PreTrainedTokenizerFast, seed: int = 0, hidden_size: int = 128, num_hidden_layers: int = 3
 ) -> LlamaForCausalLM:
     """
-    Make an untrained policy, as [`~rlmec_trl.tasks.small_models.make_policy`], with larger weights: at the default
-    scale, a model this narrow hardly attends to anything, and 700 steps do not teach it to quote.
+    Make an untrained policy, as [`~rlmec_trl.tasks.small_models.make_policy`], whose weights have the standard
+    deviation `hidden_size ** -0.5`. At the default of Llama, a model this narrow hardly attends to anything, and does
+    not learn to quote.
     """
-    return make_small_policy(tokenizer, seed, hidden_size, num_hidden_layers, initializer_range=0.06)
+    return make_small_policy(tokenizer, seed, hidden_size, num_hidden_layers, initializer_range=hidden_size**-0.5)
 
 
 TASK = Task(

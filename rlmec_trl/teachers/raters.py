@@ -115,7 +115,12 @@ def rate_responses(rater: Rater, problems: list[str], responses: list[str]) -> l
 
 
 def _is_rating(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        return False
 
 
 class JournaledRater:

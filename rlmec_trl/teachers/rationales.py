@@ -137,7 +137,8 @@ def verify_rationale(task: Task, problem: str, label: str, response: str) -> str
     rationale, placed = split_response(task.labels, task.label_position, response)
     if placed is None:
         return "misplaced label"
-    return None if rationale else "no rationale"
+    # "..." and rules of markdown are no rationale
+    return None if any(map(str.isalnum, rationale)) else "no rationale"
 
 
 def _names_several(task: Task, response: str) -> bool:

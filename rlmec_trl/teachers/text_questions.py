@@ -87,7 +87,9 @@ def read_rating(structured: bool, text: str) -> float | None:
     else:
         found = re.fullmatch(r"\W*([0-9]{1,2})(?:\W*/\s*10)?\W*", without_reasoning(text))
         rating = None if found is None else int(found[1])
-    is_rating = type(rating) is int and LOWEST_RATING <= rating <= HIGHEST_RATING
+    # In JSON, 7.0 is an integer too
+    is_whole = type(rating) is int or (type(rating) is float and rating.is_integer())
+    is_rating = is_whole and LOWEST_RATING <= rating <= HIGHEST_RATING
     return float(rating) if is_rating else None
 
 

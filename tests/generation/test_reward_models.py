@@ -103,9 +103,9 @@ def test_scores_are_float32_and_the_mode_and_hooks_of_the_model_are_restored(mak
 
 def test_ids_of_another_tokenizer_are_refused(make_reward_model, tokenizer):
     reward_model = SequenceRewardModel(make_reward_model(), tokenizer)
-    with pytest.raises(ConfigError, match="Completion 1 and its prompt have the id 9999, and the reward model has"):
+    with pytest.raises(ConfigError, match="has 60 ids, and completion 1 and its prompt have the id 9999"):
         reward_model.score(["Tom", "Tom"], [[5], [9999]])
-    with pytest.raises(ConfigError, match="Completion 0 and its prompt have no token at all"):
+    with pytest.raises(ConfigError, match="completion 0 and its prompt have no token at all"):
         reward_model.score([""], [[]])
 
 
@@ -252,7 +252,7 @@ def test_what_else_cannot_be_loaded_is_named(saved, make_reward_model, tokenizer
         SequenceRewardModel.from_pretrained("no model")
     make_reward_model(num_labels=2).save_pretrained(saved / "two")
     tokenizer.save_pretrained(saved / "two")
-    with pytest.raises(ModelError, match="The model '.*two' cannot be loaded"):
+    with pytest.raises(ModelError, match="two' is not a reward model: .* has 2 outputs"):
         SequenceRewardModel.from_pretrained(str(saved / "two"))
     with pytest.raises(ModelError, match="one output, and this model has 2"):
         SequenceRewardModel(make_reward_model(num_labels=2), tokenizer)

@@ -199,6 +199,8 @@ def test_a_predictions_file_that_is_something_else_is_kept(evaluated, tmp_path):
 def test_one_file_cannot_hold_both_results():
     with pytest.raises(ConfigError, match="`output_file` and `predictions_file` are both 'a.json'"):
         EvaluateConfig(task="stsb", output_file="a.json", predictions_file="a.json")
+    with pytest.raises(ConfigError, match="are both 'a.json'"):
+        EvaluateConfig(task="stsb", output_file="a.json", predictions_file="./a.json")
 
 
 # --- Rationales ------------------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def test_arguments_of_the_chat_template_reach_every_reward_model():
     assert label.calls == quality.calls == [kwargs, kwargs]
 
 
-@pytest.mark.parametrize("cap", [None, math.nan, "2", True])
+@pytest.mark.parametrize("cap", [None, math.nan, -math.inf, "2", True])
 def test_a_cap_that_is_no_number_is_refused(cap):
     with pytest.raises(ConfigError, match="`cap` must be a number"):
         rllr_mixed_reward(Scores(), Scores(), cap)

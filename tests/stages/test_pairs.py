@@ -213,6 +213,23 @@ def test_messages_become_messages(folder):
         run(names=["rationales.jsonl", "chats.jsonl"])
 
 
+def test_messages_are_the_same_problem_whatever_the_order_of_their_fields_and_keep_all_of_them(folder):
+    def chat(row, **message):
+        completion = [{"role": "assistant", "content": row["completion"]}]
+        return row | {"prompt": [message], "completion": completion}
+
+    positive, negative = (rationale(0, label) for label in ("positive", "negative"))
+    write_rows(folder / "one.jsonl", [chat(positive, role="user", content="text 0", name="Ann")])
+    write_rows(folder / "two.jsonl", [chat(negative, name="Ann", tool=None, content="text 0", role="user")])
+    (pair,) = run(names=["one.jsonl", "two.jsonl"])
+    assert pair["prompt"] == [{"role": "user", "content": "text 0", "name": "Ann"}]
+    samples = [chat(sample(0, words, "negative"), role="user", content="text 0", name="Ann") for words in ("A.", "B.")]
+    write_rows(folder / "three.jsonl", samples)
+    samples = [chat(sample(0, "C.", "negative"), content="text 0", role="user", name="Ann")]
+    write_rows(folder / "four.jsonl", samples)
+    assert len(run(names=["one.jsonl", "three.jsonl", "four.jsonl"], rejected_labels="confusable")) == 3
+
+
 def test_the_choice_is_seeded_and_does_not_depend_on_shards_or_other_problems(folder):
     settings = {"names": ("rationales.jsonl", "samples.jsonl"), "max_pairs": 1}
     found = run(**settings).to_list()
@@ -297,12 +314,37 @@ def test_settings_that_cannot_be_meant_are_refused_before_any_work(folder, setti
         (sample(0, "Good.", "positive", answer="fine"), "column 'answer': found 'fine'. It must be one of the labels"),
         (rationale(0, "fine"), "column 'label': found 'fine'. It must be one of the labels"),
         (sample(0, "", "positive") | {"completion": " "}, "column 'completion': found an empty text"),
+        (sample(0, "", "positive") | {"rationale_outcome": None}, "column 'rationale_outcome': found None. `rat"),
+        (
+            sample(0, "", "positive") | {"completion": [{"role": "assistant", "content": "Good."}] * 2},
+            "column 'completion': found 2 messages. A response is one message",
+        ),
     ],
 )
 def test_invalid_rows_are_refused_with_their_number(folder, row, message):
     write_rows(folder / "odd.jsonl", [row] * 2)
     with pytest.raises(DatasetError, match=rf"Row 0, {message}.* \(In 'odd.jsonl'.\)"):
         run(names=["rationales.jsonl", "odd.jsonl"])
+
+
+def test_rationales_without_their_labels_are_refused(folder):
+    row = rationale(0, "positive")
+    del row["label"]
+    write_rows(folder / "odd.jsonl", [row])
+    with pytest.raises(DatasetError, match="Column 'label' is missing: `rationales.py` writes it"):
+        run(names=["odd.jsonl"])
+
+
+@pytest.mark.parametrize("rating", ["10**400", "'7'", "float('nan')", "True"])
+def test_a_rating_that_is_no_finite_number_is_refused(folder, rating):
+    (folder / "mine.py").write_text(f"def rate(problems, responses):\n    return [{rating} for _ in responses]\n")
+    with pytest.raises(ValueError, match="The rater `rate` returned .* for the response .* a finite number, or None"):
+        run(**BOTH)
+
+
+def test_a_rater_without_a_file_is_refused(folder):
+    with pytest.raises(ValueError, match="'builtins:zip' is of a module that is no file"):
+        run(**BOTH | {"rater": "builtins:zip"})
 
 
 def test_the_rows_to_pair_are_not_replaced(folder):

@@ -119,6 +119,13 @@ def test_confusable_labels_need_samples(folder):
         run(labels="confusable", name="samples.jsonl")
 
 
+def test_a_task_of_one_label_has_no_wrong_one_to_justify(folder):
+    (folder / "task.py").write_text("from rlmec_trl.tasks.task import Task\nTASK = Task('one', labels=('World',))\n")
+    write_rows(folder / "world.jsonl", [problem(0)])
+    with pytest.raises(EmptyResultError, match="task 'one' has no label but the answer.* Choose `--labels gold`"):
+        run(name="world.jsonl", task="task.py:TASK", labels="wrong")
+
+
 def test_samples_of_a_problem_are_one_problem(folder):
     write_rows(folder / "samples.jsonl", [sample(0, "World"), sample(0, "Sports"), sample(1, "Sports")])
     assert run(name="samples.jsonl")["prompt"][:] == ["text 0", "text 1"]

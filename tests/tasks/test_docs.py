@@ -115,6 +115,7 @@ def error_messages(tokenizer, broken):
         refused(to_task_rows, dataset, Task("mine", check_math, read_row=lambda row: row["other"] + 1), tokenizer),
         refused(Task("mine", lambda *texts: texts[3]).is_correct, "a", "b", "c"),
         refused(load_task("gsm8k").stated_label, "a"),
+        refused(Task, "mine", labels=("a", "*")),
         refused(Task("mine", labels=("a", "b"), read_label=lambda response: "c").stated_label, "a"),
         refused(check_by_reward, ids_only),
         refused(check_by_reward(two_rewards), "a", "b"),

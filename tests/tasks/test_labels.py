@@ -217,6 +217,8 @@ def test_a_labeled_task_can_be_pickled():
     [
         ({"labels": ("good", " GOOD")}, "no two may be alike, or empty"),
         ({"labels": ("good", "")}, "no two may be alike, or empty"),
+        ({"labels": ("good", "very\ngood")}, "No response can state the label"),
+        ({"labels": ("*", "**")}, "No response can state the label"),
         ({"labels": MOODS, "label_position": "end"}, "is 'end'; it must be one of 'last', 'first'"),
         ({"labels": MOODS, "read_label": "last"}, "`read_label` of task 'mine' is 'last', not a function"),
     ],

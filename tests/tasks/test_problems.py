@@ -171,6 +171,22 @@ def test_an_index_becomes_its_label(tokenizer):
         assert to_task_rows(dataset, SENTIMENT, tokenizer)["answer"][:] == ["positive", "negative"]
 
 
+@pytest.mark.parametrize("column", ["prompt", "problem"])
+def test_an_index_is_of_the_names_of_its_column_whatever_their_order(column, tokenizer):
+    def rows(names, *answers):
+        columns = {column: ["a"] * len(answers), "answer": list(answers)}
+        dataset = Dataset.from_dict(columns).cast_column("answer", ClassLabel(names=names))
+        return to_task_rows(dataset, SENTIMENT, tokenizer)["answer"][:]
+
+    assert rows(["Positive", "negative"], 0, 1) == ["positive", "negative"]
+    assert rows(["positive"], 0) == ["positive"]
+    assert rows(["neg", "pos"], 0, 1) == ["negative", "positive"]
+    assert rows(["neg", "positive"], 0, 1) == ["negative", "positive"]
+    assert rows(["positive", "neg"], 0) == ["positive"]
+    with pytest.raises(DatasetError, match="^Row 0, column 'answer': found 'neg', which is none of the labels"):
+        rows(["positive", "neg"], 1)
+
+
 def test_a_label_is_written_as_the_task_writes_it(tokenizer):
     rows = to_task_rows(labeled(["Positive", "negative"]), SENTIMENT, tokenizer)
     assert rows["answer"][:] == ["positive", "negative"]

@@ -58,6 +58,7 @@ GOOD = "The pace never drags.\nThe answer is positive"
         ("The answer is negative. No: the pace never drags.\nThe answer is positive", "several labels"),
         ("The answer is positive\nThe pace never drags.", "misplaced label"),
         ("The answer is positive", "no rationale"),
+        ("...\n\n---\nThe answer is positive", "no rationale"),
     ],
 )
 def test_a_response_has_to_end_with_the_label_that_was_asked_for(response, reason):
@@ -180,6 +181,9 @@ def test_an_answer_is_never_read_as_more_than_it_says(structured, text, expected
     ("structured", "text", "expected"),
     [
         (True, '{"rating": 7}', 7.0),
+        (True, '{"rating": 7.0}', 7.0),
+        (True, '{"rating": 7.5}', None),
+        (True, '{"rating": NaN}', None),
         (True, '{"rating": 11}', None),
         (True, '{"rating": true}', None),
         (True, "7", None),
