@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,11 +11,12 @@ from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from trl import ModelConfig
+from trl.trainer.reward_trainer import suppress_seqcls_warning
 from trl.trainer.utils import pad, use_adapter
 
 from ..data.adapters import adapter_base
 from ..data.errors import ConfigError, ModelError
-from ..data.reward_heads import reward_head
+from ..data.reward_heads import reward_head, use_float32_scores
 from ..data.tokens import encode_prompt
 from .inference import evaluation_mode, length_batches, padding_id
 from .loading import check_model, load_tokenizer, translated_errors
@@ -64,6 +65,7 @@ class SequenceRewardModel:
         self.batch_size = batch_size
         self.adapter_name = adapter_name
         self._base: tuple[str, str] | None = None  # path or name, and revision, of an adapter's base model
+        use_float32_scores(model)
         self._head = reward_head(model)
         text_config = model.config.get_text_config()
         self._vocab_size = text_config.vocab_size
@@ -120,6 +122,8 @@ class SequenceRewardModel:
                 model.load_adapter(name_or_path, adapter_name, revision=revision, torch_device=str(model.device))
         else:
             model = _load_whole(*base, adapter=name_or_path, needs_head=not has_head, **kwargs)
+            # The adapter's head gets the dtype of this one, and is trained and saved in float32
+            reward_head(model).float()
             adapter_name = "reward"
             with translated_errors("adapter", name_or_path):
                 model = PeftModel.from_pretrained(
@@ -208,7 +212,9 @@ def _load_whole(
     name_or_path: str, revision: str, adapter: str | None = None, needs_head: bool = True, **kwargs
 ) -> PreTrainedModel:
     """A reward model with all its weights, or the base model of an adapter, which may lack the head."""
-    with translated_errors("model", name_or_path):
+    # That the base model has no head is expected where the adapter brings it
+    expected = nullcontext() if needs_head else suppress_seqcls_warning()
+    with translated_errors("model", name_or_path), expected:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             name_or_path, revision=revision, num_labels=1, use_safetensors=True, output_loading_info=True, **kwargs
         )
