@@ -19,7 +19,7 @@ from trl.trainer.utils import pad, use_adapter
 
 from ..data.adapters import adapter_base
 from ..data.errors import ConfigError, ModelError
-from ..data.reward_heads import reward_head
+from ..data.reward_heads import reward_head, use_float32_scores
 from ..data.tokens import encode_prompt
 from .inference import evaluation_mode, length_batches, padding_id
 from .loading import check_model, load_adapter, load_tokenizer, translated_errors
@@ -69,6 +69,7 @@ class SequenceRewardModel:
         self.adapter_name = adapter_name
         self._base: tuple[str, str] | None = None  # path or name, and revision, of an adapter's base model
         self._shown = "The reward model"  # in errors
+        use_float32_scores(model)
         self._head = reward_head(model)
         text_config = model.config.get_text_config()
         self.vocab_size = text_config.vocab_size
@@ -132,6 +133,8 @@ class SequenceRewardModel:
             load_adapter(model, name_or_path, revision, adapter_name)
         else:
             model = _load_whole(*base, adapter=name_or_path, needs_head=not has_head, **kwargs)
+            # The adapter's head gets the dtype of this one, and is trained and saved in float32
+            reward_head(model).float()
             adapter_name = "reward"
             model = load_adapter(model, name_or_path, revision, adapter_name)
         loaded = cls(model.eval().requires_grad_(False), processing_class, batch_size, adapter_name)

@@ -201,7 +201,7 @@ def run(
     counts = Counter(pairs["kind"])
     made = " and ".join(f"{counts[kind]} {kind} pairs" for kind in _kinds(config))
     process_state().print(
-        f"{made} of {len(problems)} problems (now: {describe_outcomes(outcomes) or 'none'}; responses left out: "
+        f"{made} of {len(problems)} problems ({_describe(outcomes, config)}; responses left out: "
         f"{describe_outcomes(left_out) or 'none'}). Saved to {config.output_dir}"
     )
     return pairs
@@ -251,6 +251,19 @@ def _to_rate(problems: Dataset, task: Task) -> tuple[list[str], list[str], list[
     responses = _responses_of(problems)
     places = [(index, number) for index, each in enumerate(responses) for number in each.to_rate()]
     return [texts[index] for index, _ in places], [responses[index].texts[number] for index, number in places], places
+
+
+def _describe(outcomes: Counter[str], config: PairsConfig) -> str:
+    """The number of problems by outcome for each kind of pairs, and of the responses that could not be rated."""
+    parts, unrated = [], Counter(outcomes)
+    for kind in _kinds(config):
+        prefix = f"{kind}, "
+        own = Counter({name.removeprefix(prefix): unrated.pop(name) for name in outcomes if name.startswith(prefix)})
+        if own:
+            parts.append(f"now for {kind} pairs: {describe_outcomes(own)}")
+    if unrated:
+        parts.append(f"responses without a rating: {describe_outcomes(unrated)}")
+    return "; ".join(parts) or "now: none"
 
 
 def make_pairs(

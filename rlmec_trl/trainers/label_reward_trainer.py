@@ -104,6 +104,19 @@ class DataCollatorForLabelReward(DataCollatorForPreference):
         return batch
 
 
+def _unify_trained_dtype(model: torch.nn.Module) -> None:
+    """
+    Train the score head in float32 if the adapter's other weights are.
+
+    PEFT gives these float32 on a model in bfloat16, but not the head, whose updates bfloat16 would round away.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if any(parameter.dtype == torch.float32 for parameter in trained):
+        for parameter in reward_head(model).parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+
+
 class LabelRewardTrainer(MetricSums, TrainerChecks, RewardTrainer):
     """
     Trainer for reward models on label-sensitive pairs (https://huggingface.co/papers/2405.19763).
@@ -197,6 +210,7 @@ class LabelRewardTrainer(MetricSums, TrainerChecks, RewardTrainer):
                 "The score head is not trained: it is not part of the adapter, nor saved with it. Use an adapter of "
                 "task type 'SEQ_CLS'."
             )
+        _unify_trained_dtype(self.model)
         add_token_values(self.model)
         if data_collator is None:
             self.data_collator = DataCollatorForLabelReward(

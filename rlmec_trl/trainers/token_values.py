@@ -8,7 +8,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-from ..data.reward_heads import reward_head
+from ..data.reward_heads import reward_head, use_float32_scores
 
 
 @dataclass
@@ -26,7 +26,7 @@ def add_token_values(model: PreTrainedModel | PeftModel) -> None:
     Let a reward model return the values of all tokens beside its reward.
 
     The score head computes them anyway; the model then keeps one of each sequence, chosen by the padding id. A hook
-    takes them from the head, and a second one adds them to the output.
+    takes them from the head, and a second one adds them to the output. They are float32.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -45,5 +45,6 @@ def add_token_values(model: PreTrainedModel | PeftModel) -> None:
         # A model that was given to two trainers has two such hooks
         return TokenValuesOutput(**{**outputs, "token_values": captured.pop("token_values")})
 
+    use_float32_scores(model)
     reward_head(model).register_forward_hook(take)
     base.register_forward_hook(add)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 from transformers.integrations.fsdp import is_fsdp_enabled
 
@@ -101,6 +102,23 @@ def test_scores_are_float32_and_the_mode_and_hooks_of_the_model_are_restored(mak
     assert scores == pytest.approx(expected, rel=0.05, abs=0.1)
 
 
+def test_scores_of_a_bfloat16_model_are_not_rounded_to_bfloat16(make_reward_model, tokenizer, samples):
+    """Responses that differ in a word would often get the same score."""
+    model = make_reward_model().to(torch.bfloat16)
+    model.score.weight.data += 3  # large scores, whose differences are small
+    states = []
+    model.model.register_forward_hook(lambda module, args, outputs: states.append(outputs.last_hidden_state))
+    weight = model.score.weight.detach().float()[0]
+    scores = SequenceRewardModel(model, tokenizer, batch_size=1).score(*samples)
+    assert states[0].dtype == torch.bfloat16
+    expected = sorted((state[0, -1].float() @ weight).item() for state in states)
+    assert sorted(scores) == pytest.approx(expected, rel=1e-5)
+    assert not torch.equal(torch.tensor(scores), torch.tensor(scores).bfloat16().float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not torch.equal(torch.tensor(scores), model.score(states[0]).squeeze().bfloat16().float())
+        assert model.score(states[0]).dtype == torch.float32
+
+
 def test_ids_of_another_tokenizer_are_refused(make_reward_model, tokenizer):
     reward_model = SequenceRewardModel(make_reward_model(), tokenizer)
     with pytest.raises(ConfigError, match="has 60 ids, and completion 1 and its prompt have the id 9999"):
@@ -191,6 +209,26 @@ def test_two_adapters_share_one_base_model_and_keep_their_own_scores(saved, toke
         assert not any(each.requires_grad for each in reward_model.model.parameters())
     whole = SequenceRewardModel.from_pretrained(str(saved / "whole"), beside=label)
     assert whole.model is not label.model
+
+
+def test_the_heads_of_adapters_on_a_bfloat16_model_keep_the_float32_weights_they_were_saved_with(saved):
+    kwargs = {"model_init_kwargs": {"dtype": "bfloat16"}}
+    label = SequenceRewardModel.from_pretrained(str(saved / "label"), **kwargs)
+    quality = SequenceRewardModel.from_pretrained(str(saved / "quality"), beside=label, **kwargs)
+    assert quality.model is label.model and label.model.dtype == torch.bfloat16
+    for reward_model, name in ((label, "label"), (quality, "quality")):
+        head = label.model.get_base_model().score.modules_to_save[reward_model.adapter_name]
+        weights = load_file(saved / name / "adapter_model.safetensors")
+        assert torch.equal(head.weight, weights["base_model.model.score.weight"])
+
+
+def test_no_warning_says_that_the_head_of_an_adapters_base_model_is_missing(saved, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    LlamaForSequenceClassification.from_pretrained(saved / "causal", num_labels=1)
+    assert "score.weight" in caplog.text
+    caplog.clear()
+    SequenceRewardModel.from_pretrained(str(saved / "label"))
+    assert not caplog.text
 
 
 def test_a_model_without_a_trained_head_is_refused(saved, make_reward_model, tokenizer):

@@ -162,7 +162,8 @@ def test_rationales_become_label_pairs_in_trls_format(folder, capsys):
         "answer": "positive",
     }
     assert load_from_disk("out").to_list() == found.to_list()
-    assert "6 label pairs of 6 problems (now: label, paired: 6; responses left out: none)." in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "6 label pairs of 6 problems (now for label pairs: paired: 6; responses left out: none)." in printed
 
 
 def test_everything_that_makes_no_pair_is_counted(folder, capsys):
@@ -171,8 +172,8 @@ def test_everything_that_makes_no_pair_is_counted(folder, capsys):
     run(names=("rationales.jsonl", "samples.jsonl", "more.jsonl"), kind="both", rater="mine.py:rate")
     printed = capsys.readouterr().out
     assert "24 label pairs and 24 rationale pairs of 7 problems (" in printed
-    for counted in ("label, paired: 6", "label, no correct response: 1", "no two responses with the same label: 1"):
-        assert counted in printed
+    assert "now for label pairs: paired: 6, no correct response: 1;" in printed
+    assert "now for rationale pairs: paired: 6, no two responses with the same label: 1;" in printed
     assert "responses left out: no label: 6, wrong label: 1, duplicate: 1" in printed
 
 
@@ -373,7 +374,8 @@ def test_a_teacher_rates_each_response_once_and_ties_make_no_pair(folder, tokeni
         assert run(*api, **settings).to_list() == found.to_list()
         assert len(server.exchanges) == 30
     assert len(found) == 12 and all(text.startswith("Very good.") for text in found["chosen"])
-    assert "rationale, paired: 6" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "now for rationale pairs: paired: 6" in printed and "responses without a rating: refusal: " in printed
 
 
 # --- The recipe ------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import AcceleratorConfig
 from trl import RewardConfig, RewardTrainer
@@ -163,6 +164,17 @@ def test_a_bfloat16_model_has_a_float32_loss(make_trainer, make_reward_model):
     assert all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history[:2])
 
 
+def test_values_of_a_bfloat16_model_are_compared_in_float32(make_trainer, make_reward_model):
+    trainer = make_trainer(model=make_reward_model().to(torch.bfloat16))
+    seen = []
+    trainer.model.model.register_forward_hook(lambda module, args, outputs: seen.append(outputs.last_hidden_state))
+    batch = {name: batch_of(trainer)[name] for name in ("input_ids", "attention_mask")}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values = trainer.model(**batch).token_values
+    assert values.dtype == torch.float32 and seen[0].dtype == torch.bfloat16
+    torch.testing.assert_close(values, seen[0].float() @ trainer.model.score.weight.float()[0])
+
+
 def test_gradient_checkpointing_changes_nothing(make_trainer):
     logs = []
     for checkpointing in (False, True):
@@ -173,6 +185,19 @@ def test_gradient_checkpointing_changes_nothing(make_trainer):
 
 
 # --- Adapters --------------------------------------------------------------------------------------------------------
+
+
+def test_the_head_of_an_adapter_on_a_bfloat16_model_learns_what_bfloat16_would_round_away(
+    make_trainer, make_reward_model, tmp_path
+):
+    model = make_reward_model().to(torch.bfloat16)
+    before = model.score.weight.clone()
+    trainer = make_trainer(model=model, peft_config=lora(), optim="adamw_torch", learning_rate=1e-6, max_steps=1)
+    trainer.train()
+    trainer.save_model()
+    after = load_file(tmp_path / "adapter_model.safetensors")["base_model.model.score.weight"]
+    assert after.dtype == torch.float32
+    assert (after != before.float()).all() and torch.equal(after.bfloat16(), before)
 
 
 def test_an_adapter_begins_with_the_loss_of_its_base_trains_the_head_and_is_saved_with_it(
