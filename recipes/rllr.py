@@ -3,7 +3,8 @@ RLLR, stage 4: reinforcement learning with rewards for the label, for the ration
 
 ```bash
 accelerate launch --config_file recipes/accelerate_configs/ddp.yaml recipes/rllr.py \
-    --config recipes/configs/rllr.yaml --model_name_or_path runs/sst2/sft --dataset_name runs/sst2/gold \
+    --config recipes/configs/rllr.yaml --task sst2 \
+    --model_name_or_path runs/sst2/sft --dataset_name runs/sst2/gold \
     --label_reward_model runs/sst2/label_reward --quality_reward_model runs/sst2/quality_reward \
     --cap_dataset_name runs/sst2/validation_samples --output_dir runs/sst2/rllr
 ```

@@ -3,7 +3,8 @@ RLLR, stage 4, by GRPO instead of RLOO: the KL divergence is part of the loss, n
 
 ```bash
 accelerate launch --config_file recipes/accelerate_configs/ddp.yaml recipes/rllr_grpo.py \
-    --config recipes/configs/rllr_grpo.yaml --model_name_or_path runs/sst2/sft --dataset_name runs/sst2/gold \
+    --config recipes/configs/rllr_grpo.yaml --task sst2 \
+    --model_name_or_path runs/sst2/sft --dataset_name runs/sst2/gold \
     --label_reward_model runs/sst2/label_reward --quality_reward_model runs/sst2/quality_reward \
     --cap_dataset_name runs/sst2/validation_samples --output_dir runs/sst2/rllr_grpo
 ```

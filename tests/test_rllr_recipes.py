@@ -150,6 +150,9 @@ def test_a_cap_that_is_a_number_needs_no_validation_and_other_rewards_no_cap(fin
     cap = rllr.mean().item()
     mixed = rewards(reward="rllr_mixed", label_cap=cap, **both)
     torch.testing.assert_close(mixed, rllr.clamp(max=cap) + rlhf)
+    # Without its task, a reward model scores responses that state no label too
+    floored = rewards(reward="rllr", label_reward_model=label, task="verdicts")
+    torch.testing.assert_close(floored, rllr.min().expand(2))
     # One reward model for both, trained on both kinds of pairs
     alone = rewards(reward="rllr_mixed", label_cap=cap, label_reward_model=label, quality_reward_model=label)
     torch.testing.assert_close(alone, rllr.clamp(max=cap) + rllr)

@@ -15,7 +15,9 @@ from accelerate.utils import gather_object
 from transformers import TrainerState
 
 from ..data.errors import ConfigError
+from ..data.messages import message_text
 from ..generation.reward_models import SequenceRewardModel
+from ..tasks.task import Task
 
 
 RewardFunc = Callable[..., list[float]]
@@ -128,6 +130,38 @@ def median_cap(
             "or set the cap to a number."
         )
     return median(label.score(*columns))
+
+
+def floored_without_label(reward_func: RewardFunc, task: Task) -> RewardFunc:
+    """
+    A reward function that gives a completion without a label the smallest reward of its batch.
+
+    Reward models are trained on responses that state one, and their scores of others mean nothing. A policy finds
+    those that they overrate.
+
+    It logs the fraction of these completions, as `without_label` below the name of the function.
+
+    Args:
+        reward_func (`Callable`):
+            A reward function whose result has no `None`, such as that of [`rllr_mixed_reward`].
+        task ([`~rlmec_trl.tasks.task.Task`]):
+            Task with labels, which reads them.
+    """
+
+    @wraps(reward_func)
+    def floored(prompts, completions, completion_ids, log_metric=None, **kwargs) -> list[float]:
+        rewards = reward_func(prompts, completions, completion_ids, log_metric=log_metric, **kwargs)
+        problems = map(task.raw_problem, prompts)
+        labels = [
+            task.stated_label(message_text(completion), problem)
+            for completion, problem in zip(completions, problems, strict=True)
+        ]
+        if log_metric is not None and labels:
+            log_metric(f"{reward_func.__name__}/without_label", labels.count(None) / len(labels))
+        floor = min(rewards, default=0.0)
+        return [floor if label is None else reward for label, reward in zip(labels, rewards, strict=True)]
+
+    return floored
 
 
 def running_normalized(reward_func: RewardFunc) -> RewardFunc:

@@ -16,8 +16,18 @@ from ..data.tokens import same_vocabulary
 from ..generation.loading import load_tokenizer
 from ..generation.processes import process_state
 from ..generation.reward_models import SequenceRewardModel
+from ..tasks.task import load_task
 from .contents import named_model, rows_hash
-from .label_rewards import median_cap, rlhf_reward, rllr_mixed_reward, rllr_reward, running_normalized
+from .keys import task_key
+from .label_rewards import (
+    floored_without_label,
+    median_cap,
+    rlhf_reward,
+    rllr_mixed_reward,
+    rllr_reward,
+    running_normalized,
+)
+from .rationales import check_labels
 
 
 @dataclass
@@ -43,6 +53,10 @@ class LabelSensitiveRewardConfig:
             median label score of the correct responses in `cap_dataset_name`.
         cap_dataset_name (`str`, *optional*):
             Responses of the policy to validation problems, as the sample stage writes them.
+        task (`str`, *optional*):
+            Task with labels: a built-in one, `package.module:NAME` or `path/to/file.py:NAME`. If set, a completion
+            that states none of its labels gets the smallest reward of its batch, as reward models have not learned to
+            score those.
         normalize_reward (`bool`, *optional*, defaults to `False`):
             Whether rewards are shifted and scaled by the mean and the standard deviation of all rewards so far, after
             mixing, as in the code that was released with the paper.
@@ -82,6 +96,14 @@ class LabelSensitiveRewardConfig:
     cap_dataset_name: str | None = field(
         default=None,
         metadata={"help": "Responses of the policy to validation problems, as `sample.py` writes them."},
+    )
+    task: str | None = field(
+        default=None,
+        metadata={
+            "help": "Task with labels: a built-in one, `package.module:NAME` or `path/to/file.py:NAME`. If set, a "
+            "completion that states none of its labels gets the smallest reward of its batch, as reward models have "
+            "not learned to score those."
+        },
     )
     normalize_reward: bool = field(
         default=False,
@@ -171,6 +193,11 @@ def load_reward(
         if cap is None:
             cap, depends_on["label cap"] = _find_cap(models["label_reward_model"], config.cap_dataset_name)
         reward_func = rllr_mixed_reward(models["label_reward_model"], models["quality_reward_model"], cap)
+    if config.task is not None:
+        task = load_task(config.task)
+        check_labels(task)
+        reward_func = floored_without_label(reward_func, task)
+        depends_on["task"] = task_key(task, config.task)["labels"]
     return running_normalized(reward_func) if config.normalize_reward else reward_func, depends_on
 
 

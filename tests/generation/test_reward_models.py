@@ -103,7 +103,7 @@ def test_scores_are_float32_and_the_mode_and_hooks_of_the_model_are_restored(mak
 
 
 def test_scores_of_a_bfloat16_model_are_not_rounded_to_bfloat16(make_reward_model, tokenizer, samples):
-    """Responses that differ in a word would often get the same score."""
+    """The difference of two close scores would be a matter of rounding."""
     model = make_reward_model().to(torch.bfloat16)
     model.score.weight.data += 3  # large scores, whose differences are small
     states = []

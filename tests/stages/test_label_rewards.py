@@ -13,12 +13,14 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from rlmec_trl.data.errors import ConfigError
 from rlmec_trl.generation.reward_models import SequenceRewardModel
 from rlmec_trl.stages.label_rewards import (
+    floored_without_label,
     median_cap,
     rlhf_reward,
     rllr_mixed_reward,
     rllr_reward,
     running_normalized,
 )
+from rlmec_trl.tasks.task import Task
 
 
 class Scores:
@@ -79,6 +81,19 @@ def test_the_median_cap_is_that_of_the_correct_responses():
     assert median_cap(Scores(*LABEL), *columns, [False, True, True, False], [{}] * 4) == 1.25
     with pytest.raises(ConfigError, match="None of the 4 validation responses is correct"):
         median_cap(Scores(*LABEL), *columns, [False] * 4)
+
+
+def test_a_completion_without_a_label_gets_the_smallest_reward_of_its_batch():
+    task, logged = Task("mine", labels=("good", "bad")), {}
+    function = floored_without_label(rllr_reward(Scores(*LABEL)), task)
+    assert function.__name__ == "rllr"
+    texts = ["The answer is good", "The answer is bad", "I like it", "The answer is bad\nThe answer is good"]
+    messages = [[{"role": "assistant", "content": text}] for text in texts]
+    users = [[{"role": "user", "content": "p"}]] * 4
+    for batch in (BATCH | {"completions": texts}, BATCH | {"completions": messages, "prompts": users}):
+        assert function(**batch, log_metric=logged.__setitem__) == [-1.0, 0.5, -1.0, -1.0]
+    assert logged == {"rllr/without_label": 0.5}
+    assert function([], [], []) == []
 
 
 # --- Running normalization -------------------------------------------------------------------------------------------
