@@ -3,8 +3,8 @@ The built-in task with labels: short reviews whose verdict is that of most of th
 
 A problem is a review of seven clauses, "Review : the cast is never truly rich , the plot is great , ... . Verdict :".
 A clause is positive or negative by its word, which a negation turns around, and the verdict is the majority, four or
-five of seven. A response states a verdict and quotes two clauses for it, "positive , as the plot is great and the
-music is fresh".
+five of seven. A response quotes two clauses and states a verdict, "the plot is great and the music is fresh , so
+positive".
 
 The other side has at least two clauses too, so a rationale without any flaw exists for the wrong verdict as well, and
 nothing in it tells that the verdict is wrong: negations, lengths and positions are distributed alike. A reward model
@@ -48,15 +48,15 @@ NUM_QUOTES = 2
 PERFECT_QUALITY = 3.0
 ADVERB_RATE = 0.5
 # How often a clause is negated, and how often the verdict is as close as four to three (otherwise five to two)
-WARMUP_NEGATION_RATE, NEGATION_RATE = 0.02, 0.3
+WARMUP_NEGATION_RATE, NEGATION_RATE = 0.1, 0.3
 WARMUP_CLOSE_RATE, CLOSE_RATE = 0.25, 0.75
 WARMUP_CORRUPTION_RATE = 0.4
 
 _ALL_WORDS = "|".join(word for words in WORDS.values() for word in words)
 _CLAUSE = re.compile(rf"the ({'|'.join(ASPECTS)}) is ({NEGATION} )?(?:({'|'.join(ADVERBS)}) )?({_ALL_WORDS})")
 _REVIEW = re.compile(r"Review : (.+) \. Verdict :")
-_RESPONSE = re.compile(rf"(?:{'|'.join(LABELS)}) , as (.+) and (.+)")
-_VERDICT = re.compile(rf"\b({'|'.join(LABELS)}) , as\b")
+_RESPONSE = re.compile(rf"(.+) and (.+) , so ({'|'.join(LABELS)})")
+_VERDICT = re.compile(rf"\bso ({'|'.join(LABELS)})\b")
 
 
 @dataclass(frozen=True)
@@ -245,8 +245,8 @@ def review_label(review: Sequence[Clause]) -> str:
 
 
 def write_response(quotes: Sequence[Clause], label: str) -> str:
-    """A response: its verdict, and the clauses of its rationale."""
-    return f"{label} , as {' and '.join(map(str, quotes))}"
+    """A response: the clauses of its rationale, and its verdict."""
+    return f"{' and '.join(map(str, quotes))} , so {label}"
 
 
 def justify(problem: str, label: str, seed: int = 0) -> str:
@@ -269,15 +269,15 @@ def _other(label):
 
 def read_label(response: str) -> str | None:
     """
-    The verdict that a response begins with, or all there is of a response without a rationale; `None` if there is none
-    or another one after it.
+    The verdict that a response ends with, or all there is of a response without a rationale; `None` if there is none,
+    or another one before it.
     """
     if response.strip() in LABELS:
         return response.strip()
     stated = list(_VERDICT.finditer(response))
-    if not stated or response[: stated[0].start()].strip():
+    if not stated or response[stated[-1].end() :].strip():
         return None
-    return stated[0][1] if len({match[1] for match in stated}) == 1 else None
+    return stated[-1][1] if len({match[1] for match in stated}) == 1 else None
 
 
 def check_response(problem: str, response: str) -> Checks:
@@ -296,7 +296,7 @@ def check_response(problem: str, response: str) -> Checks:
     review = read_review(problem)
     label = read_label(response)
     match = _RESPONSE.fullmatch(response.strip())
-    quotes = [_read_clause(text) for text in match.groups()] if match else [None]
+    quotes = [_read_clause(text) for text in match.groups()[:NUM_QUOTES]] if match else [None]
     if None in quotes:
         return Checks(False, label == review_label(review), 0, False, 0)
     return Checks(
@@ -430,9 +430,9 @@ def _unused(values, used):
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Make the word-level tokenizer of the task. A token includes the space before it, as in the arithmetic task."""
     words = [word for side in WORDS.values() for word in side]
-    texts = [f" {word}" for word in (*ASPECTS, *words, *ADVERBS)]
-    # A response begins with the verdict, without a space
-    return make_word_tokenizer(["Review : the is , . Verdict :", f" {NEGATION} and as", *LABELS, *texts])
+    texts = [f" {word}" for word in (*ASPECTS, *words, *ADVERBS, *LABELS)]
+    # A response begins without a space, and may be a verdict alone
+    return make_word_tokenizer(["Review : the is , . Verdict :", f" {NEGATION} and so", "the", *LABELS, *texts])
 
 
 def make_policy(
@@ -450,7 +450,6 @@ TASK = Task(
     "verdicts",
     wording=replace(WORDING, policy="{problem}"),
     labels=LABELS,
-    label_position="first",
     read_label=read_label,
     justifier=justify,
     rate=rationale_quality,

@@ -241,25 +241,24 @@ class TestRationales:
     @pytest.mark.parametrize(
         ("response", "checks", "quality"),
         [
-            ("positive , as the plot is great and the humor is warm", Checks(True, True, 2, True, 2), 3),
-            ("positive , as the humor is warm and the plot is great", Checks(True, True, 2, True, 2), 3),
-            ("negative , as the script is cold and the pace is never moving", Checks(True, False, 2, True, 2), 3),
+            ("the plot is great and the humor is warm , so positive", Checks(True, True, 2, True, 2), 3),
+            ("the humor is warm and the plot is great , so positive", Checks(True, True, 2, True, 2), 3),
+            ("the script is cold and the pace is never moving , so negative", Checks(True, False, 2, True, 2), 3),
             # The negation is overlooked, once in the quote and once in its meaning
-            ("positive , as the cast is truly rich and the plot is great", Checks(True, True, 1, True, 2), 2.5),
-            ("negative , as the music is never dull and the script is cold", Checks(True, False, 2, True, 1), 2.5),
-            ("positive , as the plot is great and the plot is great", Checks(True, True, 2, False, 2), 2),
-            ("positive , as the style is flat and the cast is dull", Checks(True, True, 0, True, 0), 1),
+            ("the cast is truly rich and the plot is great , so positive", Checks(True, True, 1, True, 2), 2.5),
+            ("the music is never dull and the script is cold , so negative", Checks(True, False, 2, True, 1), 2.5),
+            ("the plot is great and the plot is great , so positive", Checks(True, True, 2, False, 2), 2),
+            ("the style is flat and the cast is dull , so positive", Checks(True, True, 0, True, 0), 1),
             # No response of the form
-            ("positive , as the plot is great", Checks(False, True, 0, False, 0), 0),
+            ("the plot is great , so positive", Checks(False, True, 0, False, 0), 0),
             (
-                "positive , as the plot is great and the humor is warm and the sound is quite fresh",
+                "the plot is great and the humor is warm and the sound is quite fresh , so positive",
                 Checks(False, True, 0, False, 0),
                 0,
             ),
             ("the plot is great and the humor is warm", Checks(False, False, 0, False, 0), 0),
-            ("as the plot is great and the humor is warm", Checks(False, False, 0, False, 0), 0),
             (
-                "positive , as the plot is great and negative , as the humor is warm",
+                "the plot is great and the humor is warm , so positive , so negative",
                 Checks(False, False, 0, False, 0),
                 0,
             ),
@@ -270,7 +269,7 @@ class TestRationales:
         assert check_response(REVIEW, response) == checks
         assert rationale_quality(REVIEW, response) == quality
 
-    @given(seeds, st.text(alphabet="the cast plot is and as , positive", max_size=40))
+    @given(seeds, st.text(alphabet="the cast plot is and so , positive", max_size=40))
     def test_quality_is_between_0_and_3_and_blind_to_the_correct_verdict(self, seed, text):
         rng = random.Random(seed)
         review = draw_review(rng, "positive", 0.3, 0.75)
@@ -335,12 +334,12 @@ class TestTask:
     @pytest.mark.parametrize(
         ("response", "label"),
         [
-            ("positive , as the plot is great and the humor is warm", "positive"),
-            (" negative , as no matter", "negative"),
-            ("positive , as positive , as", "positive"),
-            ("negative , as positive , as", None),
-            ("! positive , as", None),
-            ("positive , also", None),
+            ("the plot is great and the humor is warm , so positive", "positive"),
+            ("no matter , so negative ", "negative"),
+            ("so positive , so positive", "positive"),
+            ("so negative , so positive", None),
+            ("so positive !", None),
+            ("also positive", None),
             ("positive", "positive"),
             ("The positive", None),
             ("", None),
@@ -401,7 +400,7 @@ class TestTokenizer:
         ids = tokenizer(texts)["input_ids"]
         special = {tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id}
         assert {token for row in ids for token in row} | special == set(range(len(tokenizer)))
-        assert len(tokenizer) == 3 + 8 + 20 + len(ADVERBS) + len(LABELS) + 10 == 48
+        assert len(tokenizer) == 3 + 8 + 20 + len(ADVERBS) + 2 * len(LABELS) + 11 == 51
         assert len(ASPECTS) == 8
 
     def test_the_policy_is_that_of_the_arithmetic_task(self, tokenizer):
