@@ -48,7 +48,7 @@ NUM_QUOTES = 2
 PERFECT_QUALITY = 3.0
 ADVERB_RATE = 0.5
 # How often a clause is negated, and how often the verdict is as close as four to three (otherwise five to two)
-WARMUP_NEGATION_RATE, NEGATION_RATE = 0.1, 0.3
+WARMUP_NEGATION_RATE, NEGATION_RATE = 0.02, 0.3
 WARMUP_CLOSE_RATE, CLOSE_RATE = 0.25, 0.75
 WARMUP_CORRUPTION_RATE = 0.4
 
