@@ -40,8 +40,8 @@ def use_float32_scores(model: PreTrainedModel | PeftModel) -> None:
     """
     Let the score head of a reward model compute in float32, whatever the dtype of the model and under autocast too.
 
-    A bfloat16 number has three digits at most, so the difference of two close scores would be a matter of rounding. The
-    weights keep their dtype. A head that is not a plain linear layer, such as a quantized one, is left as it is.
+    A bfloat16 number has three digits at most, so the difference of two close scores would be a matter of rounding.
+    The weights keep their dtype. A head that is not a plain linear layer, such as a quantized one, is left as it is.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
