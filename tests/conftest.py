@@ -120,6 +120,19 @@ def make_policy(tokenizer):
     return make
 
 
+@pytest.fixture
+def base(tmp_path, tokenizer):
+    """Path of a model that adapters are trained on."""
+    from rlmec_trl.tasks import arithmetic
+
+    # bitsandbytes takes 64 weights as one block, and a row holds whole blocks
+    policy = arithmetic.make_policy(tokenizer, hidden_size=64, num_hidden_layers=1)
+    policy.get_input_embeddings().weight.data.mul_(10.0)  # fresh weights give nearly the same to every token
+    policy.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    return str(tmp_path / "base")
+
+
 @pytest.fixture(scope="session")
 def make_rows(tokenizer):
     """

@@ -44,16 +44,6 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 0.1}
 
 
 @pytest.fixture
-def base(tmp_path, tokenizer):
-    # bitsandbytes takes 64 weights as one block, and a row holds whole blocks
-    policy = make_policy(tokenizer, hidden_size=64, num_hidden_layers=1)
-    policy.get_input_embeddings().weight.data.mul_(10.0)  # fresh weights give nearly the same to every token
-    policy.save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    return str(tmp_path / "base")
-
-
-@pytest.fixture
 def make_trainer(base, make_rows, tokenizer, tmp_path):
     def make(name, lora, output_dir="run", model=None, quantized=False, **config):
         trainer_class, config_class = TRAINERS[name]

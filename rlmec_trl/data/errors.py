@@ -1,5 +1,8 @@
 """Errors that a user has to fix."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """
@@ -33,6 +36,15 @@ class DatasetError(UserError, ValueError):
         if column is not None:
             place += f", column '{column}'" if place else f"Column '{column}'"
         super().__init__(f"{place}: {reason}" if place else reason)
+
+
+@contextmanager
+def errors_of_dataset(name: str) -> Iterator[None]:
+    """Let a [`DatasetError`] name the dataset: for stages that read several."""
+    try:
+        yield
+    except DatasetError as error:
+        raise DatasetError(f"{error.reason} (In {name!r}.)", error.row, error.column) from None
 
 
 class ModelError(UserError, ValueError):

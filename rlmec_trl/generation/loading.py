@@ -104,10 +104,25 @@ def check_model(
     if is_folder(name_or_path):
         _check_folder(Path(name_or_path), trust_remote_code)
     elif adapter_base(name_or_path, revision) is None:
-        with translated_errors("model", name_or_path):
-            AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+        load_config(name_or_path, revision, trust_remote_code)
     if needs_tokenizer:
         load_tokenizer(ModelConfig(name_or_path, model_revision=revision), trust_remote_code)
+
+
+def load_config(name_or_path: str, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedConfig:
+    """
+    The configuration of a whole model.
+
+    Raises:
+        [`ModelError`]: If it cannot be loaded.
+    """
+    with translated_errors("configuration of", name_or_path):
+        return AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def is_classifier(config: PreTrainedConfig) -> bool:
+    """Whether a configuration is of a model for sequence classification, such as a reward model."""
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
 def is_folder(name_or_path: str | None) -> bool:
@@ -376,8 +391,7 @@ def load_eos_token_ids(
         generation_config = GenerationConfig.from_pretrained(name_or_path, revision=revision)
     except OSError:
         # There is none: the model would derive it from its configuration
-        with translated_errors("configuration of", name_or_path):
-            config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+        config = load_config(name_or_path, revision, trust_remote_code)
         generation_config = GenerationConfig.from_model_config(config)
     return eos_token_ids(generation_config, processing_class)
 

@@ -1,12 +1,12 @@
 """Adapters merged into their base models."""
 
 from peft import PeftConfig
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from trl import ModelConfig
 
 from ..data.adapters import adapter_base
 from ..data.errors import ConfigError
-from .loading import check_model, load_adapter, load_weights, translated_errors
+from .loading import check_model, is_classifier, load_adapter, load_config, load_weights, translated_errors
 from .reward_models import SequenceRewardModel
 
 
@@ -44,11 +44,9 @@ def merge_adapter(model_args: ModelConfig, trust_remote_code: bool = False) -> P
             "model and cannot be merged. Train a LoRA adapter."
         )
     kwargs = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
-    with translated_errors("configuration of", base[0]):
-        config = AutoConfig.from_pretrained(base[0], revision=base[1], trust_remote_code=trust_remote_code)
+    config = load_config(*base, trust_remote_code)
     # PEFT needs no task, and an adapter of a reward model may have none
-    is_classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
-    if peft_config.task_type == "SEQ_CLS" or is_classifier:
+    if peft_config.task_type == "SEQ_CLS" or is_classifier(config):
         model = SequenceRewardModel.from_pretrained(
             name_or_path, revision, trust_remote_code, model_init_kwargs=kwargs
         ).model

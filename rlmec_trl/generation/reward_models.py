@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import disable_fsdp_ram_efficient_loading, enable_fsdp_ram_efficient_loading
 from peft import PeftModel
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_enabled
 from transformers.utils import cached_file
@@ -22,7 +22,7 @@ from ..data.errors import ConfigError, ModelError
 from ..data.reward_heads import reward_head, use_float32_scores
 from ..data.tokens import encode_prompt
 from .inference import evaluation_mode, length_batches, padding_id
-from .loading import check_model, load_adapter, load_tokenizer, translated_errors
+from .loading import check_model, is_classifier, load_adapter, load_config, load_tokenizer, translated_errors
 from .processes import process_state
 
 
@@ -121,16 +121,12 @@ class SequenceRewardModel:
         processing_class = load_tokenizer(ModelConfig(name_or_path, model_revision=revision), trust_remote_code)
         base = adapter_base(name_or_path, revision)
         kwargs = {"trust_remote_code": trust_remote_code, **(model_init_kwargs or {})}
+        adapter_name = None
         if base is None:
             model = _load_whole(name_or_path, revision, **kwargs)
-            loaded = cls(model.eval().requires_grad_(False), processing_class, batch_size)
-            loaded._shown = f"The reward model {name_or_path!r}"
-            return loaded
-        has_head = _adapter_has_head(name_or_path, revision)
-        if beside is not None and beside._base == base and has_head:
-            model = beside.model
-            adapter_name = f"reward_{len(model.peft_config)}"
-            load_adapter(model, name_or_path, revision, adapter_name)
+        elif (has_head := _adapter_has_head(name_or_path, revision)) and beside is not None and beside._base == base:
+            adapter_name = f"reward_{len(beside.model.peft_config)}"
+            model = load_adapter(beside.model, name_or_path, revision, adapter_name)
         else:
             model = _load_whole(*base, adapter=name_or_path, needs_head=not has_head, **kwargs)
             # The adapter's head gets the dtype of this one, and is trained and saved in float32
@@ -221,12 +217,8 @@ def _load_whole(
     name_or_path: str, revision: str, adapter: str | None = None, needs_head: bool = True, **kwargs
 ) -> PreTrainedModel:
     """A reward model with all its weights, or the base model of an adapter, which may lack the head."""
-    with translated_errors("model", name_or_path):
-        config = AutoConfig.from_pretrained(
-            name_or_path, revision=revision, trust_remote_code=kwargs["trust_remote_code"]
-        )
-    is_classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
-    if is_classifier and config.num_labels != 1:
+    config = load_config(name_or_path, revision, kwargs["trust_remote_code"])
+    if is_classifier(config) and config.num_labels != 1:
         raise ModelError(
             f"{adapter or name_or_path!r} is not a reward model: the model {name_or_path!r} has {config.num_labels} "
             "outputs (`num_labels`), and a reward model has one."

@@ -10,7 +10,7 @@ from datasets import Dataset
 from trl import ModelConfig
 
 from ..data.checks import check_config
-from ..data.errors import ConfigError, DatasetError
+from ..data.errors import ConfigError, errors_of_dataset
 from ..data.loading import load_rows
 from ..data.messages import message_text, template_kwargs
 from ..data.row_checks import PAIR_KINDS
@@ -91,10 +91,8 @@ def run(config: EvaluatePairsConfig, model_args: ModelConfig) -> dict[str, Accur
         datasets = []
         for name in config.dataset_names:
             datasets.append(load_rows(name, config.dataset_split))
-            try:
+            with errors_of_dataset(name):
                 check_dataset(datasets[-1], "preference")
-            except DatasetError as error:
-                raise DatasetError(f"{error.reason} (In {name!r}.)", error.row, error.column) from None
         reward_model = SequenceRewardModel.from_pretrained(
             model_args.model_name_or_path,
             model_args.model_revision,

@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import Dataset, Features, Json, List, Value
 
-from ..data.errors import ConfigError
+from ..data.errors import ConfigError, errors_of_dataset
 from ..data.messages import is_conversational, message_text
 from ..data.row_checks import row_error
 from ..data.schema import DatasetError, check_dataset
@@ -47,11 +47,9 @@ def gather_problems(
     problems: dict[str, dict[str, Any]] = {}
     left_out: Counter[str] = Counter()
     for name, dataset in datasets.items():
-        try:
+        with errors_of_dataset(name):
             for row, text, label in _read_responses(dataset, task, left_out):
                 _add_response(problems, row, text, label, left_out)
-        except DatasetError as error:
-            raise DatasetError(f"{error.reason} (In {name!r}.)", error.row, error.column) from None
     if len({is_conversational(problem["prompt"]) for problem in problems.values()}) > 1:
         raise DatasetError(
             f"Some prompts of {', '.join(map(repr, datasets))} are strings, and others messages, which cannot be "

@@ -8,7 +8,7 @@ from accelerate.utils import broadcast_object_list
 from trl import ModelConfig
 
 from ..data.checks import check_config
-from ..data.errors import ConfigError, DatasetError
+from ..data.errors import ConfigError, errors_of_dataset
 from ..data.loading import load_rows
 from ..data.messages import template_kwargs
 from ..data.schema import check_dataset
@@ -204,10 +204,8 @@ def load_reward(
 def _find_cap(label: SequenceRewardModel, dataset_name: str) -> tuple[float, str]:
     """The cap that validation gives, and the hash of its rows."""
     rows = load_rows(dataset_name)
-    try:
+    with errors_of_dataset(dataset_name):
         check_dataset(rows, "validation", vocab_size=label.vocab_size)
-    except DatasetError as error:
-        raise DatasetError(f"{error.reason} (In {dataset_name!r}.)", error.row, error.column) from None
     columns = (rows[name][:] for name in ("prompt", "completion_ids", "correct"))
     cap = median_cap(label, *columns, chat_template_kwargs=template_kwargs(rows))
     state = process_state()

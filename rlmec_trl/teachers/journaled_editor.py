@@ -46,11 +46,7 @@ class JournaledEditor:
         self, problems: Sequence[str], references: Sequence[str], completions: Sequence[str]
     ) -> list[Question]:
         """The request for each attempt. Equal rows have the same key, and are requested once."""
-        structured = self.teacher.config.structured_output
-        return [
-            make_edit_question(self.teacher.name, self.wording, structured, *row)
-            for row in zip(problems, references, completions, strict=True)
-        ]
+        return self.teacher.make_questions(make_edit_question, self.wording, problems, references, completions)
 
     def estimate(self, problems: Sequence[str], references: Sequence[str], completions: Sequence[str]) -> Estimate:
         """

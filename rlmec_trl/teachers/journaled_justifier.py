@@ -39,11 +39,7 @@ class JournaledJustifier:
 
     def questions(self, problems: Sequence[str], labels: Sequence[str]) -> list[Question]:
         """The request for each row. Equal rows have the same key, and are requested once."""
-        structured = self.teacher.config.structured_output
-        return [
-            make_rationale_question(self.teacher.name, self.wording, structured, *row)
-            for row in zip(problems, labels, strict=True)
-        ]
+        return self.teacher.make_questions(make_rationale_question, self.wording, problems, labels)
 
 
 def justify_through_journal(dataset: Dataset, justifier: JournaledJustifier, task: Task) -> tuple[Dataset, Counter]:

@@ -140,11 +140,7 @@ class JournaledRater:
 
     def questions(self, problems: Sequence[str], responses: Sequence[str]) -> list[Question]:
         """The request for each response. Equal ones have the same key, and are requested once."""
-        structured = self.teacher.config.structured_output
-        return [
-            make_rating_question(self.teacher.name, self.wording, structured, *row)
-            for row in zip(problems, responses, strict=True)
-        ]
+        return self.teacher.make_questions(make_rating_question, self.wording, problems, responses)
 
     def rate(self, problems: Sequence[str], responses: Sequence[str]) -> list[Rating]:
         """The ratings, asked for on all processes of the run."""

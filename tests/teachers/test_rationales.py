@@ -13,7 +13,6 @@ from rlmec_trl.tasks import verdicts
 from rlmec_trl.tasks.classification import label_first
 from rlmec_trl.tasks.task import Task, load_task
 from rlmec_trl.tasks.wording import WORDING, policy_prompt
-from rlmec_trl.teachers import model_justifier
 from rlmec_trl.teachers.api.config import TeacherConfig
 from rlmec_trl.teachers.api.journal import Journal
 from rlmec_trl.teachers.journaled_justifier import JournaledJustifier, justify_through_journal
@@ -200,12 +199,12 @@ def test_a_rating_is_a_number_from_one_to_ten(structured, text, expected):
 def test_a_local_model_is_asked_once_for_each_label(monkeypatch):
     asked = []
 
-    def ask_model(model, processing_class, prompts, max_new_tokens, batch_size, desc):
+    def ask(justifier, prompts, desc):
         asked.extend(prompts)
-        assert (max_new_tokens, batch_size) == (77, 5)
+        assert (justifier.max_new_tokens, justifier.batch_size) == (77, 5)
         return [GOOD, "<think>Hm</think>" + GOOD.replace("positive", "negative"), None]
 
-    monkeypatch.setattr(model_justifier, "ask_model", ask_model)
+    monkeypatch.setattr(ModelJustifier, "ask", ask)
     found, outcomes = justify_dataset(rows(), ModelJustifier(None, None, SST2.wording, 5, 77), SST2)
     assert asked == [justify_prompt(SST2.wording, f"Sentence: film {i}", rows()["label"][i]) for i in range(3)]
     assert outcomes == {"accepted": 2, "truncated": 1}

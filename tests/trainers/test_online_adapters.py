@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from rlmec_trl import GenerativeRewardModel, OnlineRLMECConfig, OnlineRLMECTrainer
 from rlmec_trl.data.errors import UserError
 from rlmec_trl.grm.prompts import save_wording
-from rlmec_trl.tasks.arithmetic import make_arithmetic, make_policy
+from rlmec_trl.tasks.arithmetic import make_arithmetic
 from rlmec_trl.tasks.wording import WORDING
 
 
@@ -26,16 +26,6 @@ LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"
 @pytest.fixture(scope="module")
 def problems():
     return make_arithmetic(seed=0, warmup=0, train=12, validation=0, test=0)["train"]
-
-
-@pytest.fixture
-def base(tmp_path, tokenizer):
-    # bitsandbytes takes 64 weights as one block, and a row holds whole blocks
-    policy = make_policy(tokenizer, hidden_size=64, num_hidden_layers=1)
-    policy.get_input_embeddings().weight.data.mul_(10.0)  # fresh weights give nearly the same to every token
-    policy.save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    return str(tmp_path / "base")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from ...generation.asking import ask_all
 from ...generation.processes import process_state
 from ...generation.server import ServerConfig, describe_error
+from ...tasks.wording import Wording
 from .budget import Budget, Estimate
 from .config import TeacherConfig, answer_cost
 from .errors import RequestFailedError, TeacherError
@@ -125,6 +126,23 @@ class JournaledTeacher(ABC):
         except (ValueError, AttributeError) as error:
             # A body that is not JSON, or a web page, which the SDK returns as a string
             raise RequestFailedError(f"broken response: {error}") from None
+
+    def make_questions(
+        self, make: Callable[..., Question], wording: Wording, *columns: Sequence[str]
+    ) -> list[Question]:
+        """
+        The request for each row. Equal rows have the same key, and are requested once.
+
+        Args:
+            make (`Callable`):
+                Makes a question from the teacher's name, the wording, whether to request JSON, and a row.
+            wording ([`~rlmec_trl.tasks.wording.Wording`]):
+                Wording of the task.
+            columns (`Sequence[str]`):
+                What the rows hold, a column at a time.
+        """
+        structured = self.config.structured_output
+        return [make(self.name, wording, structured, *row) for row in zip(*columns, strict=True)]
 
     def _count_tokens(self, client: Any, questions: list[Question]) -> list[int] | None:
         """Input tokens of each request, `None` where the API cannot count them."""
