@@ -38,6 +38,8 @@ class AuditConfig:
         task (`str`):
             A task whose own editor makes no mistakes: a built-in one, `package.module:NAME` or
             `path/to/file.py:NAME`.
+        threshold (`float`, *optional*, defaults to `0.5`):
+            Probability under which a token counts as flagged, between 0 and 1.
         output_file (`str`, *optional*):
             JSON file to write the audit to.
     """
@@ -50,10 +52,16 @@ class AuditConfig:
             "help": "Built-in task, `package.module:NAME` or `path/to/file.py:NAME`.",
         }
     )
+    threshold: float = field(
+        default=0.5,
+        metadata={"help": "Probability under which a token counts as flagged, between 0 and 1."},
+    )
     output_file: str | None = field(default=None, metadata={"help": "JSON file to write the audit to."})
 
     def __post_init__(self):
         check_config(self)
+        if not 0 < self.threshold < 1:
+            raise ConfigError(f"`threshold` must be between 0 and 1, got {self.threshold}.")
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,7 @@ def run(config: AuditConfig) -> GRMAudit:
                 f"all of them are in {config.seen_dataset_name!r}. Score samples of other problems."
             )
         tokenizer = load_tokenizer(ModelConfig(config.tokenizer))
-        audit = audit_grm(scored.select(unseen), task, task.editor, tokenizer)
+        audit = audit_grm(scored.select(unseen), task, task.editor, tokenizer, config.threshold)
         if config.output_file is not None:
             # JSON has no NaN: what could not be measured is null
             values = {name: None if value != value else value for name, value in asdict(audit).items()}
