@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from ..data.steps import split_steps
 from ..tasks.answers import Statement, extract_answer, find_statements
-from ..tasks.equations import Operation, read_number
+from ..tasks.equations import Expression, Operation, read_number
 from ..tasks.steps import read_step
 
 
@@ -67,6 +67,14 @@ class ReferenceValues:
         """The results of all computations."""
         return frozenset().union(*(one.values for one in self.computations))
 
+    def computes(self, left: Expression, values: frozenset[Fraction]) -> bool:
+        """
+        Whether a side of an equation, or its result, is a value of the reference. A single operation has to share a
+        number with the computation of that value, since small numbers coincide.
+        """
+        same = [one for one in self.computations if not values.isdisjoint(one.values)]
+        return bool(same) and (len(left.operations) != 1 or any(one.uses(left.numbers) for one in same))
+
     def is_answer(self, text: str) -> bool:
         """Whether a stated answer is that of the reference."""
         expected, stated = read_number(self.answer), read_number(text)
@@ -81,8 +89,8 @@ class ReferenceValues:
         for step in stated:
             for result, numbers in step.results:
                 done.update(self._computed(result, numbers, done))
-            for number in step.numbers:
-                # A value that is mentioned
+            for number in step.numbers - self.given - step.operands:
+                # A result that is stated without a computation
                 same = [index for index, one in enumerate(self.computations) if number in one.values]
                 if done.isdisjoint(same):
                     done.update(same[:1])
@@ -123,6 +131,11 @@ class StepValues:
 
     results: tuple[tuple[frozenset[Fraction], frozenset[Fraction]], ...]
     numbers: frozenset[Fraction]
+
+    @property
+    def operands(self) -> frozenset[Fraction]:
+        """The numbers that it computes with."""
+        return frozenset().union(*(numbers for _, numbers in self.results))
 
 
 def read_reference(problem: str, reference: str, step_separator: str) -> ReferenceValues | None:
@@ -192,11 +205,11 @@ def agreeing(
         sources = [{number, number / 100} for number in left.numbers]
         if left.is_computed and any(known.isdisjoint(source) for source in sources):
             return None
-        if not any_results and reference.values.isdisjoint(values):
+        if not any_results and not reference.computes(left, values):
             return None
         if left.is_computed:
             results.append((values, frozenset(left.numbers)))
-        known |= values
+        known |= values | {abs(value) for value in values}
     statements = find_statements(step)
     rest = _without(step, statements)
     if any(known.isdisjoint(numeral) and reference.values.isdisjoint(numeral) for numeral in _numerals(rest)):
