@@ -14,6 +14,9 @@ from ..tasks.steps import read_step
 _NUMERAL = re.compile(r"(\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(%?)")
 # "2. ", "Step 2:", also in bold type: the number of a step is no value
 _STEP_NUMBER = re.compile(r"^\s*(?:[-*•#]+\s*)?(?:step\s*)?\d{1,2}\s*[.):](?=[\s*]|$)", re.IGNORECASE)
+# A computation and a relation: "59 - is 43", "2x + 3 = 15"
+_OPERATOR = re.compile(r"[\w)]\s*[-+*/^×÷](?![A-Za-z])")
+_RELATION = re.compile(r"=|\b(?:is|makes|equals)\b")
 # They may appear without being stated before: "in 1 hour", "20 / 100"
 _COMMON = frozenset((Fraction(1), Fraction(100)))
 
@@ -37,8 +40,13 @@ class Computation:
     operation: Operation
     values: frozenset[Fraction]
 
+    @property
+    def operands(self) -> set[Fraction]:
+        return {self.operation.left, self.operation.right}
+
     def uses(self, values: Iterable[Fraction]) -> bool:
-        return not {self.operation.left, self.operation.right}.isdisjoint(values)
+        """Whether one of the values is an operand."""
+        return not self.operands.isdisjoint(values)
 
 
 @dataclass(frozen=True)
@@ -67,13 +75,22 @@ class ReferenceValues:
         """The results of all computations."""
         return frozenset().union(*(one.values for one in self.computations))
 
-    def computes(self, left: Expression, values: frozenset[Fraction]) -> bool:
+    def computes(self, left: Expression, values: frozenset[Fraction], remaining: Sequence[Computation]) -> bool:
         """
-        Whether a side of an equation, or its result, is a value of the reference. A single operation has to share a
-        number with the computation of that value, since small numbers coincide.
+        Whether an equation has a value of the reference. Small numbers coincide, so a single operation has to share a
+        number with the computation of that value, and a value that has been computed before is computed again only
+        from the same numbers.
         """
-        same = [one for one in self.computations if not values.isdisjoint(one.values)]
-        return bool(same) and (len(left.operations) != 1 or any(one.uses(left.numbers) for one in same))
+        for one in self.computations:
+            if values.isdisjoint(one.values):
+                continue
+            is_single = len(left.operations) == 1
+            if one in remaining and (not is_single or one.uses(left.numbers)):
+                return True
+            same = [one] if is_single else [other for other in self.computations if other.step == one.step]
+            if {number for other in same for number in other.operands}.issuperset(left.numbers):
+                return True
+        return False
 
     def is_answer(self, text: str) -> bool:
         """Whether a stated answer is that of the reference."""
@@ -180,7 +197,8 @@ def agreeing(
 
     It agrees if all that it states holds, all numbers that it computes with are given or stated before, and every
     value that it states is one of the reference's. An answer has to be the reference's, after the computation that it
-    is the result of. A step without numbers states nothing that could disagree.
+    is the result of. A computation that cannot be read, such as an equation with variables, does not agree. A step
+    without numbers states nothing that could disagree.
 
     Args:
         reference ([`ReferenceValues`]):
@@ -193,19 +211,20 @@ def agreeing(
             Whether other results than those of the reference are accepted too, if they are computed from its numbers.
     """
     holds, equations = read_step(step)
-    if not holds:
+    is_unreadable = not equations and _OPERATOR.search(_STEP_NUMBER.sub("", step)) and _RELATION.search(step)
+    if not holds or is_unreadable:
         return None
     known = set(reference.given).union(*(one.numbers for one in before))
     if any_results:
         known |= reference.values
-    results = []
+    results, remaining = [], reference.remaining(before)
     for left, right in equations:
         values = frozenset((*left.values, *right.values))
         # 20% is written as 20 and may be known as .2
         sources = [{number, number / 100} for number in left.numbers]
         if left.is_computed and any(known.isdisjoint(source) for source in sources):
             return None
-        if not any_results and not reference.computes(left, values):
+        if not any_results and not reference.computes(left, values, remaining):
             return None
         if left.is_computed:
             results.append((values, frozenset(left.numbers)))
