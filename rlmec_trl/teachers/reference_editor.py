@@ -71,6 +71,9 @@ class ReferenceEditor:
             return -1, completion
         if has_answer(expected, completion) and all(read_step(step)[0] for step in steps):
             return (-1, completion) if _is_derived(expected, steps) else ANOTHER_WAY
+        if kept and not is_finished and _answer_step(expected, completion).startswith(kept[-1].strip()):
+            # An attempt that was truncated in "The answer is"
+            kept, stated = kept[:-1], stated[:-1]
         changed = [index for index, (step, new) in enumerate(zip(steps, kept, strict=False)) if step != new]
         error_step = min([*changed, len(kept)])
         if is_finished:

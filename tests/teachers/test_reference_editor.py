@@ -52,6 +52,11 @@ def edit_clips(completion):
         # Truncated, in the middle of a separator too
         ("59 - 16 is 43", 1, "59 - 16 is 43 ; 43 + 23 = 66 ; 66 + 20 = 86 ; The answer is 86"),
         ("59 - 16 is 43 ;", 1, "59 - 16 is 43 ; 43 + 23 = 66 ; 66 + 20 = 86 ; The answer is 86"),
+        (
+            "59 - 16 is 43 ; 43 + 23 is 66 ; 66 + 20 = 86 ; The answer",
+            3,
+            "59 - 16 is 43 ; 43 + 23 is 66 ; 66 + 20 = 86 ; The answer is 86",
+        ),
         # Only the answer is copied incorrectly
         (
             "59 - 16 is 43 ; 43 + 23 = 66 ; 66 + 20 = 86 ; The answer is 68",
@@ -76,7 +81,7 @@ def test_the_built_in_task_is_corrected_in_the_form_of_the_attempt(completion, e
     assert outcome == "rewritten"
 
 
-def test_incorrect_attempts_become_what_the_editor_of_the_task_makes_of_them():
+def test_incorrect_attempts_are_corrected_as_by_the_editor_of_the_task():
     rng = random.Random(0)
     for _ in range(300):
         numbers = arithmetic.draw_numbers(rng, 0.5)
@@ -87,9 +92,7 @@ def test_incorrect_attempts_become_what_the_editor_of_the_task_makes_of_them():
         attempt = arithmetic.write_solution(tuple(values), connectives)
         error_step, rewrite = ARITHMETIC.edit(*row, attempt)
         assert all(arithmetic.check_steps(row[0], rewrite)), (row, attempt, rewrite)
-        expected = arithmetic.rewrite_minimally(*row, attempt)
-        # A result that occurs twice may be kept in a step that would have to compute the other one
-        assert error_step <= len(values) and rewrite.count(";") == expected[1].count(";")
+        assert (error_step, rewrite) == arithmetic.rewrite_minimally(*row, attempt)
 
 
 # --- Words -----------------------------------------------------------------------------------------------------------
