@@ -16,6 +16,7 @@ from .reference_values import (
     has_answer,
     read_reference,
     replace_numbers,
+    stated_equations,
 )
 
 
@@ -131,7 +132,7 @@ class ReferenceEditor:
 def _slips(reference: ReferenceValues, step: str) -> dict[Fraction, Fraction]:
     """The incorrect results in a step whose computations are those of the reference, and the correct ones."""
     slips = {}
-    for left, right in read_step(step)[1]:
+    for left, right in stated_equations(step):
         correct = [value for value in left.values if value in reference.values]
         if correct and left.is_computed and not left.equals(right):
             slips[right.values[0]] = correct[0]

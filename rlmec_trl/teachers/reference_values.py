@@ -7,11 +7,15 @@ from fractions import Fraction
 
 from ..data.steps import split_steps
 from ..tasks.answers import Statement, extract_answer, find_statements
-from ..tasks.equations import Expression, Operation, read_number
+from ..tasks.equations import Equation, Expression, Operation, read_equations, read_number
 from ..tasks.steps import read_step
 
 
 _NUMERAL = re.compile(r"(\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(%?)")
+# "2 * 8 = 16" after whatever words. The check of steps passes over some, because the words may be a part of it
+_PLAIN_EQUATION = re.compile(
+    r"(?<![\w.,)%=+*/×÷-])(?<![=+*/×÷-] )[$€£(]*\d[\d.,$€£()+*/x×÷ -]*=[ ]?[$€£]?\d[\d,]*(?:\.\d+)?(?![.,]?\d|[ ]?[-+*/x×÷=])"
+)
 # "2. ", "Step 2:", also in bold type: the number of a step is no value
 _STEP_NUMBER = re.compile(r"^\s*(?:[-*•#]+\s*)?(?:step\s*)?\d{1,2}\s*[.):](?=[\s*]|$)", re.IGNORECASE)
 # A computation and a relation: "59 - is 43", "2x + 3 = 15"
@@ -168,10 +172,13 @@ def read_reference(problem: str, reference: str, step_separator: str) -> Referen
     computations, given, results = [], set(_COMMON), set()
     last_result = ""
     for index, step in enumerate(steps):
-        holds, equations = read_step(step)
-        if not holds:
+        if not read_step(step)[0]:
             return None
-        for left, right in equations:
+        for left, right in stated_equations(step):
+            if not left.equals(right):
+                continue
+            # What it uses before computing it is given: "two friends" in the problem
+            given.update(set(left.numbers) - results if left.is_computed else ())
             for place, operation in enumerate(left.operations, 1):
                 is_last = place == len(left.operations)
                 values = frozenset((operation.result, *right.values)) if is_last else frozenset((operation.result,))
@@ -210,9 +217,9 @@ def agreeing(
         any_results (`bool`, *optional*, defaults to `False`):
             Whether other results than those of the reference are accepted too, if they are computed from its numbers.
     """
-    holds, equations = read_step(step)
+    equations = [equation for equation in stated_equations(step) if equation.holds()]
     is_unreadable = not equations and _OPERATOR.search(_STEP_NUMBER.sub("", step)) and _RELATION.search(step)
-    if not holds or is_unreadable:
+    if not read_step(step)[0] or is_unreadable:
         return None
     known = set(reference.given).union(*(one.numbers for one in before))
     if any_results:
@@ -248,6 +255,13 @@ def has_answer(reference: ReferenceValues, completion: str) -> bool:
     """Whether the final answer of an attempt is that of the reference."""
     statements = find_statements(completion)
     return bool(statements) and reference.is_answer(statements[-1].answer)
+
+
+def stated_equations(step: str) -> list[Equation]:
+    """The equations in a step that are checked, and after them plain ones that are not, which need not be meant so."""
+    equations = read_step(step)[1]
+    plain = [equation for match in _PLAIN_EQUATION.finditer(step) for equation in read_equations(match[0])[0]]
+    return equations + [equation for equation in plain if equation not in equations]
 
 
 def numbers_of(text: str) -> set[Fraction]:
