@@ -60,6 +60,7 @@ def main() -> None:
         attempts = make_attempts(task, problems)
     for name, rows in attempts.items():
         report(task, name, rows, args.show)
+    report_correct(task, [row for rows in attempts.values() for row in rows])
 
 
 def load_problems(task, args) -> list[dict]:
@@ -200,6 +201,23 @@ def report(task, name: str, rows: list[dict], num_shown: int) -> None:
             f"{num_placed / len(rows):.3f}, median share of the words changed "
             f"{statistics.median(distances) if distances else float('nan'):.3f} ({counted})"
         )
+
+
+def report_correct(task, rows: list[dict]) -> None:
+    """Print what becomes of attempts with a correct answer, with and without an incorrect step."""
+    rows = [row for row in rows if task.is_correct(row["completion"], row["answer"], row["problem"])]
+    editor, counts = ReferenceEditor(task), Counter()
+    for row in rows:
+        edit = editor.edit(row["problem"], row["reference"], row["completion"])
+        outcome, _, rewrite = judge_edit(task, row["problem"], row["answer"], row["completion"], True, edit)
+        is_flawed = not is_sound(task, row, row["completion"])
+        is_fixed = rewrite is not None and is_sound(task, row, rewrite)
+        counts[is_flawed, f"{outcome}, every step correct" if is_fixed else outcome] += 1
+    for is_flawed in (False, True):
+        of_kind = {outcome: count for (flawed, outcome), count in counts.items() if flawed == is_flawed}
+        if of_kind:
+            counted = "; ".join(f"{outcome} {count}" for outcome, count in of_kind.items())
+            print(f"\nCorrect answers with {'an' if is_flawed else 'no'} incorrect step: {counted}")
 
 
 def rewrite_as_the_reference(problems, references, completions) -> list[tuple[int, str]]:

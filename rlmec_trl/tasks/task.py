@@ -134,7 +134,16 @@ class Task:
     write_steps: Callable[[Sequence[Operation], Sequence[str]], list[str]] | None = None
 
     def __post_init__(self):
-        for name in ("check_answer", "check_steps", "read_row", "read_label", "editor", "justifier", "rate", "write_steps"):
+        for name in (
+            "check_answer",
+            "check_steps",
+            "read_row",
+            "read_label",
+            "editor",
+            "justifier",
+            "rate",
+            "write_steps",
+        ):
             if not (getattr(self, name) is None or callable(getattr(self, name))):
                 raise ConfigError(f"`{name}` of task '{self.name}' is {getattr(self, name)!r}, not a function.")
         if not isinstance(self.wording, Wording):

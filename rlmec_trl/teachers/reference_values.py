@@ -14,7 +14,8 @@ from ..tasks.steps import read_step
 _NUMERAL = re.compile(r"(\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(%?)")
 # "2 * 8 = 16" after whatever words. The check of steps passes over some, because the words may be a part of it
 _PLAIN_EQUATION = re.compile(
-    r"(?<![\w.,)%=+*/×÷-])(?<![=+*/×÷-] )[$€£(]*\d[\d.,$€£()+*/x×÷ -]*=[ ]?[$€£]?\d[\d,]*(?:\.\d+)?(?![.,]?\d|[ ]?[-+*/x×÷=])"
+    r"(?<![\w.,)%=+*/×÷-])(?<![=+*/×÷-] )[$€£(]*\d[\d.,$€£()+*/x×÷ -]*="
+    r"[ ]?[$€£]?\d[\d,]*(?:\.\d+)?(?![.,]?\d|[ ]?[-+*/x×÷=])"
 )
 # "2. ", "Step 2:", also in bold type: the number of a step is no value
 _STEP_NUMBER = re.compile(r"^\s*(?:[-*•#]+\s*)?(?:step\s*)?\d{1,2}\s*[.):](?=[\s*]|$)", re.IGNORECASE)
@@ -240,9 +241,7 @@ def agreeing(
     rest = _without(step, statements)
     if any(known.isdisjoint(numeral) and reference.values.isdisjoint(numeral) for numeral in _numerals(rest)):
         return None
-    stated = StepValues(
-        tuple(results), frozenset(numbers_of(rest)).union(*(values for values, _ in results))
-    )
+    stated = StepValues(tuple(results), frozenset(numbers_of(rest)).union(*(values for values, _ in results)))
     for statement in statements:
         if not reference.is_answer(statement.answer):
             return None
@@ -289,9 +288,7 @@ def format_number(value: Fraction, like: str = "0") -> str:
 
 
 def _reaches_answer(reference: ReferenceValues, stated: Sequence[StepValues]) -> bool:
-    return not any(
-        reference.is_answer(str(value)) for one in reference.remaining(stated) for value in one.values
-    )
+    return not any(reference.is_answer(str(value)) for one in reference.remaining(stated) for value in one.values)
 
 
 def _without(step: str, statements: Sequence[Statement]) -> str:
