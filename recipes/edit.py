@@ -6,9 +6,10 @@ accelerate launch recipes/edit.py --config recipes/configs/edit.yaml --task gsm8
     --dataset_name runs/gsm8k/samples --output_dir runs/gsm8k/edits --teacher Qwen/Qwen2.5-72B-Instruct
 ```
 
-The teacher is a local causal language model, the task's own programmatic editor (`--teacher task`), an editor of your
-own (`--teacher package.module:NAME` or `path/to/file.py:NAME`) or, with `--provider`, an API teacher. API
-teachers write their answers to a journal, and nothing that was answered is requested again.
+The teacher is a local causal language model, the task's own programmatic editor (`--teacher task`), the values that
+the references state (`--teacher reference`), an editor of your own (`--teacher package.module:NAME` or
+`path/to/file.py:NAME`) or, with `--provider`, an API teacher. API teachers write their answers to a journal, and
+nothing that was answered is requested again.
 
 ```bash
 python recipes/edit.py --config recipes/configs/edit_anthropic.yaml --task gsm8k \

@@ -22,6 +22,7 @@ from ..teachers.api.journaled_teacher import JournaledTeacher
 from ..teachers.editors import Editor, edit_dataset, editor_inputs, load_editor, mean_edit_distance
 from ..teachers.journaled_editor import JournaledEditor, edit_through_journal
 from ..teachers.model_editor import ModelEditor
+from ..teachers.reference_editor import ReferenceEditor
 from .keys import config_key, function_key, model_key, task_key
 from .output import check_path
 from .runner import EmptyResultError, map_shards
@@ -42,7 +43,8 @@ class EditConfig:
             How rewrites are checked: a built-in task, `package.module:NAME` or `path/to/file.py:NAME`.
         teacher (`str`):
             The teacher: the name of a model (of a local one, also its path), `task` for the task's own programmatic
-            editor, or an editor of your own as `package.module:NAME` or `path/to/file.py:NAME`.
+            editor, `reference` for the values that the references state, or an editor of your own as
+            `package.module:NAME` or `path/to/file.py:NAME`.
         teacher_revision (`str`, *optional*, defaults to `"main"`):
             Revision of a local teacher on the Hub.
         provider (`str`, *optional*, defaults to `"local"`):
@@ -80,7 +82,8 @@ class EditConfig:
     teacher: str = field(
         metadata={
             "help": "The teacher: the name of a model (of a local one, also its path), `task` for the task's own "
-            "programmatic editor, or an editor of your own as `package.module:NAME` or `path/to/file.py:NAME`.",
+            "programmatic editor, `reference` for the values that the references state, or an editor of your own as "
+            "`package.module:NAME` or `path/to/file.py:NAME`.",
         }
     )
     teacher_revision: str = field(default="main", metadata={"help": "Revision of a local teacher on the Hub."})
@@ -233,6 +236,9 @@ def _edit_here(samples: Dataset, task: Task, config: EditConfig, model_args: Mod
         if task.editor is None:
             raise ConfigError(f"Task '{task.name}' has no editor: name a model with `--teacher`.")
         editor, teacher = task.editor, function_key(task.editor)
+    elif config.teacher == "reference":
+        editor = ReferenceEditor(task)
+        teacher = ["reference", None if task.write_steps is None else function_key(task.write_steps)]
     elif ":" in config.teacher:
         editor = load_editor(config.teacher)
         # An object is known by its content, and by the file that makes it

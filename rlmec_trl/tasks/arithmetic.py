@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from difflib import SequenceMatcher
 from functools import partial
 from itertools import accumulate
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from ..data.schema import DatasetError
 from ..data.steps import split_steps
+from .equations import Operation
 from .small_models import make_policy as make_policy  # of this task too
 from .small_models import make_word_tokenizer
 from .steps import check_stated_steps
@@ -259,6 +261,18 @@ def rewrite_minimally(problem: str, reference: str, completion: str) -> tuple[in
     return error_step, write_solution(numbers, connectives)
 
 
+def write_steps(operations: Sequence[Operation], steps: Sequence[str]) -> list[str]:
+    """
+    Write operations as steps of an attempt, with the connectives of `steps`, the part of the attempt that they
+    replace. An operation without a corresponding step gets "=".
+    """
+    connectives = _match_connectives(_bodies(steps), [f"{one.operator} {one.right}" for one in operations])
+    return [
+        f"{one.left} {one.operator} {one.right} {connective} {one.result}"
+        for one, connective in zip(operations, connectives, strict=True)
+    ]
+
+
 def _bodies(steps):
     """The steps without their separators. A truncated attempt may end with half a separator."""
     bodies = [step.removesuffix(WORDING.step_separator) for step in steps]
@@ -315,4 +329,5 @@ TASK = Task(
     WORDING,
     check_steps=partial(check_stated_steps, step_separator=WORDING.step_separator),
     editor=edit,
+    write_steps=write_steps,
 )

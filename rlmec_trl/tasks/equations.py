@@ -26,6 +26,15 @@ _DIMENSIONS = {
 }
 
 
+class Operation(NamedTuple):
+    """One operation of a computation, with its result. `operator` is `+`, `-`, `*`, `/`, `^` or `of`."""
+
+    left: Fraction
+    operator: str
+    right: Fraction
+    result: Fraction
+
+
 @dataclass(frozen=True)
 class Expression:
     """
@@ -39,11 +48,17 @@ class Expression:
             be rounded, and 0 for a computed value.
         units (`frozenset[str]`):
             The convertible units in it.
+        numbers (`tuple[Fraction, ...]`, *optional*, defaults to `()`):
+            The numbers in it, as they are written.
+        operations (`tuple[Operation, ...]`, *optional*, defaults to `()`):
+            The operations of the computation in their order, with percent signs as hundredths.
     """
 
     values: tuple[Fraction, ...]
     tolerances: tuple[Fraction, ...]
     units: frozenset[str]
+    numbers: tuple[Fraction, ...] = ()
+    operations: tuple[Operation, ...] = ()
 
     @property
     def is_computed(self) -> bool:
@@ -180,22 +195,33 @@ def _read(tokens: list[Token], start: int | None, end: int | None) -> Expression
         return None
     has_percent = any(part.kind == "percent" for part in parts)
     scales = (Fraction(1, 100), Fraction(1)) if has_percent else (Fraction(1),)
-    values = tuple(_evaluate(parts, percent=scale) for scale in scales)
+    operations: list[Operation] = []
+    values = (_evaluate(parts, scales[0], operations=operations),)
     if has_percent:
+        values += (_evaluate(parts, percent=scales[1]),)
         scales += (scales[0],)
         values += (_evaluate(parts, percent=scales[0], of_total=True),)
     if None in values:
         return None
-    numbers = [part.text for part in parts if part.kind == "number"]
+    numbers = [part.text.replace(",", "") for part in parts if part.kind == "number"]
     is_computed = len(numbers) > 1 or any(part.text in ("*", "/", "^") for part in parts)
     unit = Fraction(0) if is_computed else Fraction(1, 10 ** len(numbers[0].partition(".")[2]))
-    return Expression(values, tuple(unit * scale for scale in scales), frozenset(units & _DIMENSIONS.keys()))
+    return Expression(
+        values,
+        tuple(unit * scale for scale in scales),
+        frozenset(units & _DIMENSIONS.keys()),
+        tuple(map(Fraction, numbers)),
+        tuple(operations),
+    )
 
 
-def _evaluate(tokens: list[Token], percent: Fraction, of_total: bool = False) -> Fraction | None:
+def _evaluate(
+    tokens: list[Token], percent: Fraction, of_total: bool = False, operations: list[Operation] | None = None
+) -> Fraction | None:
     """
     Value of an expression; `None` if it is malformed or too large. A percent sign multiplies by `percent`. With
-    `of_total`, an added or subtracted percentage is one of what stands before it: "$80 + 8%" is $86.40.
+    `of_total`, an added or subtracted percentage is one of what stands before it: "$80 + 8%" is $86.40. The operations
+    are appended to `operations`, signs and percent signs aside.
     """
     values: list[Fraction | None] = []
     operators: list[str] = []
@@ -205,7 +231,10 @@ def _evaluate(tokens: list[Token], percent: Fraction, of_total: bool = False) ->
         while operators and operators[-1] != "(" and _PRECEDENCE[operators[-1]] >= precedence:
             operator = operators.pop()
             right = values.pop()
-            values.append(_apply(operator, Fraction(0) if operator == "sign" else values.pop(), right))
+            left = Fraction(0) if operator == "sign" else values.pop()
+            values.append(_apply(operator, left, right))
+            if operations is not None and operator != "sign" and values[-1] is not None:
+                operations.append(Operation(left, operator, right, values[-1]))
 
     for kind, text, *_ in tokens:
         if kind in ("number", "open") and after_operand:

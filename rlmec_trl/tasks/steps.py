@@ -6,11 +6,11 @@ import re
 
 from ..data.steps import split_steps
 from .answers import find_answer
-from .equations import Expression, read_equations, read_number
+from .equations import Equation, Expression, read_equations, read_number
 
 
 # A calculator mark, <<48/2=24>>, and the number written after it
-_MARK = re.compile(r"<<([^<>\n]*)>>(?:[ $€£]*(-?\d[\d,]*(?:\.\d+)?%?))?")
+CALCULATOR_MARK = re.compile(r"<<([^<>\n]*)>>(?:[ $€£]*(-?\d[\d,]*(?:\.\d+)?%?))?")
 # What may precede a box that only states the answer. Other boxes may hold the result of a step that is not written
 _BEFORE_LONE_BOX = re.compile(r"(?:^|answer\s+is)\W*$", re.IGNORECASE)
 # In another arithmetic, 7 + 8 = 0 and 1 + 1 = 10
@@ -90,10 +90,17 @@ def check_stated_steps(problem: str, completion: str, step_separator: str = "\n"
     return verdicts
 
 
+def read_step(step: str) -> tuple[bool, list[Equation]]:
+    """Whether all that a step states holds, and its equations, those in calculator marks included."""
+    holds, *_ = _read_step(step)
+    equations = [equation for mark in CALCULATOR_MARK.finditer(step) for equation in read_equations(mark[1])[0]]
+    return holds, equations + read_equations(CALCULATOR_MARK.sub(r" \2", step))[0]
+
+
 def _read_step(step: str) -> tuple[bool, list[Expression], bool]:
     """Whether all that a step states holds, its results, and whether no other number follows the last equation."""
-    marks_hold = all(_mark_holds(*mark.groups()) for mark in _MARK.finditer(step))
-    equations, results, is_last = read_equations(_MARK.sub(r" \2", step))
+    marks_hold = all(_mark_holds(*mark.groups()) for mark in CALCULATOR_MARK.finditer(step))
+    equations, results, is_last = read_equations(CALCULATOR_MARK.sub(r" \2", step))
     return marks_hold and all(equation.holds() for equation in equations), results, is_last
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ import numpy as np
 from ..data.errors import ConfigError, UserError
 from ..data.messages import problem_text
 from ..data.steps import split_steps
+from .equations import Operation
 from .labels import POSITIONS, check_label, stated_label
 from .wording import WORDING, Wording, raw_problem
 
@@ -81,6 +82,11 @@ class Task:
             row may give its answer as an index into them, unless the labels are numbers themselves.
         editor (`Callable`, *optional*):
             A programmatic teacher ([`~rlmec_trl.teachers.editors.Editor`]), used with `--teacher task`.
+        write_steps (`Callable[[Sequence[Operation], Sequence[str]], list[str]]`, *optional*):
+            Writes computations of a reference in the form of an attempt, for `--teacher reference`, called as
+            `write_steps(operations, steps)` with [`~rlmec_trl.tasks.equations.Operation`] and the steps of the attempt
+            that they replace. Returns one step for each operation, without separators. `None` where the words of
+            the reference are used.
         label_position (`str`, *optional*, defaults to `"last"`):
             Where a response states its label: `"last"`, after its rationale, or `"first"`, before it. The prompt of
             `wording` has to ask for it there.
@@ -125,9 +131,19 @@ class Task:
     justifier: Callable[[str, str], str | None] | None = None
     rate: Callable[[str, str], float] | None = None
     perfect_rating: float | None = None
+    write_steps: Callable[[Sequence[Operation], Sequence[str]], list[str]] | None = None
 
     def __post_init__(self):
-        for name in ("check_answer", "check_steps", "read_row", "read_label", "editor", "justifier", "rate"):
+        for name in (
+            "check_answer",
+            "check_steps",
+            "read_row",
+            "read_label",
+            "editor",
+            "justifier",
+            "rate",
+            "write_steps",
+        ):
             if not (getattr(self, name) is None or callable(getattr(self, name))):
                 raise ConfigError(f"`{name}` of task '{self.name}' is {getattr(self, name)!r}, not a function.")
         if not isinstance(self.wording, Wording):

@@ -4,7 +4,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, load_from_disk
 from trl import ModelConfig
 
-from rlmec_trl.data.schema import check_dataset
+from rlmec_trl.data.schema import DatasetError, check_dataset
 from rlmec_trl.generation.server import ServerConfig
 from rlmec_trl.stages import edit
 from rlmec_trl.stages.edit import EditConfig
@@ -40,6 +40,27 @@ def test_the_tasks_own_editor(folder):
     expected = edit_arithmetic(samples["prompt"][:], samples["reference"][:], samples["completion"][:])
     assert list(zip(edits["error_step"], edits["rewrite"], strict=True)) == expected
     assert load_from_disk(folder / "edits").to_list() == edits.to_list()
+
+
+def test_the_references_as_the_teacher(folder, monkeypatch, capsys):
+    samples = load_from_disk(folder / "samples")
+    # A reference without values is counted, and its row is not edited
+    references = ["no values", *samples["reference"][1:]]
+    samples.remove_columns("reference").add_column("reference", references).save_to_disk(folder / "some")
+    edits = run(folder, dataset_name=str(folder / "some"), teacher="reference", shard_size=4)
+    assert (edits[0]["edit_outcome"], edits[0]["rewrite"]) == ("no values in the reference", None)
+    assert set(edits["edit_outcome"][1:]) == {"rewritten", "unchanged"}
+    assert "no values in the reference: 1" in capsys.readouterr().out
+    monkeypatch.setattr(edit, "edit_dataset", None)
+    again = run(folder, dataset_name=str(folder / "some"), teacher="reference", shard_size=4)
+    assert again.to_list() == edits.to_list()
+
+
+def test_samples_without_references_are_refused_before_any_work(folder):
+    load_from_disk(folder / "samples").remove_columns("reference").save_to_disk(folder / "bare")
+    with pytest.raises(DatasetError, match="`?reference`?"):
+        run(folder, dataset_name=str(folder / "bare"), teacher="reference")
+    assert not (folder / "edits").exists()
 
 
 def test_an_editor_from_a_file(folder):
