@@ -34,6 +34,7 @@ def test_accuracy_of_one_seed():
     assert result == {
         "mean": 0.8,
         "std": 0.0,
+        "t_interval": None,
         "seeds": 1,
         "n": 10,
         "correct": 8,
