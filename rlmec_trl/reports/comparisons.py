@@ -16,7 +16,7 @@ from .t_intervals import t_interval
 
 RESAMPLES = 10_000
 # Row numbers that are drawn at a time, to bound the memory
-_DRAWN = 4_000_000
+_DRAWN = 1_000_000
 
 
 class ComparisonError(UserError, ValueError):
@@ -61,7 +61,9 @@ def read_outcomes(file: str | os.PathLike) -> Outcomes:
     """
     result = read_object(Path(file))
     if result is None or not {"correct", "total"} <= result.keys():
-        raise ComparisonError(f"{str(file)!r} is not a result of `evaluate.py`. Name one, which `--output_file` writes.")
+        raise ComparisonError(
+            f"{str(file)!r} is not a result of `evaluate.py`. Name one, which `--output_file` writes."
+        )
     if not has_outcomes(result):
         raise ComparisonError(
             f"{str(file)!r} has no outcomes of its rows, because an earlier version of `evaluate.py` wrote it. "
