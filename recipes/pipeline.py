@@ -167,7 +167,10 @@ def compare_rows(pipeline: Pipeline, runs: list[Run]) -> list[dict[str, Any]]:
     of a pair with such results, the files are returned as `missing`, and named to the user.
     """
     files = {row: [run.result_file(row) for run in runs] for pair in pipeline.compare for row in pair}
-    old = {row: [str(file) for file in files[row] if not has_outcomes(json.loads(file.read_text()))] for row in files}
+    old = {
+        row: [str(file) for file in files[row] if not has_outcomes(json.loads(file.read_text(encoding="utf-8")))]
+        for row in files
+    }
     if any(old.values()):
         say(
             f"No comparison with {', '.join(row for row in old if old[row])}: an earlier version wrote these results, "

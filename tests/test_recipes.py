@@ -110,6 +110,9 @@ def test_the_comparison_is_the_demo_and_grpo_over_three_seeds():
     steps, more = plan_run(demo, 0), plan_run(comparison, 0)
     assert more[: len(steps)] == steps
     assert {step.recipe for step in more[len(steps) :] if isinstance(step, Job)} == {"grpo", "evaluate"}
+    compared = len(demo.compare)
+    assert comparison.compare[:compared] == demo.compare and comparison.compare[compared:]
+    assert all("grpo" in pair for pair in comparison.compare[compared:])
     assert (demo.seeds, comparison.seeds) == ([0], [0, 1, 2])
     assert demo.output_dir == comparison.output_dir and demo.report != comparison.report
 
@@ -138,7 +141,9 @@ def test_help_is_there(recipe, monkeypatch, capsys):
         runpy.run_path(str(ROOT / "recipes" / f"{recipe}.py"), run_name="__main__")
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    assert "--output_" in shown and (recipe in ("pipeline", "merge") or "--seed" in shown or "--dataset_name" in shown)
+    assert "--output_" in shown and (
+        recipe in ("pipeline", "merge", "compare_results") or "--seed" in shown or "--dataset_name" in shown
+    )
 
 
 def test_a_task_is_described_in_the_same_words_everywhere():
@@ -303,6 +308,7 @@ def small_pipeline(**changes):
             del stage["choose"]
     settings = files[0] | {"title": "Small", "output_dir": "runs", "stages": stages}
     settings["defaults"]["evaluate"]["max_new_tokens"] = 30
+    settings["compare"] = [["rewrite_all", "reference_sft"], ["rewrite_all", "grpo"]]
     return settings
 
 
@@ -406,6 +412,71 @@ def test_the_pipeline_runs_every_stage_and_reports(finished):
     assert chosen["argument"] == "policy_coef" and chosen["value"] in (0.1, 1.0)
     assert os.readlink(pipeline.run / "rewrite_all") == f"rewrite_all-policy_coef-{chosen['value']}"
     assert "Small: test split, 16 problems" in output and "report.json" in output
+
+
+def test_the_report_compares_rows_problem_by_problem(finished):
+    pipeline, (_, _, output) = finished
+    report = pipeline.report
+    assert [one["rows"] for one in report["comparisons"]] == [
+        ["rewrite_all", "reference_sft"],
+        ["rewrite_all", "grpo"],
+    ]
+    for one in report["comparisons"]:
+        means = [report["accuracy"][row]["mean"] for row in one["rows"]]
+        assert one["accuracy"] == means and one["difference"] == pytest.approx(means[0] - means[1])
+        assert (one["n"], one["seeds"], one["t_interval"]) == (16, 1, None)
+        assert one["interval"][0] <= one["difference"] <= one["interval"][1]
+        counts = [report["accuracy"][row]["correct"] for row in one["rows"]]
+        assert one["only_first"] - one["only_second"] == counts[0] - counts[1]
+    assert "Paired comparisons, 16 problems" in output
+    json.dumps(report, allow_nan=False)
+
+
+def test_results_of_an_earlier_version_are_kept_and_named_and_compared_once_they_are_deleted(
+    finished, copy_of, scripts
+):
+    pipeline = copy_of(finished[0])
+    expected = pipeline.report["comparisons"]
+    path = pipeline.run / "results" / "grpo-test.json"
+    new = json.loads(path.read_text())
+    path.write_text(json.dumps({name: new[name] for name in ("correct", "total", "mean", "interval")}))
+    ran, _, output = pipeline.start(scripts)
+    assert ran == [], "what is finished is not run again"
+    (line,) = [line for line in output.splitlines() if line.startswith("No comparison")]
+    assert line.startswith("No comparison with grpo: ") and line.endswith(": runs/seed-0/results/grpo-test.json")
+    missing = {"rows": ["rewrite_all", "grpo"], "missing": ["runs/seed-0/results/grpo-test.json"]}
+    assert pipeline.report["comparisons"] == [expected[0], missing]
+    path.unlink()
+    ran, _, output = pipeline.start(scripts)
+    assert ran == ["results/grpo-test.json"] and "No comparison" not in output
+    assert pipeline.report["comparisons"] == expected
+
+
+def test_rows_that_were_evaluated_on_other_problems_leave_the_other_figures_as_they_are(finished, copy_of, capsys):
+    pipeline_recipe = importlib.import_module("recipes.pipeline")
+    pipeline = copy_of(finished[0])
+    path = pipeline.run / "results" / "grpo-test.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"problems": "others"}))
+    settings = load_pipeline(pipeline.folder / "pipeline.yaml", output_dir=str(pipeline.folder / "runs"))
+    compared = pipeline_recipe.compare_rows(settings, [pipeline_recipe.Run(settings, 0)])
+    assert compared[0] == pipeline.report["comparisons"][0]
+    assert compared[1]["missing"] == [str(path.with_name("rewrite_all-test.json")), str(path)]
+    assert "rewrite_all with grpo" in capsys.readouterr().out
+
+
+def test_results_are_compared_by_hand(finished, tmp_path, scripts):
+    pipeline, _ = finished
+    results = [f"runs/seed-0/results/{name}-test.json" for name in ("reference_sft", "rewrite_all", "grpo")]
+    words = ["--results", *results, "--output_file", tmp_path / "compared.json"]
+    output = run_recipe(scripts, ROOT / "recipes" / "compare_results.py", *words, cwd=pipeline.folder)
+    assert "Accuracy on 16 problems" in output and results[1] in output
+    compared = json.loads((tmp_path / "compared.json").read_text())["comparisons"]
+    assert [one["rows"] for one in compared] == [[results[1], results[0]], [results[2], results[0]]]
+    assert compared[0] == pipeline.report["comparisons"][0] | {"rows": [results[1], results[0]]}
+    for more, message in (([], "ConfigError: `results` needs two"), (["runs/report.json"], "is not a result of")):
+        words = ["--results", results[0], *more]
+        refused = refuse_recipe(scripts, ROOT / "recipes" / "compare_results.py", *words, cwd=pipeline.folder)
+        assert message in refused
 
 
 def test_each_stage_writes_what_the_next_one_reads(finished):

@@ -34,9 +34,7 @@ class CompareResultsConfig:
     def __post_init__(self):
         check_config(self)
         if len(self.results) < 2:
-            raise ConfigError(
-                f"`results` needs two results or more to compare, got {', '.join(self.results) or 'none'}."
-            )
+            raise ConfigError(f"`results` needs two files or more to compare, got {self.results}.")
 
 
 def run(config: CompareResultsConfig) -> list[dict[str, Any]]:
@@ -52,7 +50,8 @@ def run(config: CompareResultsConfig) -> list[dict[str, Any]]:
         two files as `rows`.
 
     Raises:
-        [`~rlmec_trl.reports.comparisons.ComparisonError`]: If a file is no result with outcomes, or the problems differ.
+        [`~rlmec_trl.reports.comparisons.ComparisonError`]: If a file is no result with outcomes, or the
+            problems differ.
         [`~rlmec_trl.stages.output.OutputError`]: If `output_file` is a file of something else.
     """
     with claim_file(config.output_file, ("comparisons",)):

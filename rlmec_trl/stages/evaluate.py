@@ -292,8 +292,8 @@ def describe_outcomes(predictions: Sequence[Prediction], problems: Dataset, task
             How a problem is read from its prompt.
 
     Returns:
-        `dict[str, str]`: `outcomes`, for each row `"1"` if the answer is correct and `"0"` otherwise, and `problems`, a
-        hash of the problems and their correct answers. It is the same for policies with other chat templates.
+        `dict[str, str]`: `outcomes`, for each row `"1"` if the answer is correct and `"0"` otherwise, and `problems`,
+        a hash of the problems and their correct answers. It is the same for policies with other chat templates.
     """
     rows = list(zip(map(task.raw_problem, problems["prompt"]), problems["answer"], strict=True))
     return {
