@@ -21,7 +21,7 @@ def make_parser() -> TrlParser:
 
 def main(config: compare_results.CompareResultsConfig) -> None:
     comparisons = compare_results.run(config)
-    Console().print(comparison_table(comparisons, f"Accuracy on {comparisons[0]['n']} problems"))
+    Console().print(comparison_table(comparisons, f"Accuracy on {comparisons[0]['total']} problems"))
 
 
 if __name__ == "__main__":

@@ -212,7 +212,7 @@ def report(pipeline: Pipeline, runs: list[Run]) -> None:
         result["comparisons"] = compare_rows(pipeline, runs)
         compared = [comparison for comparison in result["comparisons"] if "missing" not in comparison]
         if compared:
-            console.print(comparison_table(compared, f"Paired comparisons, {compared[0]['n']} problems"))
+            console.print(comparison_table(compared, f"Paired comparisons, {compared[0]['total']} problems"))
     if pipeline.audit is not None:
         audits = [Path(fill_run(pipeline.audit, run.folder)) for run in runs]
         result["grm_audit"] = pool_audits([json.loads(path.read_text(encoding="utf-8")) for path in audits])

@@ -426,7 +426,7 @@ def test_the_report_compares_rows_problem_by_problem(finished):
     for one in report["comparisons"]:
         means = [report["accuracy"][row]["mean"] for row in one["rows"]]
         assert one["accuracy"] == means and one["difference"] == pytest.approx(means[0] - means[1])
-        assert (one["n"], one["seeds"], one["t_interval"]) == (16, 1, None)
+        assert (one["total"], one["seeds"], one["t_interval"]) == (16, 1, None)
         assert one["interval"][0] <= one["difference"] <= one["interval"][1]
         counts = [report["accuracy"][row]["correct"] for row in one["rows"]]
         assert one["only_first"] - one["only_second"] == counts[0] - counts[1]

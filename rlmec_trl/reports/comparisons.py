@@ -101,7 +101,7 @@ def compare(first: Sequence[Outcomes], second: Sequence[Outcomes], seed: int = 0
             - `only_first`, `only_second` (`int`): problems that only one of them answers correctly, or answers
               correctly in more seeds.
             - `p_value` (`float`): McNemar's test of these two numbers.
-            - `seeds` and `n`, the number of problems of all seeds.
+            - `seeds`, and `total`, the number of different problems of all seeds.
 
     Raises:
         [`ComparisonError`]: If the two were evaluated on other problems, or there is nothing to compare.
@@ -126,7 +126,7 @@ def compare(first: Sequence[Outcomes], second: Sequence[Outcomes], seed: int = 0
         "only_second": only_second,
         "p_value": mcnemar_p_value(only_first, only_second),
         "seeds": len(of_seeds),
-        "n": sum(len(rows) for rows in sums),
+        "total": sum(len(rows) for rows in sums),
     }
 
 

@@ -115,7 +115,7 @@ def test_the_figures_of_a_worked_example():
     result = compare([outcomes("1111011100")], [outcomes("1100010100")])
     assert result["accuracy"] == pytest.approx([0.7, 0.4])
     assert result["difference"] == pytest.approx(0.3)
-    assert (result["only_first"], result["only_second"], result["seeds"], result["n"]) == (3, 0, 1, 10)
+    assert (result["only_first"], result["only_second"], result["seeds"], result["total"]) == (3, 0, 1, 10)
     assert result["p_value"] == 0.25  # 2 / 2**3
     assert result["t_interval"] is None
 
@@ -124,12 +124,12 @@ def test_seeds_have_a_t_interval_of_the_differences():
     result = compare(*sides([("1110", "1000"), ("1111", "1100"), ("1000", "0000")]))
     assert result["difference"] == pytest.approx((0.5 + 0.5 + 0.25) / 3)
     assert result["t_interval"] == pytest.approx(t_interval([0.5, 0.5, 0.25], -1.0, 1.0))
-    assert (result["only_first"], result["only_second"], result["seeds"], result["n"]) == (5, 0, 3, 12)
+    assert (result["only_first"], result["only_second"], result["seeds"], result["total"]) == (5, 0, 3, 12)
 
 
 def test_a_problem_of_several_seeds_counts_once_in_mcnemars_test():
     result = compare(*sides([("110", "001"), ("010", "001"), ("000", "100")], problems="same"))
-    assert (result["only_first"], result["only_second"], result["n"], result["seeds"]) == (1, 1, 3, 3)
+    assert (result["only_first"], result["only_second"], result["total"], result["seeds"]) == (1, 1, 3, 3)
 
 
 @given(PAIRS, st.sampled_from(["own", "same"]))
