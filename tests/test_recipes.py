@@ -436,8 +436,9 @@ def test_the_report_compares_rows_problem_by_problem(finished):
 
 def run_of(pipeline):
     """The pipeline of a folder, and the run of its seed, in this process."""
+    recipe = importlib.import_module("recipes.pipeline")
     settings = load_pipeline(pipeline.folder / "pipeline.yaml", output_dir=str(pipeline.folder / "runs"))
-    return settings, importlib.import_module("recipes.pipeline").Run(settings, 0)
+    return settings, recipe.Run(settings, 0, recipe.settings_without_effect(settings))
 
 
 def test_results_of_an_earlier_version_are_kept_and_named_and_compared_once_they_are_deleted(

@@ -54,9 +54,11 @@ def run(config: CompareResultsConfig) -> list[dict[str, Any]]:
             problems differ.
         [`~rlmec_trl.stages.output.OutputError`]: If `output_file` is a file of something else.
     """
-    with claim_file(config.output_file, ("comparisons",)):
+    # Reports of pipelines have `comparisons`, too
+    with claim_file(config.output_file, ("results", "comparisons")):
         first, *others = map(read_outcomes, config.results)
         comparisons = [{"rows": [other.file, first.file], **compare([other], [first])} for other in others]
         if config.output_file is not None:
-            write_atomically(config.output_file, json.dumps({"comparisons": comparisons}, indent=2) + "\n")
+            content = {"results": config.results, "comparisons": comparisons}
+            write_atomically(config.output_file, json.dumps(content, indent=2) + "\n")
     return comparisons
