@@ -442,7 +442,7 @@ def run_of(pipeline):
 
 
 def test_results_of_an_earlier_version_are_kept_and_named_and_compared_once_they_are_deleted(
-    finished, copy_of, scripts, capsys
+    finished, copy_of, capsys
 ):
     pipeline = copy_of(finished[0])
     expected = pipeline.report["comparisons"]
@@ -457,8 +457,11 @@ def test_results_of_an_earlier_version_are_kept_and_named_and_compared_once_they
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("No comparison with grpo: ") and line.endswith(f": {path}")
     path.unlink()
-    ran, _, output = pipeline.start(scripts)
-    assert ran == ["results/grpo-test.json"] and "No comparison" not in output
+    run.run()
+    importlib.import_module("recipes.pipeline").report(settings, [run])
+    output = capsys.readouterr().out
+    assert re.findall(r"^(\S+) \(seed 0\) ─", output, re.MULTILINE) == ["results/grpo-test.json"]
+    assert "No comparison" not in output
     assert pipeline.report["comparisons"] == expected
 
 
