@@ -26,7 +26,15 @@ from transformers import AutoTokenizer
 
 from rlmec_trl.data.errors import ConfigError, UserError
 from rlmec_trl.data.loading import load_rows
-from rlmec_trl.reports.tables import accuracy_table, audit_table, pool_audits, reward_model_table, summarize_accuracy
+from rlmec_trl.reports.comparisons import ComparisonError, compare, has_outcomes, read_outcomes
+from rlmec_trl.reports.tables import (
+    accuracy_table,
+    audit_table,
+    comparison_table,
+    pool_audits,
+    reward_model_table,
+    summarize_accuracy,
+)
 from rlmec_trl.reports.token_views import pick_samples, show_sample
 from rlmec_trl.stages.ledger import Ledger
 from rlmec_trl.stages.output import is_result_file, write_atomically
@@ -83,6 +91,11 @@ class Run:
         """For each row of the table, the accuracy on the test split."""
         evaluated = [stage for stage in self.pipeline.stages if stage.evaluate is not None]
         return {stage.evaluate: self.ledger.result(result_name(stage.name, "test")) for stage in evaluated}
+
+    def result_file(self, row: str) -> Path:
+        """Where the accuracy of a row of the table is."""
+        stage = next(stage for stage in self.pipeline.stages if stage.evaluate == row)
+        return self.folder / result_name(stage.name, "test")
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -148,6 +161,35 @@ def check_outputs(pipeline: Pipeline, runs: list[Run]) -> None:
         )
 
 
+def compare_rows(pipeline: Pipeline, runs: list[Run]) -> list[dict[str, Any]]:
+    """
+    Compare the pairs of rows that the file names. Results of earlier versions do not have the outcome of each problem:
+    of a pair with such results, the files are returned as `missing`, and named to the user.
+    """
+    files = {row: [run.result_file(row) for run in runs] for pair in pipeline.compare for row in pair}
+    old = {
+        row: [str(file) for file in files[row] if not has_outcomes(json.loads(file.read_text(encoding="utf-8")))]
+        for row in files
+    }
+    if any(old.values()):
+        say(
+            f"No comparison with {', '.join(row for row in old if old[row])}: an earlier version wrote these results, "
+            "without the outcome of each problem. Delete them and run the pipeline again to evaluate these models "
+            f"again: {', '.join(file for of_row in old.values() for file in of_row)}"
+        )
+    compared = []
+    for first, second in pipeline.compare:
+        missing = [*old[first], *old[second]]
+        if not missing:
+            try:
+                figures = compare(*([read_outcomes(file) for file in files[row]] for row in (first, second)))
+            except ComparisonError as error:  # the other figures are worth reporting all the same
+                say(f"No comparison of {first} with {second}: {error}")
+                missing = [str(file) for row in (first, second) for file in files[row]]
+        compared.append({"rows": [first, second], **({"missing": missing} if missing else figures)})
+    return compared
+
+
 def report(pipeline: Pipeline, runs: list[Run]) -> None:
     """Print the tables and two samples, and write all figures to a file."""
     results = [run.results for run in runs]
@@ -166,6 +208,11 @@ def report(pipeline: Pipeline, runs: list[Run]) -> None:
     if accuracy:
         num_problems = next(iter(accuracy.values()))["n"]
         console.print(accuracy_table(accuracy, f"{pipeline.title}: test split, {num_problems} problems"))
+    if pipeline.compare:
+        result["comparisons"] = compare_rows(pipeline, runs)
+        compared = [comparison for comparison in result["comparisons"] if "missing" not in comparison]
+        if compared:
+            console.print(comparison_table(compared, f"Paired comparisons, {compared[0]['total']} problems"))
     if pipeline.audit is not None:
         audits = [Path(fill_run(pipeline.audit, run.folder)) for run in runs]
         result["grm_audit"] = pool_audits([json.loads(path.read_text(encoding="utf-8")) for path in audits])

@@ -80,7 +80,7 @@ def test_a_pipeline_killed_in_several_stages(runs):
     for stage in pipeline["stages"]:
         stage.pop("choose", None)
         stage.pop("evaluate", None)
-    for name in ("scored", "tokenizer", "audit", "evaluation"):
+    for name in ("scored", "tokenizer", "audit", "evaluation", "compare"):
         pipeline.pop(name, None)
     (runs.folder / "pipeline.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False), encoding="utf-8")
     words = ["--config", "pipeline.yaml", "--output_dir"]

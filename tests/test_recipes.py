@@ -23,9 +23,12 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from trl import GRPOConfig, ModelConfig
 
 from rlmec_trl.data.errors import ConfigError
+from rlmec_trl.reports.comparisons import ComparisonError
+from rlmec_trl.stages.output import OutputError
 from rlmec_trl.stages.pipeline import Job, PipelineError, fill_run, plan_run
 from rlmec_trl.stages.pipeline_file import load_pipeline
 from rlmec_trl.stages.refusals import check_generation_batch
+from rlmec_trl.stages.settings import parse_settings
 
 
 ROOT = Path(__file__).parents[1]
@@ -110,6 +113,9 @@ def test_the_comparison_is_the_demo_and_grpo_over_three_seeds():
     steps, more = plan_run(demo, 0), plan_run(comparison, 0)
     assert more[: len(steps)] == steps
     assert {step.recipe for step in more[len(steps) :] if isinstance(step, Job)} == {"grpo", "evaluate"}
+    compared = len(demo.compare)
+    assert comparison.compare[:compared] == demo.compare and comparison.compare[compared:]
+    assert all("grpo" in pair for pair in comparison.compare[compared:])
     assert (demo.seeds, comparison.seeds) == ([0], [0, 1, 2])
     assert demo.output_dir == comparison.output_dir and demo.report != comparison.report
 
@@ -138,7 +144,8 @@ def test_help_is_there(recipe, monkeypatch, capsys):
         runpy.run_path(str(ROOT / "recipes" / f"{recipe}.py"), run_name="__main__")
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    assert "--output_" in shown and (recipe in ("pipeline", "merge") or "--seed" in shown or "--dataset_name" in shown)
+    without_data = {"pipeline", "merge", "compare_results"}
+    assert "--output_" in shown and (recipe in without_data or "--seed" in shown or "--dataset_name" in shown)
 
 
 def test_a_task_is_described_in_the_same_words_everywhere():
@@ -170,7 +177,7 @@ def test_fewer_problems_than_a_batch_of_grpo_takes_are_refused():
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        ({"name": "warmup", "recipe": "stf"}, r"Stage 'warmup': no recipe 'stf'\. Choose one of audit, edit, "),
+        ({"name": "warmup", "recipe": "stf"}, r"Stage 'warmup': no recipe 'stf'\. Choose one of audit, "),
         (
             {"name": "warmup", "recipe": "sft", "args": {"dataset_name": "x", "learning_rat": 0.1}},
             r"Stage 'warmup': the recipe 'sft' has no setting 'learning_rat'\. Did you mean 'learning_rate'",
@@ -207,7 +214,7 @@ def test_a_stage_that_does_not_fit_its_recipe_is_named_before_any_work(tmp_path,
         ),
         ({"args": {"logging_steps": 2.5}}, r"Stage 'last': --logging_steps must be an integer"),
         ({"choose": {"epsilon": [0.3, -1]}}, r"Stage 'last-epsilon--1': `epsilon` must be positive, got -1"),
-        ({"recipe": "pipeline"}, r"Stage 'last': no recipe 'pipeline'\. Choose one of audit, edit"),
+        ({"recipe": "pipeline"}, r"Stage 'last': no recipe 'pipeline'\. Choose one of audit, "),
         ({"args": {"help": 3}}, r"Stage 'last': the recipe 'rlmec' has no setting 'help'"),
     ],
 )
@@ -303,6 +310,7 @@ def small_pipeline(**changes):
             del stage["choose"]
     settings = files[0] | {"title": "Small", "output_dir": "runs", "stages": stages}
     settings["defaults"]["evaluate"]["max_new_tokens"] = 30
+    settings["compare"] = [["rewrite_all", "reference_sft"], ["rewrite_all", "grpo"]]
     return settings
 
 
@@ -406,6 +414,91 @@ def test_the_pipeline_runs_every_stage_and_reports(finished):
     assert chosen["argument"] == "policy_coef" and chosen["value"] in (0.1, 1.0)
     assert os.readlink(pipeline.run / "rewrite_all") == f"rewrite_all-policy_coef-{chosen['value']}"
     assert "Small: test split, 16 problems" in output and "report.json" in output
+
+
+def test_the_report_compares_rows_problem_by_problem(finished):
+    pipeline, (_, _, output) = finished
+    report = pipeline.report
+    assert [one["rows"] for one in report["comparisons"]] == [
+        ["rewrite_all", "reference_sft"],
+        ["rewrite_all", "grpo"],
+    ]
+    for one in report["comparisons"]:
+        means = [report["accuracy"][row]["mean"] for row in one["rows"]]
+        assert one["accuracy"] == means and one["difference"] == pytest.approx(means[0] - means[1])
+        assert (one["total"], one["seeds"], one["t_interval"]) == (16, 1, None)
+        assert one["interval"][0] <= one["difference"] <= one["interval"][1]
+        counts = [report["accuracy"][row]["correct"] for row in one["rows"]]
+        assert one["only_first"] - one["only_second"] == counts[0] - counts[1]
+    assert "Paired comparisons, 16 problems" in output
+    json.dumps(report, allow_nan=False)
+
+
+def run_of(pipeline):
+    """The pipeline of a folder, and the run of its seed, in this process."""
+    recipe = importlib.import_module("recipes.pipeline")
+    settings = load_pipeline(pipeline.folder / "pipeline.yaml", output_dir=str(pipeline.folder / "runs"))
+    return settings, recipe.Run(settings, 0, recipe.settings_without_effect(settings))
+
+
+def test_results_of_an_earlier_version_are_kept_and_named_and_compared_once_they_are_deleted(
+    finished, copy_of, capsys
+):
+    pipeline = copy_of(finished[0])
+    expected = pipeline.report["comparisons"]
+    path = pipeline.run / "results" / "grpo-test.json"
+    new = json.loads(path.read_text())
+    path.write_text(json.dumps({name: new[name] for name in ("correct", "total", "mean", "interval")}))
+    settings, run = run_of(pipeline)
+    assert not run.ledger.refusals(run.steps)
+    assert all(run.ledger.is_finished(step) for step in run.steps if step.name == f"results/{path.name}")
+    compared = importlib.import_module("recipes.pipeline").compare_rows(settings, [run])
+    assert compared == [expected[0], {"rows": ["rewrite_all", "grpo"], "missing": [str(path)]}]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("No comparison with grpo: ") and line.endswith(f": {path}")
+    path.unlink()
+    run.run()
+    importlib.import_module("recipes.pipeline").report(settings, [run])
+    output = capsys.readouterr().out
+    assert re.findall(r"^(\S+) \(seed 0\) ─", output, re.MULTILINE) == ["results/grpo-test.json"]
+    assert "No comparison" not in output
+    assert pipeline.report["comparisons"] == expected
+
+
+def test_rows_that_were_evaluated_on_other_problems_leave_the_other_figures_as_they_are(finished, copy_of, capsys):
+    pipeline = copy_of(finished[0])
+    path = pipeline.run / "results" / "grpo-test.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"problems": "others"}))
+    settings, run = run_of(pipeline)
+    compared = importlib.import_module("recipes.pipeline").compare_rows(settings, [run])
+    assert compared[0] == pipeline.report["comparisons"][0]
+    assert compared[1]["missing"] == [str(path.with_name("rewrite_all-test.json")), str(path)]
+    assert "rewrite_all with grpo" in capsys.readouterr().out
+
+
+def test_results_are_compared_by_hand(finished, tmp_path, monkeypatch, capsys):
+    pipeline, _ = finished
+    recipe = importlib.import_module("recipes.compare_results")
+    monkeypatch.chdir(pipeline.folder)
+    monkeypatch.setenv("COLUMNS", "200")
+    results = [f"runs/seed-0/results/{name}-test.json" for name in ("reference_sft", "rewrite_all", "grpo")]
+
+    def start(*results, output=tmp_path / "compared.json"):
+        recipe.main(*parse_settings(recipe.make_parser(), ["--results", *results, "--output_file", str(output)]))
+
+    for _ in range(2):  # an earlier result is replaced
+        start(*results)
+    output = capsys.readouterr().out
+    assert "Accuracy on 16 problems" in output and results[1] in output
+    compared = json.loads((tmp_path / "compared.json").read_text())["comparisons"]
+    assert [one["rows"] for one in compared] == [[results[1], results[0]], [results[2], results[0]]]
+    assert compared[0] == pipeline.report["comparisons"][0] | {"rows": [results[1], results[0]]}
+    with pytest.raises(ConfigError, match="`results` needs two files or more to compare, got "):
+        start(results[0])
+    with pytest.raises(ComparisonError, match=r"'runs/report\.json' is not a result of `evaluate\.py`"):
+        start(results[0], "runs/report.json")
+    with pytest.raises(OutputError, match="report.json' exists and is not a result of this stage"):
+        start(*results, output="runs/report.json")
 
 
 def test_each_stage_writes_what_the_next_one_reads(finished):

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .accuracy import wilson_interval
+from .t_intervals import t_interval
 
 
 AUDIT_LABELS = {
@@ -37,9 +38,10 @@ def summarize_accuracy(results: Sequence[dict[str, int]]) -> dict[str, Any]:
             `correct_and_perfect`.
 
     Returns:
-        `dict`: `mean` and `std` over seeds (0.0 with one), `seeds`, `n` problems for each seed, `correct` and `total`
-        over all seeds, and the 95% Wilson `interval` of their ratio. Where the results have them, `perfect` and
-        `correct_and_perfect` with the same figures for these counts.
+        `dict`: `mean` and `std` over seeds (0.0 with one), the 95% `t_interval` of the mean over seeds (`None` with
+        one), `seeds`, `n` problems for each seed, `correct` and `total` over all seeds, and the 95% Wilson `interval`
+        of their ratio. Where the results have them, `perfect` and `correct_and_perfect` with the same figures for
+        these counts.
     """
     counts = [name for name in RATIONALE_LABELS if name in results[0]]
     return _summarize(results, "correct") | {name: _summarize(results, name) for name in counts}
@@ -48,9 +50,11 @@ def summarize_accuracy(results: Sequence[dict[str, int]]) -> dict[str, Any]:
 def _summarize(results: Sequence[dict[str, int]], name: str) -> dict[str, Any]:
     means = [result[name] / result["total"] for result in results]
     correct, total = (sum(result[key] for result in results) for key in (name, "total"))
+    over_seeds = t_interval(means, 0.0, 1.0)
     return {
         "mean": statistics.fmean(means),
         "std": statistics.stdev(means) if len(means) > 1 else 0.0,
+        "t_interval": None if over_seeds is None else list(over_seeds),
         "seeds": len(means),
         "n": results[0]["total"],
         "correct": correct,
@@ -112,6 +116,40 @@ def accuracy_table(accuracy: dict[str, dict[str, Any]], title: str) -> Table:
             row += [_mean(result[share], several), _interval(result[share])]
         table.add_row(*row, style="bold" if result["mean"] == best else None)
     return table
+
+
+def comparison_table(comparisons: Sequence[dict[str, Any]], title: str) -> Table:
+    """
+    A table with a row for each pair of policies: their difference, and how much of it may be chance.
+
+    Args:
+        comparisons (`Sequence[dict]`):
+            Each is what [`~rlmec_trl.reports.comparisons.compare`] returns, and the names of the two as `rows`.
+        title (`str`):
+            Title of the table.
+    """
+    several = any(result["seeds"] > 1 for result in comparisons)
+    table = Table(title=Text(title, style="table.title"), title_justify="left")
+    table.add_column("policy")
+    table.add_column("against")
+    for name in ("difference", "95% interval", *(["over seeds"] if several else []), "only one correct", "p"):
+        table.add_column(name, justify="right")
+    for result in comparisons:
+        row = [*map(Text, result["rows"]), f"{result['difference']:+.3f}", _signed(result["interval"])]
+        if several:
+            row.append("-" if result["t_interval"] is None else _signed(result["t_interval"]))
+        p_value = result["p_value"]
+        row += [
+            f"{result['only_first']} : {result['only_second']}",
+            "< 0.001" if p_value < 0.001 else f"{p_value:.3f}",
+        ]
+        table.add_row(*row)
+    return table
+
+
+def _signed(interval: Sequence[float]) -> str:
+    low, high = interval
+    return f"{low:+.3f} to {high:+.3f}"
 
 
 def reward_model_table(reward_models: dict[str, dict[str, dict[str, Any]]], title: str) -> Table:

@@ -1,5 +1,6 @@
 """The evaluate stage: accuracy of a policy on problems, by greedy decoding, on as many processes as there are."""
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -154,6 +155,7 @@ def run(config: EvaluateConfig, problem_config: ProblemConfig, model_args: Model
         values = (accuracy.correct, accuracy.total, accuracy.mean, [low, high])
         result = dict(zip(_NAMES, values, strict=True))
         result |= describe_labels(predictions, task) | describe_rationales(predictions, task)
+        result |= describe_outcomes(predictions, problems, task)
         state.print(
             f"{model_args.model_name_or_path}: {accuracy.mean:.3f} ({accuracy.correct} of {accuracy.total} correct, "
             f"95% interval {low:.3f} to {high:.3f})"
@@ -275,6 +277,29 @@ def describe_rationales(predictions: Sequence[Prediction], task: Task) -> dict[s
         result["perfect"] = len(perfect)
         result["correct_and_perfect"] = count_correct(perfect).correct
     return result
+
+
+def describe_outcomes(predictions: Sequence[Prediction], problems: Dataset, task: Task) -> dict[str, str]:
+    """
+    Which rows were answered correctly, so that policies can be compared row by row (`reports/comparisons.py`).
+
+    Args:
+        predictions (`Sequence[Prediction]`):
+            A prediction for each problem, in their order.
+        problems ([`~datasets.Dataset`]):
+            Problems: `prompt` and `answer`.
+        task ([`~rlmec_trl.tasks.task.Task`]):
+            How a problem is read from its prompt.
+
+    Returns:
+        `dict[str, str]`: `outcomes`, for each row `"1"` if the answer is correct and `"0"` otherwise, and `problems`,
+        a hash of the problems and their correct answers. It is the same for policies with other chat templates.
+    """
+    rows = list(zip(map(task.raw_problem, problems["prompt"]), problems["answer"], strict=True))
+    return {
+        "outcomes": "".join("1" if prediction.correct else "0" for prediction in predictions),
+        "problems": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+    }
 
 
 def _rationale_lines(result: dict[str, Any]) -> list[str]:

@@ -97,6 +97,8 @@ class Pipeline:
             Output of `audit.py` for the report.
         reward_models (`dict[str, str]`, *optional*):
             For each row of the report's table of reward models, an output of `evaluate_pairs.py`.
+        compare (`list[list[str]]`, *optional*):
+            Pairs of rows of the table of accuracies that the report compares, problem by problem.
         report (`str`, *optional*, defaults to `"report.json"`):
             File in `output_dir` that all figures are written to.
     """
@@ -111,6 +113,7 @@ class Pipeline:
     tokenizer: str | None = None
     audit: str | None = None
     reward_models: dict[str, str] = field(default_factory=dict)
+    compare: list[list[str]] = field(default_factory=list)
     report: str = "report.json"
 
 

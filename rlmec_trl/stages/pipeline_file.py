@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 from ..data.checks import check_setting
 from ..data.errors import ConfigError
 from .pipeline import RUN, Evaluation, Pipeline, PipelineError, Stage, paths_in, plan_run, source_of
-from .settings import read_yaml
+from .settings import did_you_mean, read_yaml
 
 
 # Keys, of whatever part of a file, whose values are texts or mappings
@@ -24,8 +24,8 @@ def load_pipeline(path: str | os.PathLike, output_dir: str | None = None, seeds:
     Read a pipeline's YAML file.
 
     With `extends`, the file says only what differs from another one (a path relative to its own folder): its `stages`
-    come after those of the other, its `defaults` are merged into the other's recipe by recipe, and every other key
-    replaces the other's.
+    and the pairs of its `compare` come after those of the other, its `defaults` are merged into the other's recipe by
+    recipe, and every other key replaces the other's.
 
     Args:
         path (`str` or `os.PathLike`):
@@ -57,6 +57,7 @@ def load_pipeline(path: str | os.PathLike, output_dir: str | None = None, seeds:
     rows = [stage.evaluate for stage in pipeline.stages if stage.evaluate is not None]
     if len(set(rows)) < len(rows):
         raise PipelineError(f"{path}: two stages are evaluated under one name; the rows are {', '.join(rows)}.")
+    _check_compared(pipeline.compare, rows, f"{path}")
     report = Path(pipeline.report)
     if report.name == "" or report.is_absolute() or ".." in report.parts:
         raise PipelineError(f"{path}: `report` has to be a file in `output_dir`, found {pipeline.report!r}.")
@@ -101,6 +102,8 @@ def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
         ]
     if settings.get("evaluation") is not None:
         settings["evaluation"] = _make(Evaluation, settings["evaluation"], f"{path}, evaluation")
+    if not isinstance(settings.get("compare", []), list):
+        raise PipelineError(f"{path}: `compare` has to be a list of pairs of rows, found {settings['compare']!r}.")
     for recipe, defaults in settings.get("defaults", {}).items():
         if not isinstance(defaults, dict):
             raise PipelineError(f"{path}: `defaults` of {recipe!r} has to be a mapping, found {defaults!r}.")
@@ -112,7 +115,25 @@ def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
     for recipe, shared in settings.get("defaults", {}).items():
         defaults = {**defaults, recipe: {**defaults.get(recipe, {}), **shared}}
     stages = [*base.get("stages", []), *settings.get("stages", [])]
-    return {**base, **settings, "defaults": defaults, "stages": stages}
+    compared = [*base.get("compare", []), *settings.get("compare", [])]
+    return {**base, **settings, "defaults": defaults, "stages": stages, "compare": compared}
+
+
+def _check_compared(pairs: list[Any], rows: list[str], where: str) -> None:
+    """The pairs of `compare` are of two rows of the table, and each is there once, in whatever order."""
+    known = f"The rows are {', '.join(rows)}." if rows else "No stage has `evaluate`."
+    seen = set()
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(row, str) for row in pair)):
+            raise PipelineError(f"{where}: `compare` has pairs of rows, such as [rlmec, sft], found {pair!r}.")
+        for row in pair:
+            if row not in rows:
+                raise PipelineError(f"{where}: `compare` has no row {row!r}.{did_you_mean(row, rows)} {known}")
+        if len(set(pair)) < 2:
+            raise PipelineError(f"{where}: `compare` compares {pair[0]!r} with itself.")
+        if frozenset(pair) in seen:
+            raise PipelineError(f"{where}: `compare` has the pair {', '.join(pair)} twice.")
+        seen.add(frozenset(pair))
 
 
 def _make(kind: type, settings: Any, where: str) -> Any:

@@ -28,6 +28,7 @@ RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py") if path.s
 # What the dataclasses need to be made
 REQUIRED = {"output_dir": "out", "task": "math", "dataset_name": "data", "teacher": "model"}
 REQUIRED |= {"seen_dataset_name": "data", "tokenizer": "model", "dataset_names": ["data"]}
+REQUIRED |= {"results": ["a.json", "b.json"]}
 REQUIRED |= {"label_reward_model": "model", "quality_reward_model": "model", "label_cap": 1.0}
 TRAINING = {"use_cpu": True, "bf16": False, "report_to": "none"}
 # Settings that are refused on their own

@@ -11,6 +11,7 @@ from rlmec_trl.reports.tables import (
     AUDIT_LABELS,
     accuracy_table,
     audit_table,
+    comparison_table,
     pool_audits,
     reward_model_table,
     summarize_accuracy,
@@ -34,12 +35,18 @@ def test_accuracy_of_one_seed():
     assert result == {
         "mean": 0.8,
         "std": 0.0,
+        "t_interval": None,
         "seeds": 1,
         "n": 10,
         "correct": 8,
         "total": 10,
         "interval": list(wilson_interval(8, 10)),
     }
+
+
+def test_the_t_interval_over_seeds_stays_between_0_and_1():
+    result = summarize_accuracy([{"correct": correct, "total": 10} for correct in (8, 9, 10)])
+    assert result["t_interval"] == pytest.approx([0.9 - 4.3027 * 0.1 / 3**0.5, 1.0], abs=1e-5)
 
 
 def test_accuracy_over_seeds():
@@ -117,6 +124,25 @@ def test_the_table_of_reward_models_has_a_column_for_each_kind_that_one_was_meas
     )
     assert "label pairs" in text and "rationale pairs" in text and text.count("0.900") == 3
     assert "rationale pairs" not in shown(reward_model_table({"rllr": {"label": one}}, "Reward models"))
+
+
+def test_the_comparison_table_shows_both_intervals_and_p_where_there_are_seeds():
+    of_seeds = {
+        "rows": ["rllr", "[red]sft[/red]"],
+        "difference": -0.125,
+        "interval": [-0.25, 0.0],
+        "seeds": 3,
+        "n": 24,
+    }
+    of_seeds |= {"t_interval": [-0.3, 0.05], "only_first": 2, "only_second": 5, "p_value": 0.4531}
+    text = shown(comparison_table([of_seeds], "Paired comparisons"))
+    row = next(line for line in text.splitlines() if "rllr" in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+        *("rllr", "[red]sft[/red]", "-0.125", "-0.250 to +0.000", "-0.300 to +0.050", "2 : 5", "0.453")
+    ]
+    one_seed = of_seeds | {"seeds": 1, "t_interval": None, "p_value": 1e-9}
+    text = shown(comparison_table([one_seed], "Paired comparisons"))
+    assert "over seeds" not in text and "< 0.001" in text
 
 
 def test_the_audit_table_has_every_figure():

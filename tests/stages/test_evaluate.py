@@ -15,6 +15,7 @@ from rlmec_trl.stages.evaluate import (
     Prediction,
     count_correct,
     describe_labels,
+    describe_outcomes,
     describe_rationales,
     predict,
 )
@@ -201,6 +202,40 @@ def test_one_file_cannot_hold_both_results():
         EvaluateConfig(task="stsb", output_file="a.json", predictions_file="a.json")
     with pytest.raises(ConfigError, match="are both 'a.json'"):
         EvaluateConfig(task="stsb", output_file="a.json", predictions_file="./a.json")
+
+
+# --- Outcomes of rows ------------------------------------------------------------------------------------------------
+
+
+def test_the_outcome_of_each_row_is_kept_in_the_order_of_the_rows(evaluated, tmp_path):
+    evaluated(output_file=str(tmp_path / "result.json"))
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["outcomes"] == "010"
+    evaluated(output_file=str(tmp_path / "again.json"))
+    assert json.loads((tmp_path / "again.json").read_text())["problems"] == result["problems"]
+
+
+def test_a_result_of_an_earlier_version_without_outcomes_is_replaced(evaluated, tmp_path):
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({"correct": 1, "total": 3, "mean": 1 / 3, "interval": [0.06, 0.79]}))
+    evaluated(output_file=str(path))
+    assert json.loads(path.read_text())["outcomes"] == "010"
+
+
+def test_problems_are_the_same_with_another_chat_template_and_others_in_another_order():
+    task = load_task("gsm8k")
+    texts = [task.wording.policy.format(problem=f"What is {i} + 1?") for i in range(3)]
+    predictions = [Prediction(row, "text", None, str(row + 1), row == 1) for row in range(3)]
+
+    def problems_of(prompts, answers=("1", "2", "3")):
+        rows = Dataset.from_dict({"prompt": prompts, "answer": list(answers)})
+        return describe_outcomes(predictions, rows, task)["problems"]
+
+    expected = problems_of(texts)
+    chats = [[{"role": "system", "content": "Think."}, {"role": "user", "content": text}] for text in texts]
+    assert problems_of(chats) == expected
+    others = [problems_of(texts[::-1]), problems_of(texts, "124"), problems_of([*texts[:2], "What is 2 + 2?"])]
+    assert len({expected, *others}) == 4
 
 
 # --- Rationales ------------------------------------------------------------------------------------------------------

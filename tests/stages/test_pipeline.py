@@ -102,6 +102,21 @@ def test_defaults_of_the_recipe_and_args_of_the_stage_make_the_settings(write):
         (lambda s: s.update(reward_models=["{run}/a.json"]), r"`reward_models` has to be a mapping"),
         (lambda s: s.update(reward_models={"rllr": 3}), r"`reward_models` has names and outputs .* found 'rllr': 3"),
         (lambda s: s.update(reward_models={"a": "{run}/a.json"}), r"is `\{run\}/a\.json`, which no stage writes"),
+        (lambda s: s.update(compare="policy"), r"`compare` has to be a list of pairs of rows, found 'policy'"),
+        (lambda s: s.update(compare=None), r"`compare` has to be a list of pairs of rows, found None"),
+        (lambda s: s.update(compare=["policy", "start"]), r"`compare` has pairs of rows, .*, found 'policy'"),
+        (lambda s: s.update(compare=[["policy"]]), r"`compare` has pairs of rows, .*, found \['policy'\]"),
+        (lambda s: s.update(compare=[["policy", 3]]), r"`compare` has pairs of rows, .*, found \['policy', 3\]"),
+        (
+            lambda s: s.update(compare=[["policy", "strat"]]),
+            r"pipeline\.yaml: `compare` has no row 'strat'\. Did you mean 'start'\? The rows are start, policy\.",
+        ),
+        (lambda s: s.update(compare=[["warmup", "policy"]]), r"`compare` has no row 'warmup'"),  # the name of a stage
+        (lambda s: s.update(compare=[["start", "start"]]), r"`compare` compares 'start' with itself"),
+        (
+            lambda s: s.update(compare=[["policy", "start"], ["start", "policy"]]),
+            r"`compare` has the pair start, policy twice",
+        ),
         (lambda s: s["stages"][2].update(name="warmup", choose=None), r"Two stages write to `\{run\}/warmup`"),
         (lambda s: s["stages"][2].update(evaluate="start"), r"two stages are evaluated under one name"),
         (lambda s: s["stages"][2].update(name="../policy"), r"Stage '\.\./policy': a name consists of"),
@@ -145,6 +160,18 @@ def test_an_extending_file_says_only_what_differs(write):
     assert (pipeline.title, pipeline.seeds) == ("Small", [5])
     assert [stage.name for stage in pipeline.stages] == ["task", "warmup", "policy", "second"]
     assert pipeline.defaults == {"sft": {"seed": "{seed}", "max_steps": 2}, "evaluate": {"batch_size": 4}}
+
+
+def test_pairs_of_an_extending_file_come_after_those_of_the_other(write):
+    write(compare=[["policy", "start"]])
+    second = {"name": "second", "recipe": "sft", "args": {"dataset_name": "{run}/task/train"}, "evaluate": "second"}
+    settings = {"extends": "pipeline.yaml", "stages": [second]}
+    assert load_pipeline(write("more.yaml", settings)).compare == [["policy", "start"]]
+    settings["compare"] = [["second", "policy"]]
+    assert load_pipeline(write("more.yaml", settings)).compare == [["policy", "start"], ["second", "policy"]]
+    settings["compare"] = [["start", "policy"]]
+    with pytest.raises(PipelineError, match=r"more\.yaml: `compare` has the pair start, policy twice"):
+        load_pipeline(write("more.yaml", settings))
 
 
 def test_what_an_extending_file_leaves_alone_keeps_its_keys(write):
@@ -245,7 +272,7 @@ VALUES = st.recursive(
     max_leaves=5,
 )
 PLACES = [
-    *((key,) for key in [*SETTINGS, "extends", "scored", "tokenizer", "audit", "reward_models", "report"]),
+    *((key,) for key in [*SETTINGS, "extends", "scored", "tokenizer", "audit", "reward_models", "compare", "report"]),
     *(("stages", 2, key) for key in ("name", "recipe", "args", "choose", "evaluate")),
     *(("evaluation", key) for key in ("test", "validation")),
     ("reward_models", "rllr"),
@@ -296,6 +323,7 @@ def keys(settings, seed=0):
     ("change", "others"),
     [
         (lambda s: s.update(title="Other", output_dir="elsewhere", seeds=[0, 5], report="x.json"), "nothing"),
+        (lambda s: s.update(compare=[["policy", "start"]]), "nothing"),
         (lambda s: s["stages"][0]["args"].update(train_size=9), "everything"),
         (lambda s: s["stages"][1]["args"].update(max_steps=9), "everything but the task"),
         (lambda s: s["defaults"]["evaluate"].update(batch_size=9), "results"),
