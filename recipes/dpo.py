@@ -35,8 +35,8 @@ class DPOArguments:
     pair_from: str = field(
         default="start",
         metadata={
-            "help": "Where a pair begins: at the `start` of the response, or at the `first_change`, with the steps that "
-            "sample and rewrite share as part of the prompt. The loss `sigmoid` is the same for both.",
+            "help": "Where a pair begins: at the `start` of the response, or at the `first_change`, with the steps "
+            "that sample and rewrite share as part of the prompt. The loss `sigmoid` is the same for both.",
             "choices": ["start", "first_change"],
         },
     )
@@ -48,9 +48,7 @@ class DPOArguments:
     def __post_init__(self):
         check_config(self)
         if self.pair_from == "first_change" and self.task is None:
-            raise ConfigError(
-                "`pair_from first_change` compares steps, and tasks divide them differently: set `task`."
-            )
+            raise ConfigError("`pair_from first_change` compares steps. Set `task`, which says how they are divided.")
 
 
 def make_parser() -> TrlParser:

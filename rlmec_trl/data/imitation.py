@@ -79,8 +79,8 @@ def prompt_completion_rows(
 
 def with_template_kwargs(rows: Dataset, dataset: Dataset, numbers: Iterable[int]) -> Dataset:
     """
-    Add the column `chat_template_kwargs` of the dataset that rows were made from, if it has one, in the form that TRL's
-    trainers read: a dictionary in every row, with what the row itself gives.
+    Add the column `chat_template_kwargs` of the dataset that rows were made from, if it has one, in the form that
+    TRL's trainers read: a dictionary in every row, with what the row itself gives.
 
     Args:
         rows ([`~datasets.Dataset`]):

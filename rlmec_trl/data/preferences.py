@@ -4,6 +4,7 @@ from collections import Counter
 from os.path import commonprefix
 
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from .errors import DatasetError
 from .imitation import with_template_kwargs
@@ -15,16 +16,16 @@ from .tokens import encode_prompt
 
 def preference_rows(dataset: Dataset, step_separator: str | None = None) -> tuple[Dataset, Counter[str]]:
     """
-    Turn scored rows into the preference format of TRL. A row makes a pair if its sample is incorrect and has a verified
-    rewrite: the rewrite is chosen, the sample rejected.
+    Turn scored rows into the preference format of TRL. A row makes a pair if its sample is incorrect and has a
+    verified rewrite: the rewrite is chosen, the sample rejected.
 
     Args:
         dataset ([`~datasets.Dataset`]):
-            Rows with `prompt`, `completion`, `correct` and `rewrite`, as `recipes/score.py` and `recipes/edit.py` write
-            them. After a prompt of messages, a response that is a text becomes a message of the assistant.
+            Rows with `prompt`, `completion`, `correct` and `rewrite`, as `recipes/score.py` and `recipes/edit.py`
+            write them. After a prompt of messages, a response that is a text becomes a message of the assistant.
         step_separator (`str`, *optional*):
-            What stands between two steps. If given, the rows get a column `shared_steps` for [`move_shared_steps`]: the
-            text of the first steps, which sample and rewrite share.
+            What stands between two steps. If given, the rows get a column `shared_steps` for [`move_shared_steps`]:
+            the text of the first steps, which sample and rewrite share.
 
     Returns:
         `tuple[Dataset, Counter]`: Rows with `prompt`, `chosen` and `rejected`, and with `chat_template_kwargs` and
@@ -49,8 +50,8 @@ def preference_rows(dataset: Dataset, step_separator: str | None = None) -> tupl
     if not numbers:
         found = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
         raise DatasetError(
-            f"No row makes a pair ({found}). A pair needs an incorrect sample with a verified rewrite: name scored rows "
-            "that have some."
+            f"No row makes a pair ({found}). A pair needs an incorrect sample with a verified rewrite: name scored "
+            "rows that have some."
         )
 
     def convert(row: dict) -> dict:
@@ -69,14 +70,16 @@ def preference_rows(dataset: Dataset, step_separator: str | None = None) -> tupl
     return with_template_kwargs(rows, dataset, numbers), left_out
 
 
-def move_shared_steps(dataset: Dataset, processing_class, max_length: int | None = None) -> Dataset:
+def move_shared_steps(
+    dataset: Dataset, processing_class: PreTrainedTokenizerBase, max_length: int | None = None
+) -> Dataset:
     """
-    Count the steps that the two responses of a pair share as part of the prompt, so that the preference begins with the
-    first changed step.
+    Count the steps that the two responses of a pair share as part of the prompt, so that the preference begins with
+    the first changed step.
 
-    This is done on the token ids of [`~trl.DPOTrainer`]: the sequences stay as they are, and only the boundary between
-    prompt and response moves. So it is the same for texts and for messages, whose chat template has no prompt that
-    ends within a turn of the assistant.
+    This is done on the token ids of [`~trl.DPOTrainer`], which renders prompts of messages up to where the assistant
+    begins, and so cannot be given one that ends within a response. The sequences stay as they are, and only the
+    boundary between prompt and response moves.
 
     Args:
         dataset ([`~datasets.Dataset`]):
@@ -85,8 +88,8 @@ def move_shared_steps(dataset: Dataset, processing_class, max_length: int | None
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the trainer.
         max_length (`int`, *optional*):
-            Number of tokens that sequences are truncated to. Pairs whose prompts now fill it are left out, as the trainer
-            leaves out those whose prompts did before.
+            Number of tokens that sequences are truncated to. Pairs whose prompts now fill it are left out, as the
+            trainer leaves out those whose prompts did before.
 
     Returns:
         [`~datasets.Dataset`]: The same rows with the new boundary.

@@ -142,9 +142,9 @@ def check_dataset(
         stage (`str`):
             What the rows are used for: `"task"` to be sampled, `"samples"` to be edited or scored, `"edits"` to train
             the generative reward model, `"scores"` as the score stage writes them, `"policy"` to train the policy,
-            `"dpo"` to pair samples with their rewrites, `"grpo"` to train it with GRPO, `"preference"` to train a reward
-            model on pairs of responses, `"responses"` to be paired, or to count the labels that they state, `"prompts"`
-            to be answered in training, and `"validation"` to find the cap of a label reward.
+            `"dpo"` to pair samples with their rewrites, `"grpo"` to train it with GRPO, `"preference"` to train a
+            reward model on pairs of responses, `"responses"` to be paired, or to count the labels that they state,
+            `"prompts"` to be answered in training, and `"validation"` to find the cap of a label reward.
         eos_token_ids (`int` or `Iterable[int]`, *optional*):
             Ids that may end a completion. If given, every `completion_ids` and `rewrite_ids` must end with one.
         vocab_size (`int`, *optional*):

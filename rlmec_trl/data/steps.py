@@ -23,7 +23,7 @@ def split_steps(text: str, separator: str) -> list[str]:
 
 
 def num_shared_steps(steps: list[str], rewritten_steps: list[str]) -> int:
-    """Number of leading steps, as [`split_steps`] gives them, that an attempt and its rewrite share to the character."""
+    """Number of leading steps, as [`split_steps`] gives them, that are the same in an attempt and its rewrite."""
     num_shared = 0
     for step, rewritten_step in zip(steps, rewritten_steps, strict=False):
         if step != rewritten_step:
