@@ -36,13 +36,14 @@ class DPOArguments:
         default="start",
         metadata={
             "help": "Where a pair begins: at the `start` of the response, or at the `first_change`, with the steps "
-            "that sample and rewrite share as part of the prompt. The loss `sigmoid` is the same for both.",
+            "that sample and rewrite share, as `task` divides them, as part of the prompt. The loss `sigmoid` is the "
+            "same for both.",
             "choices": ["start", "first_change"],
         },
     )
     task: str | None = field(
         default=None,
-        metadata={"help": "Built-in task, `package.module:NAME` or `path/to/file.py:NAME`. Its steps are compared."},
+        metadata={"help": "Built-in task, `package.module:NAME` or `path/to/file.py:NAME`."},
     )
 
     def __post_init__(self):
