@@ -176,7 +176,7 @@ def test_fewer_problems_than_a_batch_of_grpo_takes_are_refused():
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        ({"name": "warmup", "recipe": "stf"}, r"Stage 'warmup': no recipe 'stf'\. Choose one of audit, edit, "),
+        ({"name": "warmup", "recipe": "stf"}, r"Stage 'warmup': no recipe 'stf'\. Choose one of audit, dpo, edit, "),
         (
             {"name": "warmup", "recipe": "sft", "args": {"dataset_name": "x", "learning_rat": 0.1}},
             r"Stage 'warmup': the recipe 'sft' has no setting 'learning_rat'\. Did you mean 'learning_rate'",
@@ -213,7 +213,7 @@ def test_a_stage_that_does_not_fit_its_recipe_is_named_before_any_work(tmp_path,
         ),
         ({"args": {"logging_steps": 2.5}}, r"Stage 'last': --logging_steps must be an integer"),
         ({"choose": {"epsilon": [0.3, -1]}}, r"Stage 'last-epsilon--1': `epsilon` must be positive, got -1"),
-        ({"recipe": "pipeline"}, r"Stage 'last': no recipe 'pipeline'\. Choose one of audit, edit"),
+        ({"recipe": "pipeline"}, r"Stage 'last': no recipe 'pipeline'\. Choose one of audit, dpo, edit"),
         ({"args": {"help": 3}}, r"Stage 'last': the recipe 'rlmec' has no setting 'help'"),
     ],
 )
