@@ -2,10 +2,11 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
-from trl.data_utils import common_prefix_length
+from trl import DPOConfig, DPOTrainer
 
 from rlmec_trl.data.errors import DatasetError
 from rlmec_trl.data.preferences import move_shared_steps, preference_rows
@@ -120,7 +121,7 @@ def test_the_shared_steps_move_into_the_prompt_and_no_token_changes(
     shared = "".join(step + SEPARATOR for step in STEPS[:num_shared])
     assert pairs["shared_steps"][:] == [shared]
 
-    whole = pairs.map(lambda row: as_dpo_trainer(tokenizer, row))
+    whole = tokenized(tokenizer, pairs)
     moved = move_shared_steps(whole, tokenizer)
     before, after = whole[0], moved[0]
     for name in ("chosen_ids", "rejected_ids"):
@@ -132,26 +133,10 @@ def test_the_shared_steps_move_into_the_prompt_and_no_token_changes(
         assert tokenizer.decode(after[name], skip_special_tokens=True).strip() == text.removeprefix(shared)
 
 
-def as_dpo_trainer(tokenizer, row):
-    """The ids that `DPOTrainer` makes of a pair."""
-    if isinstance(row["prompt"], str):
-        prompt_ids, *others = (
-            tokenizer(text)["input_ids"]
-            for text in (row["prompt"], *(row["prompt"] + row[name] + "<eos>" for name in ("chosen", "rejected")))
-        )
-    else:
-        kwargs = {"return_dict": True, **(row.get("chat_template_kwargs") or {})}
-        prompt_ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, **kwargs)["input_ids"]
-        others = [
-            tokenizer.apply_chat_template(row["prompt"] + row[name], **kwargs)["input_ids"]
-            for name in ("chosen", "rejected")
-        ]
-    start = min(common_prefix_length(prompt_ids, ids) for ids in others)
-    return {
-        "prompt_ids": prompt_ids[:start],
-        "chosen_ids": others[0][start:],
-        "rejected_ids": others[1][start:],
-    }
+def tokenized(tokenizer, pairs):
+    """The pairs as `DPOTrainer` tokenizes them."""
+    args = DPOConfig("out", bf16=False, use_cpu=True, report_to="none")
+    return DPOTrainer._prepare_dataset(SimpleNamespace(_tokenizer=tokenizer), pairs, tokenizer, args, "train")
 
 
 def test_shared_steps_are_found_with_the_arguments_that_the_row_gives_the_chat_template(chat_tokenizer):
@@ -160,7 +145,7 @@ def test_shared_steps_are_found_with_the_arguments_that_the_row_gives_the_chat_t
     responses = {"completion": SEPARATOR.join(STEPS[:3]), "rewrite": SEPARATOR.join(STEPS)}
     kwargs = {"chat_template_kwargs": {"brief": True}}
     pairs, _ = preference_rows(rows({"prompt": PROMPT} | responses | kwargs), SEPARATOR)
-    whole = pairs.map(lambda row: as_dpo_trainer(tokenizer, row))
+    whole = tokenized(tokenizer, pairs)
     moved = move_shared_steps(whole, tokenizer)[0]
     assert tokenizer.decode(moved["prompt_ids"]).endswith(STEPS[1] + " ;")
 
@@ -170,7 +155,7 @@ def test_pairs_whose_shared_steps_fill_the_length_are_left_out(tokenizer):
     for change in changes:
         change["rewrite"] = change["completion"][:-1] + "8"
     pairs, _ = preference_rows(rows(*changes), SEPARATOR)
-    whole = pairs.map(lambda row: as_dpo_trainer(tokenizer, row))
+    whole = tokenized(tokenizer, pairs)
     lengths = [len(row["prompt_ids"]) for row in move_shared_steps(whole, tokenizer)]
     assert lengths[0] < lengths[1]
     assert len(move_shared_steps(whole, tokenizer, max_length=lengths[1])) == 1
