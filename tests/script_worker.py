@@ -64,7 +64,7 @@ def watch(processes, job):
 
 
 def main():
-    trainings = ("rlmec", "sft", "train_grm", "train_label_reward", "grpo")
+    trainings = ("rlmec", "sft", "train_grm", "train_label_reward", "dpo", "grpo", "rloo")
     for recipe in (*trainings, "sample", "edit", "score", "evaluate", "audit", "pipeline", "rationales", "pairs"):
         runpy.run_path(str(RECIPES / f"{recipe}.py"), run_name="imported")
     gc.freeze()  # a training collects garbage several times

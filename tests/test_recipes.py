@@ -105,19 +105,23 @@ def test_a_pipeline_fits_its_recipes(path, tmp_path):
             assert_parsed_as_given(parse(job.recipe, config), fill_run(job.settings, "run"))
 
 
-def test_the_comparison_is_the_demo_and_grpo_over_three_seeds():
-    # so that both share the finished stages of seed 0
-    demo, comparison = (
-        load_pipeline(ROOT / "recipes" / "arithmetic" / f"{name}.yaml") for name in ("pipeline", "compare")
+def test_the_comparison_is_the_demo_the_online_stages_and_baselines_over_three_seeds():
+    # so that all share the finished stages of seed 0
+    demo, online, comparison = (
+        load_pipeline(ROOT / "recipes" / "arithmetic" / f"{name}.yaml") for name in ("pipeline", "online", "compare")
     )
-    steps, more = plan_run(demo, 0), plan_run(comparison, 0)
+    steps, more = plan_run(online, 0), plan_run(comparison, 0)
     assert more[: len(steps)] == steps
-    assert {step.recipe for step in more[len(steps) :] if isinstance(step, Job)} == {"grpo", "evaluate"}
-    compared = len(demo.compare)
-    assert comparison.compare[:compared] == demo.compare and comparison.compare[compared:]
-    assert all("grpo" in pair for pair in comparison.compare[compared:])
+    assert comparison.compare[: len(online.compare)] == online.compare != comparison.compare
     assert (demo.seeds, comparison.seeds) == ([0], [0, 1, 2])
     assert demo.output_dir == comparison.output_dir and demo.report != comparison.report
+    trained = [step for step in more[len(steps) :] if isinstance(step, Job) and step.recipe != "evaluate"]
+    assert {step.recipe for step in trained} == {"dpo", "grpo", "rloo"}
+    for step in trained:
+        assert (step.settings["max_steps"], step.settings["per_device_train_batch_size"]) == (250, 64)
+        assert step.settings["model_name_or_path"].endswith("/rft" if step.name == "rft_grpo" else "/warmup")
+    rows = {stage.evaluate for stage in comparison.stages} - {stage.evaluate for stage in online.stages}
+    assert rows == {"dpo", "grpo", "rloo", "rft_grpo"}
 
 
 def test_the_online_pipeline_is_the_demo_and_online_stages_of_equal_completions():
@@ -157,7 +161,7 @@ def test_a_task_is_described_in_the_same_words_everywhere():
         for action in parser._actions
         if action.dest == "task"
     }
-    recipes = {"sample", "edit", "train_grm", "score", "rlmec", "online_rlmec", "evaluate", "audit", "grpo"}
+    recipes = {"sample", "edit", "train_grm", "score", "rlmec", "online_rlmec", "evaluate", "audit", "grpo", "rloo"}
     assert recipes <= texts.keys()
     # Only some tasks have labels
     labels = {recipe: texts.pop(recipe) for recipe in ("rationales", "pairs", "rllr", "rllr_grpo")}
@@ -300,6 +304,7 @@ def small_pipeline(**changes):
         for name in ("pipeline.yaml", "compare.yaml")
     ]
     stages = [stage for file in files for stage in file["stages"] if stage["name"] in SMALL]
+    files[0]["defaults"] |= files[1]["defaults"]
     for stage in stages:
         stage["args"] = {**stage.get("args", {}), **SMALL[stage["name"]], **changes.get(stage["name"], {})}
         if stage["name"] in ("warmup", "grpo"):

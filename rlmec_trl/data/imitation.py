@@ -1,5 +1,6 @@
 """Rows to imitate in supervised fine-tuning: prompts, and one column of the dataset as completions."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from datasets import Dataset, Features, Json, concatenate_datasets
@@ -73,6 +74,26 @@ def prompt_completion_rows(
 
     removed = [name for name in dataset.column_names if name != "tools"]
     rows = dataset.map(convert, remove_columns=removed, desc="Reading rows")
+    return with_template_kwargs(rows, dataset, numbers)
+
+
+def with_template_kwargs(rows: Dataset, dataset: Dataset, numbers: Iterable[int]) -> Dataset:
+    """
+    Add the column `chat_template_kwargs` of the dataset that rows were made from, if it has one, in the form that
+    TRL's trainers read: a dictionary in every row, with what the row itself gives.
+
+    Args:
+        rows ([`~datasets.Dataset`]):
+            Rows without the column.
+        dataset ([`~datasets.Dataset`]):
+            The rows that they were made from, in the same order.
+        numbers (`Iterable[int]`):
+            Numbers of the rows for the error message.
+
+    Raises:
+        [`~rlmec_trl.data.errors.DatasetError`]: If a value is not a dictionary, or has an argument that the package
+            sets.
+    """
     if _TEMPLATE_KWARGS not in dataset.column_names:
         return rows
     values = zip(numbers, dataset[_TEMPLATE_KWARGS], strict=True)

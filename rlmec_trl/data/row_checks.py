@@ -99,8 +99,11 @@ class RowCheck:
             _check_rewrite_texts(texts, batch, rows)
         if self.stage == "preference":
             _check_pairs(batch, rows)
-        if self.stage == "responses":
+        if self.stage in ("dpo", "responses"):
             _check_single_messages(batch, rows, "completion")
+        if self.stage == "dpo":
+            _check_single_messages(batch, rows, "rewrite")
+            _check_response_forms(batch, rows)
         self._check_token_lists(batch, rows)
         for columns in _TOPK:
             if columns[0] in batch:
@@ -293,9 +296,17 @@ def _check_pairs(batch: dict[str, Any], rows: np.ndarray) -> None:
 
 def _check_single_messages(batch: dict[str, Any], rows: np.ndarray, name: str) -> None:
     for row, value in zip(rows, batch[name], strict=True):
-        if not isinstance(value, str) and len(value) > 1:
+        if isinstance(value, list) and len(value) > 1:
             fix = "A response is one message. Put the messages before it into `prompt`."
             raise row_error(row, name, f"{len(value)} messages", fix, quote=False)
+
+
+def _check_response_forms(batch: dict[str, Any], rows: np.ndarray) -> None:
+    """A text after messages can become a message, messages after a text cannot become one."""
+    for name in ("completion", "rewrite"):
+        for row, prompt, value in zip(rows, batch["prompt"], batch[name], strict=True):
+            if isinstance(prompt, str) and isinstance(value, list):
+                raise row_error(row, name, value, "The prompt is a string, so the response must be one too.")
 
 
 def _check_topk(

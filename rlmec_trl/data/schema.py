@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 Stage = Literal[
-    "task", "samples", "edits", "scores", "policy", "grpo", "preference", "responses", "prompts", "validation"
+    "task", "samples", "edits", "scores", "policy", "dpo", "grpo", "preference", "responses", "prompts", "validation"
 ]
 
 # The columns that the reader of a stage's rows needs; of a tuple, one column is enough
@@ -37,6 +37,7 @@ _REQUIRED: dict[str, tuple[str | tuple[str, ...], ...]] = {
         ("rewrite", "rewrite_ids"),
     ),
     "policy": ("prompt", "completion_ids", ("token_probs", "token_rewards"), ("rewrite", "rewrite_ids")),
+    "dpo": ("prompt", "completion", "correct", "rewrite"),
     "grpo": ("prompt", "answer"),
     "preference": ("prompt", "chosen", "rejected"),
     "responses": ("prompt", "answer", "completion"),
@@ -50,6 +51,7 @@ _OPTIONAL: dict[str, tuple[str, ...]] = {
     "edits": ("answer", "completion_ids"),
     "scores": ("reference", "answer", *TOPK_COLUMNS),
     "policy": ("completion", "correct", "old_logps", *TOPK_COLUMNS),
+    "dpo": (),
     "grpo": (),
     "preference": ("kind", "margin"),
     "responses": (),
@@ -140,9 +142,9 @@ def check_dataset(
         stage (`str`):
             What the rows are used for: `"task"` to be sampled, `"samples"` to be edited or scored, `"edits"` to train
             the generative reward model, `"scores"` as the score stage writes them, `"policy"` to train the policy,
-            `"grpo"` to train it with GRPO, `"preference"` to train a reward model on pairs of responses, `"responses"`
-            to be paired, or to count the labels that they state, `"prompts"` to be answered in training, and
-            `"validation"` to find the cap of a label reward.
+            `"dpo"` to pair samples with their rewrites, `"grpo"` to train it with GRPO, `"preference"` to train a
+            reward model on pairs of responses, `"responses"` to be paired, or to count the labels that they state,
+            `"prompts"` to be answered in training, and `"validation"` to find the cap of a label reward.
         eos_token_ids (`int` or `Iterable[int]`, *optional*):
             Ids that may end a completion. If given, every `completion_ids` and `rewrite_ids` must end with one.
         vocab_size (`int`, *optional*):

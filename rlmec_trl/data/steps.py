@@ -22,6 +22,16 @@ def split_steps(text: str, separator: str) -> list[str]:
     return [*steps, lead] if lead else steps
 
 
+def num_shared_steps(steps: list[str], rewritten_steps: list[str]) -> int:
+    """Number of leading steps, as [`split_steps`] gives them, that are the same in an attempt and its rewrite."""
+    num_shared = 0
+    for step, rewritten_step in zip(steps, rewritten_steps, strict=False):
+        if step != rewritten_step:
+            break
+        num_shared += 1
+    return num_shared
+
+
 def first_changed_step(completion: str, rewrite: str, step_separator: str) -> int:
     """Index of the first step of the completion that the rewrite changes, -1 where the two are the same."""
     if completion == rewrite:

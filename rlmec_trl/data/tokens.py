@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .messages import is_conversational, is_storable
 from .row_checks import row_error
-from .steps import split_steps
+from .steps import num_shared_steps, split_steps
 
 
 if TYPE_CHECKING:
@@ -217,11 +217,7 @@ def encode_rewrite(
     if rewrite == completion:
         return list(completion_ids)
     steps = split_steps(completion, step_separator)
-    num_shared = 0
-    for step, rewritten_step in zip(steps, split_steps(rewrite, step_separator), strict=False):
-        if step != rewritten_step:
-            break
-        num_shared += 1
+    num_shared = num_shared_steps(steps, split_steps(rewrite, step_separator))
     shared_ids = step_prefix_ids(processing_class, completion_ids, steps, num_shared)
     rest = rewrite[len(decode_completion(processing_class, shared_ids)) :]
     joined_ids = [*shared_ids, *encode_completion(processing_class, rest)]

@@ -158,6 +158,11 @@ def row_errors(tokenizer):
     with pytest.raises(DatasetError) as error:
         check_dataset(Dataset.from_list([{name: ROW[name] for name in columns}]), "policy")
     yield str(error.value)
+    message = [{"role": "assistant", "content": "?"}]
+    for values in ({"completion": message}, {"prompt": message, "rewrite": message * 2}):
+        with pytest.raises(DatasetError) as error:
+            check_dataset(Dataset.from_list([ROW | values]), "dpo")
+        yield str(error.value)
     yield from stream_errors()
     yield from prompt_errors(tokenizer)
     for task, row in UNREADABLE:

@@ -44,6 +44,7 @@ STAGES = {
     "edits": ["prompt", "reference", "completion", "correct", "rewrite", "error_step"],
     "scores": ["prompt", "completion", "completion_ids", "correct", "token_probs", "old_logps", "rewrite"],
     "policy": ["prompt", "completion_ids", "correct", "token_probs", "rewrite_ids"],
+    "dpo": ["prompt", "completion", "correct", "rewrite"],
     "preference": ["prompt", "chosen", "rejected"],
 }
 EVERYTHING = list(ROW)
