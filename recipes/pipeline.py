@@ -26,8 +26,10 @@ from transformers import AutoTokenizer
 
 from rlmec_trl.data.errors import ConfigError, UserError
 from rlmec_trl.data.loading import load_rows
+from rlmec_trl.reports.costs import costs_table
 from rlmec_trl.reports.tables import accuracy_table, audit_table, pool_audits, reward_model_table, summarize_accuracy
 from rlmec_trl.reports.token_views import pick_samples, show_sample
+from rlmec_trl.stages.costs import ModelCosts, job_costs, model_costs, report_costs
 from rlmec_trl.stages.ledger import Ledger
 from rlmec_trl.stages.output import is_result_file, write_atomically
 from rlmec_trl.stages.pipeline import Job, Pipeline, PipelineError, fill_run, plan_run, result_name
@@ -81,8 +83,23 @@ class Run:
     @property
     def results(self) -> dict[str, dict[str, Any]]:
         """For each row of the table, the accuracy on the test split."""
-        evaluated = [stage for stage in self.pipeline.stages if stage.evaluate is not None]
-        return {stage.evaluate: self.ledger.result(result_name(stage.name, "test")) for stage in evaluated}
+        return {row: self.ledger.result(result_name(name, "test")) for row, name in self.models.items()}
+
+    @property
+    def models(self) -> dict[str, str]:
+        """For each row of the table, the name of its stage."""
+        return {stage.evaluate: stage.name for stage in self.pipeline.stages if stage.evaluate is not None}
+
+    @property
+    def costs(self) -> ModelCosts:
+        """What the rows of the table have cost."""
+        chosen = {name: choice["value"] for name, choice in self.chosen.items()}
+        return model_costs(
+            self.models,
+            self.steps,
+            chosen,
+            lambda job: job_costs(job, self.folder) | {"seconds": self.ledger.seconds(job.name)},
+        )
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -166,6 +183,8 @@ def report(pipeline: Pipeline, runs: list[Run]) -> None:
     if accuracy:
         num_problems = next(iter(accuracy.values()))["n"]
         console.print(accuracy_table(accuracy, f"{pipeline.title}: test split, {num_problems} problems"))
+        result["costs"], result["shared_costs"] = report_costs([run.costs for run in runs])
+        console.print(costs_table(result["costs"], result["shared_costs"]["stages"], len(runs)))
     if pipeline.audit is not None:
         audits = [Path(fill_run(pipeline.audit, run.folder)) for run in runs]
         result["grm_audit"] = pool_audits([json.loads(path.read_text(encoding="utf-8")) for path in audits])

@@ -20,8 +20,8 @@ def make_mark(folder: Path, key: str, costs: Mapping[str, int] | None = None) ->
         key (`str`):
             What it was made from and how.
         costs (`Mapping[str, int]`, *optional*):
-            What making it has cost, by the names of [`~rlmec_trl.stages.costs.COSTS`]: what is not among them is 0. Not
-            known by default.
+            What making it has cost, by the names of [`~rlmec_trl.stages.costs.COSTS`]; a name that is left out stands
+            for 0. Not known by default.
 
     Returns:
         `dict`: `key`, the `costs` if they are known, and the sizes of the `files` and their `hashes` by name.

@@ -60,8 +60,7 @@ def work_through_journal(
         check (`Callable[[Dataset, str], None]`):
             Refuses rows that are of no use. Gets them and what to say about the teacher.
         count_costs (`Callable[[JournaledTeacher], dict[str, int]]`, *optional*):
-            What the work has cost, of what [`~rlmec_trl.stages.costs.COSTS`] names, for the mark of the result. Nothing
-            by default.
+            What the work has cost, by the names of [`~rlmec_trl.stages.costs.COSTS`]. Nothing by default.
 
     Returns:
         `tuple`: The saved rows and the outcomes; `None` and no outcomes after a dry run.
