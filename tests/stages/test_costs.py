@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, load_from_disk
 from transformers import TrainerCallback
-from trl import GRPOConfig, GRPOTrainer, ModelConfig, RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    ModelConfig,
+    RLOOConfig,
+    RLOOTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 
 from rlmec_trl import GRMConfig, GRMTrainer, OnlineRLMECConfig, OnlineRLMECTrainer, RLMECConfig, RLMECTrainer
 from rlmec_trl.generation.server import ServerConfig
@@ -104,6 +114,24 @@ def test_sft_costs_its_prompts_and_completions_in_every_epoch(make_offline, make
     # A completion ends with EOS
     lengths = [len(tokenizer(row["prompt"])["input_ids"]) + len(row["completion_ids"]) for row in make_rows(6)]
     assert output_costs(tmp_path / "run") == NONE | {"policy_tokens": 2 * sum(lengths)}
+
+
+def test_dpo_costs_both_completions_of_a_pair_each_with_its_prompt(make_policy, make_rows, tokenizer, tmp_path):
+    rows = make_rows(4, kinds=("wrong",))
+    pairs = [{"prompt": row["prompt"], "chosen": row["rewrite"], "rejected": row["completion"]} for row in rows]
+    make_policy().save_pretrained(tmp_path / "policy")  # for the reference model
+    tokenizer.save_pretrained(tmp_path / "policy")
+    config = DPOConfig(**settings_of(tmp_path / "run", max_steps=2))
+    train(DPOTrainer(str(tmp_path / "policy"), args=config, train_dataset=Dataset.from_list(pairs)))
+
+    def length(text):
+        return len(tokenizer(text)["input_ids"])
+
+    lengths = [
+        2 * length(pair["prompt"]) + length(pair["chosen"]) + length(pair["rejected"]) + 2  # and EOS
+        for pair in pairs
+    ]
+    assert output_costs(tmp_path / "run") == NONE | {"policy_tokens": sum(lengths)}
 
 
 def test_training_a_reward_model_costs_no_policy_tokens(make_offline, tmp_path):
