@@ -27,6 +27,7 @@ from transformers import AutoTokenizer
 from rlmec_trl.data.errors import ConfigError, UserError
 from rlmec_trl.data.loading import load_rows
 from rlmec_trl.reports.comparisons import ComparisonError, compare, has_outcomes, read_outcomes
+from rlmec_trl.reports.costs import costs_table
 from rlmec_trl.reports.tables import (
     accuracy_table,
     audit_table,
@@ -36,6 +37,7 @@ from rlmec_trl.reports.tables import (
     summarize_accuracy,
 )
 from rlmec_trl.reports.token_views import pick_samples, show_sample
+from rlmec_trl.stages.costs import ModelCosts, job_costs, model_costs, report_costs
 from rlmec_trl.stages.ledger import Ledger
 from rlmec_trl.stages.output import is_result_file, write_atomically
 from rlmec_trl.stages.pipeline import Job, Pipeline, PipelineError, fill_run, plan_run, result_name
@@ -89,13 +91,27 @@ class Run:
     @property
     def results(self) -> dict[str, dict[str, Any]]:
         """For each row of the table, the accuracy on the test split."""
-        evaluated = [stage for stage in self.pipeline.stages if stage.evaluate is not None]
-        return {stage.evaluate: self.ledger.result(result_name(stage.name, "test")) for stage in evaluated}
+        return {row: self.ledger.result(result_name(name, "test")) for row, name in self.models.items()}
+
+    @property
+    def models(self) -> dict[str, str]:
+        """For each row of the table, the name of its stage."""
+        return {stage.evaluate: stage.name for stage in self.pipeline.stages if stage.evaluate is not None}
+
+    @property
+    def costs(self) -> ModelCosts:
+        """What the rows of the table have cost."""
+        chosen = {name: choice["value"] for name, choice in self.chosen.items()}
+        return model_costs(
+            self.models,
+            self.steps,
+            chosen,
+            lambda job: job_costs(job, self.folder) | {"seconds": self.ledger.seconds(job.name)},
+        )
 
     def result_file(self, row: str) -> Path:
         """Where the accuracy of a row of the table is."""
-        stage = next(stage for stage in self.pipeline.stages if stage.evaluate == row)
-        return self.folder / result_name(stage.name, "test")
+        return self.folder / result_name(self.models[row], "test")
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -208,6 +224,8 @@ def report(pipeline: Pipeline, runs: list[Run]) -> None:
     if accuracy:
         num_problems = next(iter(accuracy.values()))["n"]
         console.print(accuracy_table(accuracy, f"{pipeline.title}: test split, {num_problems} problems"))
+        result["costs"], result["shared_costs"] = report_costs([run.costs for run in runs])
+        console.print(costs_table(result["costs"], result["shared_costs"]["stages"], len(runs)))
     if pipeline.compare:
         result["comparisons"] = compare_rows(pipeline, runs)
         compared = [comparison for comparison in result["comparisons"] if "missing" not in comparison]

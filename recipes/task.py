@@ -76,7 +76,7 @@ def main(args: TaskArguments) -> None:
     key = json.dumps(settings, sort_keys=True)
     with claim(args.output_dir, key) as work_dir:
         if not is_finished(args.output_dir, key):
-            publish(save, args.output_dir, key, work_dir)
+            publish(save, args.output_dir, key, work_dir, costs={})
 
 
 if __name__ == "__main__":

@@ -130,6 +130,7 @@ def train(folder, name, resume_from_checkpoint=None, **settings):
         "weights": {name: whole(parameter) for name, parameter in trainer.model.named_parameters()},
         "history": [log for log in trainer.state.log_history if "grad_norm" in log],
         "evaluation": evaluation,
+        "token_counts": dict(getattr(trainer, "token_counts", {})),  # GRPO itself has none
     }
     trainer.model_wrapped = trainer.model
     trainer.accelerator.free_memory()

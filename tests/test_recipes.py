@@ -415,6 +415,19 @@ def test_the_pipeline_runs_every_stage_and_reports(finished):
     assert audit["error_located"]["total"] == num_samples - 20 > 0, "the problems that the reward model has not seen"
     assert list(report["seconds"]) == STAGES
     assert all(seconds > 0 for seconds in report["seconds"].values())
+    costs, run = report["costs"], pipeline.run
+    assert report["shared_costs"]["stages"] == ["task", "warmup"] and report["shared_costs"]["policy_tokens"] > 0
+    assert costs["reference_sft"] | {"completions": 0, "teacher_edits": 0} == costs["reference_sft"]
+    assert (costs["grpo"]["completions"], costs["rewrite_all"]["completions"]) == (4, 40)
+    assert costs["rewrite_all"]["teacher_edits"] == len(load_from_disk(run / "edits"))
+    # The attempts, and the rewrites whose distributions are stored, of which some are not verified
+    probs = load_from_disk(run / "scored")["token_probs"]
+    assert costs["rewrite_all"]["grm_tokens_scored"] > sum(map(len, probs)) > 0
+    assert all(figure > 0 for name, figure in costs["rewrite_all"].items() if name != "search")
+    assert costs["rewrite_all"]["search"]["completions"] == 2 * 16, "both candidates are evaluated on validation"
+    needed = ["samples", "edits", "grm", "scored", os.readlink(run / "rewrite_all")]
+    assert costs["rewrite_all"]["seconds"] == pytest.approx(sum(report["seconds"][name] for name in needed))
+    assert "Costs, without what all methods share (task, warmup)" in output
     chosen = report["chosen"]["seed-0"]["rewrite_all"]
     assert chosen["argument"] == "policy_coef" and chosen["value"] in (0.1, 1.0)
     assert os.readlink(pipeline.run / "rewrite_all") == f"rewrite_all-policy_coef-{chosen['value']}"

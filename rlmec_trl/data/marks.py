@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from typing import Any
 MARK = "rlmec_trl.json"
 
 
-def make_mark(folder: Path, key: str) -> dict[str, Any]:
+def make_mark(folder: Path, key: str, costs: Mapping[str, int] | None = None) -> dict[str, Any]:
     """
     What the mark of a folder says.
 
@@ -18,16 +19,21 @@ def make_mark(folder: Path, key: str) -> dict[str, Any]:
             The finished folder, without a mark.
         key (`str`):
             What it was made from and how.
+        costs (`Mapping[str, int]`, *optional*):
+            What making it has cost, by the names of [`~rlmec_trl.stages.costs.COSTS`]; a name that is left out stands
+            for 0. Not known by default.
 
     Returns:
-        `dict`: `key`, and the sizes of the `files` and their `hashes` by name.
+        `dict`: `key`, the `costs` if they are known, and the sizes of the `files` and their `hashes` by name.
     """
     files = list_files(folder)
-    return {"key": key, "files": files, "hashes": {name: _hash(folder / name) for name in files}}
+    hashes = {name: _hash(folder / name) for name in files}
+    known = {} if costs is None else {"costs": dict(costs)}
+    return {"key": key, **known, "files": files, "hashes": hashes}
 
 
 def read_mark(folder: Path) -> dict[str, Any] | None:
-    """The mark of a finished dataset, `None` where it has none. Earlier versions wrote no `hashes`."""
+    """The mark of a finished dataset, `None` where it has none. Earlier versions wrote no `hashes`, and no `costs`."""
     mark = read_object(folder / MARK)
     if mark is None or not isinstance(mark.get("key"), str) or not isinstance(mark.get("files"), dict):
         return None

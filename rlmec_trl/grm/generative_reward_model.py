@@ -104,6 +104,12 @@ class GenerativeRewardModel:
         adapter_name (`str`, *optional*):
             Name of the reward model's adapter, if `model` is a [`~peft.PeftModel`] that is the policy as well.
 
+    Attributes:
+        num_scored, num_generated (`int`):
+            Numbers of tokens, in the model's own tokens and without prompts, of which it has computed the probability
+            or the distribution, and that it has written: rewrites from the step on at which they begin, and answers to
+            the question for the first incorrect step.
+
     Raises:
         [`~rlmec_trl.data.errors.ConfigError`]: If there is neither a `model` nor a `server`.
     """
@@ -132,6 +138,7 @@ class GenerativeRewardModel:
         self.show_progress = show_progress
         self.server = server
         self.adapter_name = adapter_name
+        self.num_scored = self.num_generated = 0
         # Tokenizers of one vocabulary count as one: the ids of either are ids of the other
         if policy_processing_class is not None and same_vocabulary(policy_processing_class, processing_class):
             policy_processing_class = None
@@ -433,6 +440,7 @@ class GenerativeRewardModel:
         else:
             with self._adapter():
                 logps = completion_logps(self.model, self.processing_class, contexts, own_ids, self.batch_size, desc)
+        self.num_scored += sum(map(len, own_ids))
         if not self.shares_tokenizer:
             targets = [token_spans(self.policy_processing_class, ids) for ids in completion_ids]
             logps = [
@@ -473,6 +481,7 @@ class GenerativeRewardModel:
             logps, states = completion_logps_and_states(
                 self.model, self.processing_class, contexts, completion_ids, self.batch_size, self._desc("Scoring")
             )
+        self.num_scored += sum(map(len, completion_ids))
         return [[math.exp(logp) for logp in row] for row in logps], states
 
     def rewrite_topk(
@@ -575,16 +584,20 @@ class GenerativeRewardModel:
                 for row, index in enumerate(batch):
                     top = logits[row, -len(target_ids[index]) - 1 : -1].float().log_softmax(dim=-1).topk(k)
                     all_ids[index], all_logps[index] = top.indices.tolist(), top.values.tolist()
+        self.num_scored += sum(map(len, target_ids))
         return all_ids, all_logps
 
     def _generate(self, prompt_ids: list[list[int]], max_new_tokens: int, title: str, **kwargs) -> list[list[int]]:
         desc = self._desc(title)
         if self.server is not None:
-            return self.server.generate_ids(prompt_ids, max_new_tokens, desc=desc)
-        with self._adapter():
-            return generate_ids(
-                self.model, self.processing_class, prompt_ids, max_new_tokens, self.batch_size, desc, **kwargs
-            )
+            generated = self.server.generate_ids(prompt_ids, max_new_tokens, desc=desc)
+        else:
+            with self._adapter():
+                generated = generate_ids(
+                    self.model, self.processing_class, prompt_ids, max_new_tokens, self.batch_size, desc, **kwargs
+                )
+        self.num_generated += sum(map(len, generated))
+        return generated
 
     def _check_weights(self) -> None:
         if self.model is None:

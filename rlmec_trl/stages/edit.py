@@ -260,13 +260,14 @@ def _edit_here(samples: Dataset, task: Task, config: EditConfig, model_args: Mod
         model, tokenizer = load_model(model_args, config.trust_remote_code)
         return ModelEditor(model, tokenizer, task.wording, config.batch_size, config.max_new_tokens)
 
-    outcomes = Counter()
+    outcomes, costs = Counter(), Counter()
 
     def edit(shard: Dataset, index: int) -> Dataset:
         edited, counts = edit_dataset(
             shard, load_teacher(), task, config.check_correct_samples, first_row=index * config.shard_size
         )
         outcomes.update(counts)
+        costs["teacher_edits"] += len(shard) if config.check_correct_samples else shard["correct"][:].count(False)
         return edited
 
     settings = {**config_key(config), "teacher": teacher, "task": task_key(task, config.task)}
@@ -280,6 +281,7 @@ def _edit_here(samples: Dataset, task: Task, config: EditConfig, model_args: Mod
         settings,
         config.shard_size,
         check=partial(_check_not_empty, config=config),
+        costs=costs,
     )
     return edited, gather_counts(outcomes)
 
@@ -293,6 +295,10 @@ def _edit_by_api(
     def editor_of(teacher: JournaledTeacher) -> JournaledEditor:
         return JournaledEditor(teacher, task.wording)
 
+    def count_answers(teacher: JournaledTeacher) -> dict[str, int]:
+        keys = {question.key for question in editor_of(teacher).questions(*editor_inputs(asked, task))}
+        return {"teacher_edits": sum(len(teacher.journal.answers(key)) for key in keys)}
+
     return work_through_journal(
         config,
         config.teacher,
@@ -302,4 +308,5 @@ def _edit_by_api(
         estimate=lambda teacher: editor_of(teacher).estimate(*editor_inputs(asked, task)),
         work=lambda teacher: edit_through_journal(samples, editor_of(teacher), task, config.check_correct_samples),
         check=lambda edited, teacher_said: _check_not_empty(edited, config, teacher_said),
+        count_costs=count_answers,
     )

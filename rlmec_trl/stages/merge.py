@@ -87,7 +87,7 @@ def run(config: MergeConfig, model_args: ModelConfig) -> None:
             if is_finished(config.output_dir, key):
                 state.print(f"{config.output_dir} already holds this merged model.")
             else:
-                publish(save, config.output_dir, key, work_dir)
+                publish(save, config.output_dir, key, work_dir, costs={})
                 state.print(f"Merged {name_or_path}. Saved to {config.output_dir}")
     state.wait_for_everyone()
 

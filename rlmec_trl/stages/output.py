@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -269,7 +269,13 @@ def _aside(target: Path) -> Path:
     return next(path for path in paths if not os.path.lexists(path))
 
 
-def publish(save: Callable[[Path], None], output_dir: str | os.PathLike, key: str, work_dir: Path) -> None:
+def publish(
+    save: Callable[[Path], None],
+    output_dir: str | os.PathLike,
+    key: str,
+    work_dir: Path,
+    costs: Mapping[str, int] | None = None,
+) -> None:
     """
     Save a result, replacing that of an earlier run. The output folder never holds an incomplete one.
 
@@ -282,6 +288,8 @@ def publish(save: Callable[[Path], None], output_dir: str | os.PathLike, key: st
             What they were made from and how.
         work_dir (`Path`):
             What [`claim`] yielded.
+        costs (`Mapping[str, int]`, *optional*):
+            What it has cost, for its mark. Not known by default.
 
     Raises:
         [`OutputError`]: If files of others have appeared in the folder.
@@ -291,7 +299,7 @@ def publish(save: Callable[[Path], None], output_dir: str | os.PathLike, key: st
         shutil.rmtree(leftover, ignore_errors=True)
     with writing(output_dir):
         save(result)
-        write_mark(result, key)
+        write_mark(result, key, costs)
         check_replaceable(output_dir)
         if target.exists():
             # What is not as we wrote it may be what somebody else wrote over it
@@ -300,9 +308,9 @@ def publish(save: Callable[[Path], None], output_dir: str | os.PathLike, key: st
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def write_mark(folder: Path, key: str) -> None:
+def write_mark(folder: Path, key: str, costs: Mapping[str, int] | None = None) -> None:
     """Mark a folder as finished, and see that all of it is on the disk before it gets its final name."""
-    (folder / MARK).write_text(json.dumps(make_mark(folder, key), indent=2) + "\n", encoding="utf-8")
+    (folder / MARK).write_text(json.dumps(make_mark(folder, key, costs), indent=2) + "\n", encoding="utf-8")
     # Without this, a power failure could leave a folder with its final name and truncated files
     for path in (*folder.rglob("*"), folder):
         descriptor = os.open(path, os.O_RDONLY)

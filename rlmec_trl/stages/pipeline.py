@@ -132,12 +132,15 @@ class Job:
         key (`str`):
             Hash of the recipe, its settings and the keys of the steps that it reads from. The path of the run's folder
             is not part of it.
+        reads (`tuple[str, ...]`, *optional*):
+            Names of the steps that it reads from.
     """
 
     name: str
     recipe: str
     settings: dict[str, Any]
     key: str
+    reads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,7 @@ def plan_run(
             read[source] = steps[source].key
         left_out = (not_in_key or {}).get(recipe, ())
         in_key = {name: _with_content(value) for name, value in settings.items() if name not in left_out}
-        return add(Job(name, recipe, settings, _hash([recipe, in_key, read])))
+        return add(Job(name, recipe, settings, _hash([recipe, in_key, read]), tuple(read)))
 
     def add_evaluation(name: str, split: str) -> Job:
         dataset = None if pipeline.evaluation is None else getattr(pipeline.evaluation, split)

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import ExportableState
 
 from ..trainers.metric_sums import MetricSums
+from ..trainers.token_counts import TokenCounts
 from .checkpoints import RECORD, best_checkpoint, read_record
 from .run_folder import Start, make_room
 
@@ -49,6 +51,19 @@ class TrainingRecord(TrainerCallback, ExportableState):
         """What the result depends on."""
         return {**self._settings, "max_steps": self.trainer.state.max_steps}
 
+    def tokens(self) -> dict[str, Any]:
+        """The numbers of tokens so far, of which [`~rlmec_trl.stages.costs.output_costs`] makes costs."""
+        num_tokens = self.trainer._total_train_tokens
+        if isinstance(self.trainer, MetricSums):  # those since the last log are not in it yet
+            num_tokens += int(self.trainer._metric_sums["train"].get("num_tokens", [0])[0])
+        return {"num_tokens": num_tokens, **self._token_counts()}
+
+    def _token_counts(self) -> dict[str, Any]:
+        if not isinstance(self.trainer, TokenCounts):
+            return {}
+        counts = self.trainer.token_counts
+        return {"token_counts": None if counts is None else dict(counts)}
+
     def state(self) -> dict:
         trainer = self.trainer
         record = {
@@ -58,6 +73,7 @@ class TrainingRecord(TrainerCallback, ExportableState):
             "epoch_rng": self.epoch_rng,
             "metrics": dict(trainer._metrics["train"]),
             "num_tokens": trainer._total_train_tokens,
+            **self._token_counts(),
         }
         if isinstance(trainer, MetricSums):
             record["metric_sums"] = {
@@ -73,6 +89,9 @@ class TrainingRecord(TrainerCallback, ExportableState):
         self.epoch_rng = record.get("epoch_rng", "")
         trainer._metrics["train"].update(record.get("metrics", {}))
         trainer._total_train_tokens = record.get("num_tokens", 0)
+        if isinstance(trainer, TokenCounts):
+            counts = record.get("token_counts")
+            trainer.token_counts = None if counts is None else Counter(counts)
         if isinstance(trainer, MetricSums):
             for name, sums in record.get("metric_sums", {}).items():
                 trainer._metric_sums["train"][name] = list(torch.tensor(sums, device=trainer.args.device))
@@ -145,11 +164,11 @@ class ResumableTraining(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self.resumed and (best := best_checkpoint(vars(state), self.start.checkpoint)) is not None:
             state.best_model_checkpoint = str(best)
-        if self.finished:
-            raise NothingToTrain
         saved = read_record({"stateful_callbacks": state.stateful_callbacks})
         if self.resumed and saved is not None:
             self.record.restore(saved)
+        if self.finished:
+            raise NothingToTrain
         # Added only now: a callback whose name is in the checkpoint may be replaced by a new one while it is loaded
         self.trainer.add_callback(self.record)
         state.stateful_callbacks[RECORD] = {}

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -48,6 +49,7 @@ def map_shards(
     shard_size: int = 1000,
     check: Callable[[Dataset], None] | None = None,
     bad_rows: Sequence[BadRow] = (),
+    costs: Counter[str] | None = None,
 ) -> Dataset:
     """
     Apply a function to a dataset shard by shard, and save the result.
@@ -76,6 +78,9 @@ def map_shards(
             [`EmptyResultError`], the earlier result stays and the shards, which hold nothing of use, are removed.
         bad_rows (`Sequence[BadRow]`, *optional*):
             Rows that were left out of `dataset`: part of the key, and listed in a file next to the rows.
+        costs (`Counter[str]`, *optional*):
+            What the work of this process has cost so far, to which `function` adds. Each shard's mark has what the
+            shard has added, and that of the result the sum over its shards, whatever runs and processes made them.
 
     Returns:
         [`~datasets.Dataset`]: The saved result, on every process.
@@ -102,7 +107,8 @@ def map_shards(
         finished, work_dir = broadcast_object_list([finished, work_dir])
         shards_dir = work_dir / f"{key[:16]}.shards"
         if not finished:
-            paths = _compute_shards(dataset, function, shards_dir, shard_size, output_dir)
+            costs = Counter() if costs is None else costs  # an empty one is false, and the caller's
+            paths = _compute_shards(dataset, function, shards_dir, shard_size, output_dir, costs)
             shards = concatenate_datasets([load_from_disk(str(path)) for path in paths])
             if check is not None:
                 try:
@@ -115,7 +121,7 @@ def map_shards(
             # All have opened the shards, which the main process is about to remove
             state.wait_for_everyone()
             if state.is_main_process:
-                publish(partial(_save_result, shards, bad_rows), output_dir, key, work_dir)
+                publish(partial(_save_result, shards, bad_rows), output_dir, key, work_dir, _sum_costs(paths))
         if state.is_main_process:
             shutil.rmtree(shards_dir, ignore_errors=True)
             _report_other_shards(work_dir)
@@ -137,6 +143,7 @@ def _compute_shards(
     shards_dir: Path,
     shard_size: int,
     output_dir: str | os.PathLike,
+    costs: Counter[str],
 ) -> list[Path]:
     state = process_state()
     starts = range(0, len(dataset), shard_size)
@@ -146,13 +153,14 @@ def _compute_shards(
     for index in range(state.process_index, len(ranges), state.num_processes):
         if paths[index].exists():
             continue
+        before = costs.copy()
         result = function(dataset.select(ranges[index]), index)
         # A shard appears under its name only when it is complete
         unfinished = paths[index].with_suffix(".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         with writing(output_dir):
             save_rows(result, unfinished)
-            write_mark(unfinished, key="")  # that of the result is in the name of the folder
+            write_mark(unfinished, key="", costs=costs - before)  # the key is in the name of the folder
             unfinished.rename(paths[index])
     # Not at a barrier: another process may need longer for its last shard than a trainer's `ddp_timeout`
     while not all(path.exists() for path in paths):
@@ -172,6 +180,17 @@ def _remove_damaged_shards(shards_dir: Path) -> None:
         elif read_mark(path) is None or find_damage(path, contents=True):
             logger.warning(f"The finished shard {str(path)!r} is damaged. Its rows are recomputed.")
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _sum_costs(shards: list[Path]) -> Counter[str] | None:
+    """What all shards have cost. `None` if one is of an earlier version, which did not count it."""
+    total = Counter()
+    for path in shards:
+        costs = read_mark(path).get("costs")
+        if costs is None:
+            return None
+        total.update(costs)
+    return total
 
 
 def _is_loadable(output_dir: str | os.PathLike) -> bool:

@@ -166,8 +166,11 @@ def run(
         if config.on_bad_row == "error":
             check_prompts(problems, tokenizer, max_length)
 
+    costs = Counter()
+
     def sample(shard: Dataset, index: int) -> Dataset:
         check_all_prompts()
+        costs["completions"] += len(shard) * config.num_samples  # those that cannot be used, too
         settings = {
             "num_samples": config.num_samples,
             "temperature": config.temperature,
@@ -215,7 +218,14 @@ def run(
         )
 
     samples = map_shards(
-        problems, sample, config.output_dir, settings, config.shard_size, check=check_not_empty, bad_rows=bad_rows
+        problems,
+        sample,
+        config.output_dir,
+        settings,
+        config.shard_size,
+        check=check_not_empty,
+        bad_rows=bad_rows,
+        costs=costs,
     )
     reasons = "".join(f"; {reason}: {count}" for reason, count in count_left_out().most_common())
     process_state().print(

@@ -322,14 +322,15 @@ def run(
             )
         return grm, policy
 
-    num_scored = Counter()
+    num_scored, costs = Counter(), Counter()
 
     def score(shard: Dataset, index: int) -> Dataset:
+        grm, policy = load_models()
         scored = score_dataset(
             shard,
-            load_models()[0],
+            grm,
             task,
-            load_models()[1],
+            policy,
             config.locate_by,
             config.rewrite_correct,
             config.rewrite_topk,
@@ -338,6 +339,8 @@ def run(
         if server is not None and server.left_out:
             logger.warning(f"The server gave no usable answer, so far in this run: {dict(server.left_out)}")
         num_scored["rows"] += len(shard)
+        # Of all shards of this process so far, as `map_shards` expects it
+        costs["grm_tokens_scored"], costs["grm_tokens_generated"] = grm.num_scored, grm.num_generated
         return scored
 
     def check_answered(scored: Dataset) -> None:
@@ -365,7 +368,7 @@ def run(
     # What was skipped is in the key, whatever the setting is
     del settings["on_bad_row"]
     scored = map_shards(
-        dataset, score, output_dir, settings, config.shard_size, check=check_answered, bad_rows=bad_rows
+        dataset, score, output_dir, settings, config.shard_size, check=check_answered, bad_rows=bad_rows, costs=costs
     )
     verified = len(scored) - scored.data["rewrite"].null_count
     if verified == 0:

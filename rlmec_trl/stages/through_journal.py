@@ -38,6 +38,7 @@ def work_through_journal(
     estimate: Callable[[JournaledTeacher], Estimate],
     work: Callable[[JournaledTeacher], tuple[Dataset, Counter]],
     check: Callable[[Dataset, str], None],
+    count_costs: Callable[[JournaledTeacher], dict[str, int]] | None = None,
 ) -> tuple[Dataset | None, Counter]:
     """
     Have an API teacher work on rows, and save the result. The result is made of the journal at each run.
@@ -58,6 +59,8 @@ def work_through_journal(
             `"not asked"` counts those that `max_cost` has left out.
         check (`Callable[[Dataset, str], None]`):
             Refuses rows that are of no use. Gets them and what to say about the teacher.
+        count_costs (`Callable[[JournaledTeacher], dict[str, int]]`, *optional*):
+            What the work has cost, by the names of [`~rlmec_trl.stages.costs.COSTS`]. Nothing by default.
 
     Returns:
         `tuple`: The saved rows and the outcomes; `None` and no outcomes after a dry run.
@@ -90,6 +93,7 @@ def work_through_journal(
             rows, outcomes = work(teacher)
             state.wait_for_everyone()
             spent = sum(journal.costs())
+            costs = {} if count_costs is None else count_costs(teacher)
         failures = list(teacher.failures.values())
         said = f" The last request without an answer: {failures[-1].rstrip('.')}." if failures else ""
         if teacher_config.max_cost is not None and outcomes["not asked"] > 0:
@@ -97,7 +101,7 @@ def work_through_journal(
         check(rows, f"{said} All answers are in {journal_dir!r}.")
         if state.is_main_process:
             # Rebuilt from the journal at each run, so it needs no key
-            publish(partial(save_rows, rows), config.output_dir, "journal", work_dir)
+            publish(partial(save_rows, rows), config.output_dir, "journal", work_dir, costs)
         state.wait_for_everyone()
     if teacher_config.max_cost is not None and outcomes["not asked"] > 0:
         state.print("`max_cost` was reached. With a higher one, the same command requests the others.")

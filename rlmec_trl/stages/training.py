@@ -191,7 +191,11 @@ def _train_and_save(trainer: Trainer, dataset_name: str | None, depends_on: dict
                 trainer._load_best_model()
             # Without checkpoints, nothing has written it into the state
             trainer.state.stateful_callbacks[RECORD] = {
-                "attributes": {"settings": resumable.record.settings(), "epochs": _num_epochs(args)}
+                "attributes": {
+                    "settings": resumable.record.settings(),
+                    "epochs": _num_epochs(args),
+                    **resumable.record.tokens(),
+                }
             }
             _save(trainer, start)
         if args.eval_strategy != "no" and (done != "saved" or lacks_evaluation):

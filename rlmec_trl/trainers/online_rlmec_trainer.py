@@ -3,6 +3,7 @@
 import atexit
 import math
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -53,6 +54,7 @@ from .online_checks import (
 )
 from .online_rlmec_config import OnlineRLMECConfig
 from .replay import Replay
+from .token_counts import TokenCounts
 
 
 # Whether rewrites are correct, in the shape of TRL's reward functions
@@ -80,7 +82,7 @@ def no_outcome(completions: list[Any], **kwargs) -> list[float]:
     return [0.0] * len(completions)
 
 
-class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
+class OnlineRLMECTrainer(TokenCounts, TrainerChecks, GRPOTrainer):
     """
     Trainer for online RLMEC (https://huggingface.co/papers/2401.06081): [`~trl.GRPOTrainer`] with credit for each
     token.
@@ -205,6 +207,7 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
             self._tokenizer.pad_token_id, policy=False, pad_to_multiple_of=args.pad_to_multiple_of
         )
         self._credit: _Credit | None = None
+        self.token_counts = Counter()
 
     # What help() and editors show: the arguments of `GRPOTrainer`, of which `reward_funcs` may be left out, and ours
     __init__.__signature__ = Signature(
@@ -286,7 +289,12 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
             start = self.accelerator.process_index * len(inputs)
             # The outcome of this process's completions
             outcome = rewards[start : start + len(inputs), 0].tolist() if self._has_outcome else None
+            before = (0, 0) if self.grm is None else (self.grm.num_scored, self.grm.num_generated)
             self._credit = self._judge(inputs, *samples, outcome)
+            if self.grm is not None and self.model.training:
+                self._count_tokens(
+                    grm_scored=self.grm.num_scored - before[0], grm_generated=self.grm.num_generated - before[1]
+                )
         return rewards
 
     def _reward_kwargs(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -547,6 +555,7 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
             if self.args.token_credit == "none":
                 inputs = inputs | {"advantages": torch.zeros_like(inputs["advantages"])}
             losses.append(super()._compute_loss(model, inputs))
+            self._count_completions(inputs, mode)
             adds_to_grpo = self._token_names or self._replays
             if adds_to_grpo and not self._entropy_bonus_enabled:  # with it, TRL logs the metric
                 self._log_loss(mode, "policy_loss", losses[0] * num_accumulated)
@@ -568,6 +577,11 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
     def _log_loss(self, mode: str, name: str, loss: torch.Tensor) -> None:
         self._metrics[mode][name].append(self.accelerator.gather(loss.detach()).mean().item())
 
+    def _count_completions(self, inputs: dict[str, Any], mode: str) -> None:
+        """Count the tokens of a forward pass over the completions and their prompts."""
+        if mode == "train":
+            self._count_tokens(policy=inputs["prompt_mask"].sum() + inputs["completion_mask"].sum())
+
     def _share(self, count: torch.Tensor, mode: str) -> torch.Tensor:
         """
         What a sum over a micro-batch is divided by, as in GRPO's `"dapo"` loss: the count over the generation batch,
@@ -587,6 +601,10 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
                  "imitation_weights": [], "num_edited": 0}
             ]  # fmt: skip
         batch = send_to_device(self._imitation_collator(examples), self.accelerator.device)
+        if mode == "train":
+            # Without the sequence that only lets the process take part
+            is_target = (batch["labels"] != -100).any(dim=1, keepdim=True)
+            self._count_tokens(policy=(batch["attention_mask"] * is_target).sum())
         model_inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
         with self.accelerator.autocast():
             outputs = model(**model_inputs, use_cache=False, fused_lm_head=True)
@@ -610,6 +628,7 @@ class OnlineRLMECTrainer(TrainerChecks, GRPOTrainer):
                 teacher_states=states,
                 teacher_mask=mask,
             )
+        self._count_completions(inputs, mode)
         return outputs.divergence.sum() / self._share(inputs["num_distilled_in_batch"], mode)
 
     def _name_rows(self, batches, train: bool) -> str:

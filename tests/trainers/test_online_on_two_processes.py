@@ -55,6 +55,7 @@ def assert_same_run(run, other):
     assert len(logs) > 2
     for log, expected_log in zip(logs, expected, strict=True):
         assert compared(log) == pytest.approx(compared(expected_log), rel=1e-5, abs=1e-5)
+    assert run["token_counts"] == other["token_counts"]
     differences = [(weight - other["weights"][name]).abs().max() for name, weight in run["weights"].items()]
     assert max(differences) <= 1e-5
 
