@@ -148,6 +148,11 @@ def check_outputs(pipeline: Pipeline, runs: list[Run]) -> None:
         )
 
 
+def pooled_audit(file: str, runs: list[Run]) -> dict[str, Any]:
+    paths = [Path(fill_run(file, run.folder)) for run in runs]
+    return pool_audits([json.loads(path.read_text(encoding="utf-8")) for path in paths])
+
+
 def report(pipeline: Pipeline, runs: list[Run]) -> None:
     """Print the tables and two samples, and write all figures to a file."""
     results = [run.results for run in runs]
@@ -167,9 +172,14 @@ def report(pipeline: Pipeline, runs: list[Run]) -> None:
         num_problems = next(iter(accuracy.values()))["n"]
         console.print(accuracy_table(accuracy, f"{pipeline.title}: test split, {num_problems} problems"))
     if pipeline.audit is not None:
-        audits = [Path(fill_run(pipeline.audit, run.folder)) for run in runs]
-        result["grm_audit"] = pool_audits([json.loads(path.read_text(encoding="utf-8")) for path in audits])
-        console.print(audit_table(result["grm_audit"], "Generative reward model, on unseen problems"))
+        title = "Generative reward model, on unseen problems"
+        if isinstance(pipeline.audit, dict):
+            result["grm_audit"] = {name: pooled_audit(file, runs) for name, file in pipeline.audit.items()}
+            for name, audit in result["grm_audit"].items():
+                console.print(audit_table(audit, f"{title}: {name}"))
+        else:
+            result["grm_audit"] = pooled_audit(pipeline.audit, runs)
+            console.print(audit_table(result["grm_audit"], title))
     if pipeline.reward_models:
         result["reward_models"] = {}
         for name, file in pipeline.reward_models.items():

@@ -19,7 +19,17 @@ if TYPE_CHECKING:
 
 
 Stage = Literal[
-    "task", "samples", "edits", "scores", "policy", "grpo", "preference", "responses", "prompts", "validation"
+    "task",
+    "samples",
+    "edits",
+    "rewrites",
+    "scores",
+    "policy",
+    "grpo",
+    "preference",
+    "responses",
+    "prompts",
+    "validation",
 ]
 
 # The columns that the reader of a stage's rows needs; of a tuple, one column is enough
@@ -27,6 +37,7 @@ _REQUIRED: dict[str, tuple[str | tuple[str, ...], ...]] = {
     "task": ("prompt", "reference", "answer"),
     "samples": ("prompt", "reference", "answer", "completion", "completion_ids", "correct"),
     "edits": ("prompt", "reference", "completion", "correct", "rewrite", "error_step"),
+    "rewrites": ("prompt", "reference", "completion", "correct", "rewrite"),
     "scores": (
         "prompt",
         "completion",
@@ -48,6 +59,7 @@ _OPTIONAL: dict[str, tuple[str, ...]] = {
     "task": (),
     "samples": (),
     "edits": ("answer", "completion_ids"),
+    "rewrites": ("completion_ids",),
     "scores": ("reference", "answer", *TOPK_COLUMNS),
     "policy": ("completion", "correct", "old_logps", *TOPK_COLUMNS),
     "grpo": (),
@@ -139,7 +151,7 @@ def check_dataset(
             Rows to check.
         stage (`str`):
             What the rows are used for: `"task"` to be sampled, `"samples"` to be edited or scored, `"edits"` to train
-            the generative reward model, `"scores"` as the score stage writes them, `"policy"` to train the policy,
+            the generative reward model, `"rewrites"` to train it on scored rows, `"scores"` as the score stage writes them, `"policy"` to train the policy,
             `"grpo"` to train it with GRPO, `"preference"` to train a reward model on pairs of responses, `"responses"`
             to be paired, or to count the labels that they state, `"prompts"` to be answered in training, and
             `"validation"` to find the cap of a label reward.

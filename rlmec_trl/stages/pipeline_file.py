@@ -13,7 +13,7 @@ from .settings import read_yaml
 
 # Keys, of whatever part of a file, whose values are texts or mappings
 _TEXTS = (
-    *("title", "output_dir", "report", "scored", "tokenizer", "audit", "extends"),
+    *("title", "output_dir", "report", "scored", "tokenizer", "extends"),
     *("name", "recipe", "evaluate", "test", "validation"),
 )
 _MAPPINGS = ("defaults", "reward_models")
@@ -65,12 +65,14 @@ def load_pipeline(path: str | os.PathLike, output_dir: str | None = None, seeds:
             f"{path}: `output_dir` {pipeline.output_dir!r} is the working directory, or a folder around it. Choose "
             "another one."
         )
-    for name, file in pipeline.reward_models.items():
-        if not (isinstance(name, str) and isinstance(file, str) and file.endswith(".json")):
-            raise PipelineError(
-                f"{path}: `reward_models` has names and outputs of `evaluate_pairs.py`, such as `{RUN}/label.json`, "
-                f"found {name!r}: {file!r}."
-            )
+    audits = pipeline.audit
+    if not (audits is None or isinstance(audits, (str, dict))):
+        raise PipelineError(f"{path}: `audit` has to be a text or a mapping, found {audits!r}.")
+    _check_files(
+        f"{path}: `reward_models`", pipeline.reward_models, f"`evaluate_pairs.py`, such as `{RUN}/label.json`"
+    )
+    if isinstance(audits, dict):
+        _check_files(f"{path}: `audit`", audits, f"`audit.py`, such as `{RUN}/audit.json`")
     written = {step.name for step in plan_run(pipeline, seeds[0])}
     for name in ("scored", "tokenizer", "audit", "reward_models"):
         for read in paths_in(getattr(pipeline, name)):
@@ -79,6 +81,12 @@ def load_pipeline(path: str | os.PathLike, output_dir: str | None = None, seeds:
     if pipeline.scored is not None and pipeline.tokenizer is None:
         raise PipelineError(f"{path}: `scored` needs a `tokenizer` to show its samples with.")
     return pipeline
+
+
+def _check_files(where: str, files: dict[Any, Any], outputs: str) -> None:
+    for name, file in files.items():
+        if not (isinstance(name, str) and isinstance(file, str) and file.endswith(".json")):
+            raise PipelineError(f"{where} has names and outputs of {outputs}, found {name!r}: {file!r}.")
 
 
 def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
