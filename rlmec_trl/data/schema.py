@@ -151,10 +151,10 @@ def check_dataset(
             Rows to check.
         stage (`str`):
             What the rows are used for: `"task"` to be sampled, `"samples"` to be edited or scored, `"edits"` to train
-            the generative reward model, `"rewrites"` to train it on scored rows, `"scores"` as the score stage writes them, `"policy"` to train the policy,
-            `"grpo"` to train it with GRPO, `"preference"` to train a reward model on pairs of responses, `"responses"`
-            to be paired, or to count the labels that they state, `"prompts"` to be answered in training, and
-            `"validation"` to find the cap of a label reward.
+            the generative reward model, `"rewrites"` to train the next one on scored rows, `"scores"` as the score
+            stage writes them, `"policy"` to train the policy, `"grpo"` to train it with GRPO, `"preference"` to train
+            a reward model on pairs of responses, `"responses"` to be paired, or to count the labels that they state,
+            `"prompts"` to be answered in training, and `"validation"` to find the cap of a label reward.
         eos_token_ids (`int` or `Iterable[int]`, *optional*):
             Ids that may end a completion. If given, every `completion_ids` and `rewrite_ids` must end with one.
         vocab_size (`int`, *optional*):

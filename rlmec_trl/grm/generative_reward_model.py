@@ -26,6 +26,7 @@ from ..generation.inference import (
     generate_ids,
     length_batches,
     padding_id,
+    seeded,
 )
 from ..generation.loading import load_eos_token_ids, load_tokenizer, load_weights
 from ..generation.processes import process_state
@@ -327,6 +328,8 @@ class GenerativeRewardModel:
         completion_ids: Sequence[list[int]],
         error_steps: Sequence[int] | None = None,
         chat_template_kwargs: Sequence[dict | None] | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> list[list[int]]:
         """
         Rewrite each attempt from its first incorrect step on. The tokens of the steps before it are kept unchanged,
@@ -341,6 +344,10 @@ class GenerativeRewardModel:
                 Index of the first incorrect step of each attempt, -1 for none. By default, the result of [`locate`].
             chat_template_kwargs (`Sequence[dict | None]`, *optional*):
                 Arguments of the chat template.
+            temperature (`float`, *optional*, defaults to `0.0`):
+                Sampling temperature; with `0.0`, `generation_kwargs` apply.
+            seed (`int`, *optional*, defaults to `0`):
+                Seed of the sampling. The global random state is not changed.
 
         Returns:
             `list[list[int]]`: Token ids of the rewrites, ending with EOS unless truncated at `max_new_tokens`. Where
@@ -374,6 +381,8 @@ class GenerativeRewardModel:
             [context + prefix for context, prefix in zip(contexts, kept, strict=True)],
             self.max_new_tokens,
             "Rewriting",
+            temperature,
+            seed,
             **self.generation_kwargs,
         )
         if self.shares_tokenizer:
@@ -577,11 +586,21 @@ class GenerativeRewardModel:
                     all_ids[index], all_logps[index] = top.indices.tolist(), top.values.tolist()
         return all_ids, all_logps
 
-    def _generate(self, prompt_ids: list[list[int]], max_new_tokens: int, title: str, **kwargs) -> list[list[int]]:
+    def _generate(
+        self,
+        prompt_ids: list[list[int]],
+        max_new_tokens: int,
+        title: str,
+        temperature: float = 0.0,
+        seed: int = 0,
+        **kwargs,
+    ) -> list[list[int]]:
         desc = self._desc(title)
         if self.server is not None:
-            return self.server.generate_ids(prompt_ids, max_new_tokens, desc=desc)
-        with self._adapter():
+            return self.server.generate_ids(prompt_ids, max_new_tokens, temperature, seed=seed, desc=desc)
+        with self._adapter(), seeded(seed, self.model.device) if temperature > 0 else nullcontext():
+            if temperature > 0:
+                kwargs = {**kwargs, "do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
             return generate_ids(
                 self.model, self.processing_class, prompt_ids, max_new_tokens, self.batch_size, desc, **kwargs
             )

@@ -83,10 +83,12 @@ def load_pipeline(path: str | os.PathLike, output_dir: str | None = None, seeds:
     return pipeline
 
 
-def _check_files(where: str, files: dict[Any, Any], outputs: str) -> None:
+def _check_files(where: str, files: dict[Any, Any], recipe: str, example: str) -> None:
     for name, file in files.items():
         if not (isinstance(name, str) and isinstance(file, str) and file.endswith(".json")):
-            raise PipelineError(f"{where} has names and outputs of {outputs}, found {name!r}: {file!r}.")
+            raise PipelineError(
+                f"{where} has names and outputs of `{recipe}`, such as `{RUN}/{example}`, found {name!r}: {file!r}."
+            )
 
 
 def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
