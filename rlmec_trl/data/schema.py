@@ -90,6 +90,8 @@ _SOURCE = {
     "kind": "`recipes/pairs.py` writes it",
     "margin": "your own source of pairs has to provide it",
 }
+# Columns that describe one rewrite, and do not fit the next
+OF_REWRITE = ("error_step", "edit_outcome", "rewrite_ids", "rewrite_index", "rewrite_topk_ids", "rewrite_topk_logps")
 _BATCH_SIZE = 5_000
 _BIG = 50_000
 
@@ -123,6 +125,7 @@ def column_features(messages: bool = False) -> dict[str, FeatureType]:
         "label": string,
         "rationale_outcome": string,
         "rewrite_ids": integers,
+        "rewrite_index": Value("int64"),
         "token_probs": floats,
         "token_rewards": floats,
         "old_logps": floats,
