@@ -383,7 +383,7 @@ class GenerativeRewardModel:
             "Rewriting",
             temperature,
             seed,
-            **self.generation_kwargs,
+            self.generation_kwargs,
         )
         if self.shares_tokenizer:
             for index, prefix, ids in zip(to_rewrite, kept, generated, strict=True):
@@ -593,9 +593,9 @@ class GenerativeRewardModel:
         title: str,
         temperature: float = 0.0,
         seed: int = 0,
-        **kwargs,
+        generation_kwargs: dict[str, Any] | None = None,
     ) -> list[list[int]]:
-        desc = self._desc(title)
+        desc, kwargs = self._desc(title), generation_kwargs or {}
         if self.server is not None:
             return self.server.generate_ids(prompt_ids, max_new_tokens, temperature, seed=seed, desc=desc)
         with self._adapter(), seeded(seed, self.model.device) if temperature > 0 else nullcontext():

@@ -68,11 +68,9 @@ def load_pipeline(path: str | os.PathLike, output_dir: str | None = None, seeds:
     audits = pipeline.audit
     if not (audits is None or isinstance(audits, (str, dict))):
         raise PipelineError(f"{path}: `audit` has to be a text or a mapping, found {audits!r}.")
-    _check_files(
-        f"{path}: `reward_models`", pipeline.reward_models, f"`evaluate_pairs.py`, such as `{RUN}/label.json`"
-    )
+    _check_files(f"{path}: `reward_models`", pipeline.reward_models, "evaluate_pairs.py", "label.json")
     if isinstance(audits, dict):
-        _check_files(f"{path}: `audit`", audits, f"`audit.py`, such as `{RUN}/audit.json`")
+        _check_files(f"{path}: `audit`", audits, "audit.py", "audit.json")
     written = {step.name for step in plan_run(pipeline, seeds[0])}
     for name in ("scored", "tokenizer", "audit", "reward_models"):
         for read in paths_in(getattr(pipeline, name)):
