@@ -206,6 +206,11 @@ def compare_rows(pipeline: Pipeline, runs: list[Run]) -> list[dict[str, Any]]:
     return compared
 
 
+def pooled_audit(file: str, runs: list[Run]) -> dict[str, Any]:
+    paths = [Path(fill_run(file, run.folder)) for run in runs]
+    return pool_audits([json.loads(path.read_text(encoding="utf-8")) for path in paths])
+
+
 def report(pipeline: Pipeline, runs: list[Run]) -> None:
     """Print the tables and two samples, and write all figures to a file."""
     results = [run.results for run in runs]
@@ -232,9 +237,14 @@ def report(pipeline: Pipeline, runs: list[Run]) -> None:
         if compared:
             console.print(comparison_table(compared, f"Paired comparisons, {compared[0]['total']} problems"))
     if pipeline.audit is not None:
-        audits = [Path(fill_run(pipeline.audit, run.folder)) for run in runs]
-        result["grm_audit"] = pool_audits([json.loads(path.read_text(encoding="utf-8")) for path in audits])
-        console.print(audit_table(result["grm_audit"], "Generative reward model, on unseen problems"))
+        title = "Generative reward model, on unseen problems"
+        if isinstance(pipeline.audit, dict):
+            result["grm_audit"] = {name: pooled_audit(file, runs) for name, file in pipeline.audit.items()}
+            for name, audit in result["grm_audit"].items():
+                console.print(audit_table(audit, f"{title}: {name}"))
+        else:
+            result["grm_audit"] = pooled_audit(pipeline.audit, runs)
+            console.print(audit_table(result["grm_audit"], title))
     if pipeline.reward_models:
         result["reward_models"] = {}
         for name, file in pipeline.reward_models.items():

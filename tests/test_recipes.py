@@ -13,6 +13,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -24,8 +25,9 @@ from trl import GRPOConfig, ModelConfig
 
 from rlmec_trl.data.errors import ConfigError
 from rlmec_trl.reports.comparisons import ComparisonError
+from rlmec_trl.reports.tables import AUDIT_LABELS
 from rlmec_trl.stages.output import OutputError
-from rlmec_trl.stages.pipeline import Job, PipelineError, fill_run, plan_run
+from rlmec_trl.stages.pipeline import Job, Pipeline, PipelineError, fill_run, plan_run
 from rlmec_trl.stages.pipeline_file import load_pipeline
 from rlmec_trl.stages.refusals import check_generation_batch
 from rlmec_trl.stages.settings import parse_settings
@@ -265,6 +267,27 @@ def test_defaults_of_a_recipe_that_does_not_exist_are_refused(tmp_path):
     pipeline = load_pipeline(tmp_path / "pipeline.yaml")
     with pytest.raises(PipelineError, match="`defaults`: no recipe 'smaple'"):
         pipeline_recipe.check_settings([pipeline_recipe.Run(pipeline, 0)])
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_the_report_has_the_audits_by_their_names(tmp_path, capsys, several):
+    pipeline_recipe = importlib.import_module("recipes.pipeline")
+    count = {"correct": 1, "total": 4}
+    runs = []
+    for seed in (0, 1):
+        folder = tmp_path / f"seed-{seed}"
+        folder.mkdir()
+        for number in (1, 2):
+            audit = dict.fromkeys(AUDIT_LABELS, {**count, "correct": number}) | {"auc": 0.5}
+            (folder / f"audit_{number}.json").write_text(json.dumps(audit))
+        runs.append(SimpleNamespace(seed=seed, folder=folder, results={}, seconds={}, chosen={}))
+    files = {"[first]": "{run}/audit_1.json", "[second]": "{run}/audit_2.json"}
+    audit = files if several else files["[second]"]
+    pipeline_recipe.report(Pipeline("Small", str(tmp_path), [0, 1], [], audit=audit), runs)
+    result = json.loads((tmp_path / "report.json").read_text())["grm_audit"]
+    expected = {"mean": 0.5, "correct": 4, "total": 8}
+    assert (result["[second]"] if several else result)["clean_kept"] == expected
+    assert ("on unseen problems: [first]" in capsys.readouterr().out) == several
 
 
 # --- The pipeline on a small task ------------------------------------------------------------------------------------

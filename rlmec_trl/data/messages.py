@@ -38,6 +38,13 @@ def problem_text(prompt: str | list[dict]) -> str:
     return (user_messages or prompt)[-1]["content"]
 
 
+def without_empty_fields(prompt: str | list[dict]) -> str | list[dict]:
+    """A prompt whose messages have only the fields with a value: those of two datasets may differ in the others."""
+    if not is_conversational(prompt):
+        return prompt
+    return [{name: value for name, value in message.items() if value is not None} for message in prompt]
+
+
 def template_kwargs(dataset: Dataset) -> list[dict | None] | None:
     """The column `chat_template_kwargs`, further arguments of the chat template for each row; `None` without one."""
     return dataset["chat_template_kwargs"][:] if "chat_template_kwargs" in dataset.column_names else None

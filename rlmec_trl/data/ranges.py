@@ -118,6 +118,9 @@ RANGES: dict[str, dict[str, Range]] = {
         "reward_batch_size": _BATCH,
     },
     "ScoreConfig": {
+        "num_rewrites": at_least(1, "no sample would be rewritten"),
+        "rewrite_temperature": at_least(_COLDEST, "the logits divided by it would overflow"),
+        "rewrite_seed": _SEED,
         "rewrite_topk": at_least(0, "it is a number of ids; 0 stores none"),
         "attempt_topk": at_least(0, "it is a number of ids; 0 stores none"),
         "rewrite_max_new_tokens": _NEW_TOKENS,

@@ -19,7 +19,18 @@ if TYPE_CHECKING:
 
 
 Stage = Literal[
-    "task", "samples", "edits", "scores", "policy", "dpo", "grpo", "preference", "responses", "prompts", "validation"
+    "task",
+    "samples",
+    "edits",
+    "rewrites",
+    "scores",
+    "policy",
+    "dpo",
+    "grpo",
+    "preference",
+    "responses",
+    "prompts",
+    "validation",
 ]
 
 # The columns that the reader of a stage's rows needs; of a tuple, one column is enough
@@ -27,6 +38,7 @@ _REQUIRED: dict[str, tuple[str | tuple[str, ...], ...]] = {
     "task": ("prompt", "reference", "answer"),
     "samples": ("prompt", "reference", "answer", "completion", "completion_ids", "correct"),
     "edits": ("prompt", "reference", "completion", "correct", "rewrite", "error_step"),
+    "rewrites": ("prompt", "reference", "completion", "correct", "rewrite"),
     "scores": (
         "prompt",
         "completion",
@@ -49,6 +61,7 @@ _OPTIONAL: dict[str, tuple[str, ...]] = {
     "task": (),
     "samples": (),
     "edits": ("answer", "completion_ids"),
+    "rewrites": ("completion_ids",),
     "scores": ("reference", "answer", *TOPK_COLUMNS),
     "policy": ("completion", "correct", "old_logps", *TOPK_COLUMNS),
     "dpo": (),
@@ -80,6 +93,8 @@ _SOURCE = {
     "kind": "`recipes/pairs.py` writes it",
     "margin": "your own source of pairs has to provide it",
 }
+# Columns that describe one rewrite, and do not fit the next
+OF_REWRITE = ("error_step", "edit_outcome", "rewrite_ids", "rewrite_index", "rewrite_topk_ids", "rewrite_topk_logps")
 _BATCH_SIZE = 5_000
 _BIG = 50_000
 
@@ -113,6 +128,7 @@ def column_features(messages: bool = False) -> dict[str, FeatureType]:
         "label": string,
         "rationale_outcome": string,
         "rewrite_ids": integers,
+        "rewrite_index": Value("int64"),
         "token_probs": floats,
         "token_rewards": floats,
         "old_logps": floats,
@@ -141,9 +157,10 @@ def check_dataset(
             Rows to check.
         stage (`str`):
             What the rows are used for: `"task"` to be sampled, `"samples"` to be edited or scored, `"edits"` to train
-            the generative reward model, `"scores"` as the score stage writes them, `"policy"` to train the policy,
-            `"dpo"` to pair samples with their rewrites, `"grpo"` to train it with GRPO, `"preference"` to train a
-            reward model on pairs of responses, `"responses"` to be paired, or to count the labels that they state,
+            the generative reward model, `"rewrites"` to train the next one on scored rows, `"scores"` as the score
+            stage writes them, `"policy"` to train the policy, `"dpo"` to pair samples with their rewrites, `"grpo"` to
+            train it with GRPO, `"preference"` to train a reward model on pairs of responses, `"responses"` to be
+            paired, or to count the labels that they state,
             `"prompts"` to be answered in training, and `"validation"` to find the cap of a label reward.
         eos_token_ids (`int` or `Iterable[int]`, *optional*):
             Ids that may end a completion. If given, every `completion_ids` and `rewrite_ids` must end with one.

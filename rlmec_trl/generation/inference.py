@@ -40,6 +40,14 @@ def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers of a seed, on CPU and on a model's device. The random state is restored afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
 def fused_lm_head(model: PreTrainedModel) -> Iterator[None]:
     """
     TRL's fused LM head, in float32 whatever the model's dtype; the model's own forward is restored afterwards.

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tokens import encode_prompt
-from .inference import generate_ids
+from .inference import generate_ids, seeded
 from .server import TokenServer
 
 
@@ -61,9 +60,7 @@ def sample_completions(
     if temperature > 0:
         # The policy's generation config may set a `top_k`, which would change the distribution
         kwargs = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    with seeded(seed, model.device):
         completions = generate_ids(
             model, processing_class, prompt_ids, max_new_tokens, batch_size=batch_size, desc=desc, **kwargs
         )

@@ -26,6 +26,7 @@ from ..generation.inference import (
     generate_ids,
     length_batches,
     padding_id,
+    seeded,
 )
 from ..generation.loading import load_eos_token_ids, load_tokenizer, load_weights
 from ..generation.processes import process_state
@@ -334,6 +335,8 @@ class GenerativeRewardModel:
         completion_ids: Sequence[list[int]],
         error_steps: Sequence[int] | None = None,
         chat_template_kwargs: Sequence[dict | None] | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> list[list[int]]:
         """
         Rewrite each attempt from its first incorrect step on. The tokens of the steps before it are kept unchanged,
@@ -348,6 +351,10 @@ class GenerativeRewardModel:
                 Index of the first incorrect step of each attempt, -1 for none. By default, the result of [`locate`].
             chat_template_kwargs (`Sequence[dict | None]`, *optional*):
                 Arguments of the chat template.
+            temperature (`float`, *optional*, defaults to `0.0`):
+                Sampling temperature; with `0.0`, `generation_kwargs` apply.
+            seed (`int`, *optional*, defaults to `0`):
+                Seed of the sampling. The global random state is not changed.
 
         Returns:
             `list[list[int]]`: Token ids of the rewrites, ending with EOS unless truncated at `max_new_tokens`. Where
@@ -381,7 +388,9 @@ class GenerativeRewardModel:
             [context + prefix for context, prefix in zip(contexts, kept, strict=True)],
             self.max_new_tokens,
             "Rewriting",
-            **self.generation_kwargs,
+            temperature,
+            seed,
+            self.generation_kwargs,
         )
         if self.shares_tokenizer:
             for index, prefix, ids in zip(to_rewrite, kept, generated, strict=True):
@@ -587,12 +596,22 @@ class GenerativeRewardModel:
         self.num_scored += sum(map(len, target_ids))
         return all_ids, all_logps
 
-    def _generate(self, prompt_ids: list[list[int]], max_new_tokens: int, title: str, **kwargs) -> list[list[int]]:
-        desc = self._desc(title)
+    def _generate(
+        self,
+        prompt_ids: list[list[int]],
+        max_new_tokens: int,
+        title: str,
+        temperature: float = 0.0,
+        seed: int = 0,
+        generation_kwargs: dict[str, Any] | None = None,
+    ) -> list[list[int]]:
+        desc, kwargs = self._desc(title), generation_kwargs or {}
         if self.server is not None:
-            generated = self.server.generate_ids(prompt_ids, max_new_tokens, desc=desc)
+            generated = self.server.generate_ids(prompt_ids, max_new_tokens, temperature, seed=seed, desc=desc)
         else:
-            with self._adapter():
+            with self._adapter(), seeded(seed, self.model.device) if temperature > 0 else nullcontext():
+                if temperature > 0:
+                    kwargs = {**kwargs, "do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
                 generated = generate_ids(
                     self.model, self.processing_class, prompt_ids, max_new_tokens, self.batch_size, desc, **kwargs
                 )

@@ -188,7 +188,8 @@ def _interval(result: dict[str, Any]) -> str:
 
 def audit_table(audit: dict[str, Any], title: str) -> Table:
     """A table with a row for each figure of [`pool_audits`]."""
-    table = Table(title=title, title_justify="left", show_header=False)
+    # As `Text`: a name from a file may hold brackets, which are not markup
+    table = Table(title=Text(title, style="table.title"), title_justify="left", show_header=False)
     for name, label in AUDIT_LABELS.items():
         value = audit[name]
         if isinstance(value, dict):

@@ -6,19 +6,13 @@ from collections.abc import Iterable
 
 from datasets import Dataset
 
-from ..data.messages import is_conversational, message_text
+from ..data.messages import message_text, without_empty_fields
 from ..tasks.task import Task
 
 
 def problem_key(row: dict) -> str:
-    """
-    What two rows of the same problem have in common: the prompt and the answer. Datasets may have the fields of their
-    messages in another order, or fields without a value.
-    """
-    prompt = row["prompt"]
-    if is_conversational(prompt):
-        prompt = [{name: value for name, value in message.items() if value is not None} for message in prompt]
-    return json.dumps([prompt, row["answer"]], sort_keys=True)
+    """What two rows of the same problem have in common: the prompt and the answer."""
+    return json.dumps([without_empty_fields(row["prompt"]), row["answer"]], sort_keys=True)
 
 
 class StatedLabels:

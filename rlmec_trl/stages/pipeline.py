@@ -93,8 +93,8 @@ class Pipeline:
             Datasets to evaluate on.
         scored, tokenizer (`str`, *optional*):
             Scored samples of which the report shows two, and the tokenizer to show them with.
-        audit (`str`, *optional*):
-            Output of `audit.py` for the report.
+        audit (`str` or `dict[str, str]`, *optional*):
+            Output of `audit.py` for the report, or several by the names of their tables.
         reward_models (`dict[str, str]`, *optional*):
             For each row of the report's table of reward models, an output of `evaluate_pairs.py`.
         compare (`list[list[str]]`, *optional*):
@@ -111,7 +111,7 @@ class Pipeline:
     evaluation: Evaluation | None = None
     scored: str | None = None
     tokenizer: str | None = None
-    audit: str | None = None
+    audit: str | dict[str, str] | None = None
     reward_models: dict[str, str] = field(default_factory=dict)
     compare: list[list[str]] = field(default_factory=list)
     report: str = "report.json"

@@ -13,7 +13,7 @@ from .settings import did_you_mean, read_yaml
 
 # Keys, of whatever part of a file, whose values are texts or mappings
 _TEXTS = (
-    *("title", "output_dir", "report", "scored", "tokenizer", "audit", "extends"),
+    *("title", "output_dir", "report", "scored", "tokenizer", "extends"),
     *("name", "recipe", "evaluate", "test", "validation"),
 )
 _MAPPINGS = ("defaults", "reward_models")
@@ -66,12 +66,12 @@ def load_pipeline(path: str | os.PathLike, output_dir: str | None = None, seeds:
             f"{path}: `output_dir` {pipeline.output_dir!r} is the working directory, or a folder around it. Choose "
             "another one."
         )
-    for name, file in pipeline.reward_models.items():
-        if not (isinstance(name, str) and isinstance(file, str) and file.endswith(".json")):
-            raise PipelineError(
-                f"{path}: `reward_models` has names and outputs of `evaluate_pairs.py`, such as `{RUN}/label.json`, "
-                f"found {name!r}: {file!r}."
-            )
+    audits = pipeline.audit
+    if not (audits is None or isinstance(audits, (str, dict))):
+        raise PipelineError(f"{path}: `audit` has to be a text or a mapping, found {audits!r}.")
+    _check_files(f"{path}: `reward_models`", pipeline.reward_models, "evaluate_pairs.py", "label.json")
+    if isinstance(audits, dict):
+        _check_files(f"{path}: `audit`", audits, "audit.py", "audit.json")
     written = {step.name for step in plan_run(pipeline, seeds[0])}
     for name in ("scored", "tokenizer", "audit", "reward_models"):
         for read in paths_in(getattr(pipeline, name)):
@@ -80,6 +80,14 @@ def load_pipeline(path: str | os.PathLike, output_dir: str | None = None, seeds:
     if pipeline.scored is not None and pipeline.tokenizer is None:
         raise PipelineError(f"{path}: `scored` needs a `tokenizer` to show its samples with.")
     return pipeline
+
+
+def _check_files(where: str, files: dict[Any, Any], recipe: str, example: str) -> None:
+    for name, file in files.items():
+        if not (isinstance(name, str) and isinstance(file, str) and file.endswith(".json")):
+            raise PipelineError(
+                f"{where} has names and outputs of `{recipe}`, such as `{RUN}/{example}`, found {name!r}: {file!r}."
+            )
 
 
 def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:

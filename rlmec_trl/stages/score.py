@@ -1,11 +1,13 @@
 """The score stage: a generative reward model scores every token of the samples and rewrites them."""
 
 import os
+import random
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar
 
+import pyarrow.compute as pc
 from accelerate.logging import get_logger
 from datasets import Dataset
 from transformers import PreTrainedModel
@@ -15,7 +17,8 @@ from trl import ModelConfig
 from ..data.checks import check_config
 from ..data.errors import ConfigError
 from ..data.messages import is_conversational, template_kwargs
-from ..data.schema import check_dataset, column_features
+from ..data.row_checks import TOPK_COLUMNS
+from ..data.schema import OF_REWRITE, check_dataset, column_features
 from ..data.tokens import encode_prompt, ends_with_eos
 from ..generation.inference import completion_logps
 from ..generation.loading import load_eos_token_ids, load_model, load_tokenizer, load_vocab_size
@@ -55,6 +58,13 @@ class ScoreConfig:
             token with a probability under one half (`"probability"`).
         rewrite_correct (`bool`, *optional*, defaults to `True`):
             Whether samples with a correct answer are rewritten too. If `False`, they are kept as their own rewrites.
+        num_rewrites (`int`, *optional*, defaults to `1`):
+            Number of rewrites to try for a sample. The first is greedy; where it fails verification, others are
+            sampled until one passes.
+        rewrite_temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature of the sampled rewrites.
+        rewrite_seed (`int`, *optional*, defaults to `0`):
+            Seed of the sampled rewrites.
         rewrite_topk (`int`, *optional*, defaults to `0`):
             Number of ids of the reward model's distribution on each token of the rewrite to store, for soft imitation.
         attempt_topk (`int`, *optional*, defaults to `0`):
@@ -120,6 +130,15 @@ class ScoreConfig:
             "rewrites."
         },
     )
+    num_rewrites: int = field(
+        default=1,
+        metadata={
+            "help": "Number of rewrites to try for a sample. The first is greedy; where it fails verification, others "
+            "are sampled until one passes."
+        },
+    )
+    rewrite_temperature: float = field(default=1.0, metadata={"help": "Temperature of the sampled rewrites."})
+    rewrite_seed: int = field(default=0, metadata={"help": "Seed of the sampled rewrites."})
     rewrite_topk: int = field(
         default=0,
         metadata={
@@ -175,6 +194,10 @@ class ScoreConfig:
         "task": "content",
         "locate_by": "value",
         "rewrite_correct": "value",
+        # Without sampled rewrites, these three are not in the key
+        "num_rewrites": "value",
+        "rewrite_temperature": "value",
+        "rewrite_seed": "value",
         "rewrite_topk": "value",
         "attempt_topk": "value",
         "rewrite_max_new_tokens": "value",
@@ -335,6 +358,9 @@ def run(
             config.rewrite_correct,
             config.rewrite_topk,
             config.attempt_topk,
+            config.num_rewrites,
+            config.rewrite_temperature,
+            config.rewrite_seed + index,
         )
         if server is not None and server.left_out:
             logger.warning(f"The server gave no usable answer, so far in this run: {dict(server.left_out)}")
@@ -367,6 +393,9 @@ def run(
         settings["server"] = config_key(server_config)
     # What was skipped is in the key, whatever the setting is
     del settings["on_bad_row"]
+    if config.num_rewrites == 1:
+        for name in ("num_rewrites", "rewrite_temperature", "rewrite_seed"):
+            del settings[name]
     scored = map_shards(
         dataset, score, output_dir, settings, config.shard_size, check=check_answered, bad_rows=bad_rows, costs=costs
     )
@@ -376,7 +405,13 @@ def run(
             "No sample has a verified rewrite, so there is nothing to imitate. Does the reward model fit the policy "
             "and the task, and is `--rewrite_max_new_tokens` large enough?"
         )
-    process_state().print(f"{verified} of {len(scored)} samples have a verified rewrite. Saved to {output_dir}")
+    sampled = ""
+    if config.num_rewrites > 1:
+        num_sampled = pc.sum(pc.greater(scored.data["rewrite_index"], 0)).as_py() or 0
+        sampled = f", {num_sampled} of them a sampled one"
+    process_state().print(
+        f"{verified} of {len(scored)} samples have a verified rewrite{sampled}. Saved to {output_dir}"
+    )
     return scored
 
 
@@ -389,6 +424,9 @@ def score_dataset(
     rewrite_correct: bool = True,
     rewrite_topk: int = 0,
     attempt_topk: int = 0,
+    num_rewrites: int = 1,
+    rewrite_temperature: float = 1.0,
+    seed: int = 0,
 ) -> Dataset:
     """
     Add `token_probs`, `rewrite`, `rewrite_ids` and, with a policy, `old_logps`.
@@ -411,11 +449,20 @@ def score_dataset(
             Number of ids of the reward model's distribution on each token of the rewrite to keep, for soft imitation.
         attempt_topk (`int`, *optional*, defaults to `0`):
             Number of ids of the reward model's distribution on each token of the completion to keep, for distillation.
+        num_rewrites (`int`, *optional*, defaults to `1`):
+            Number of rewrites to try for a sample. Where the first, which is greedy, fails verification, others are
+            sampled until one passes. These are sampled from the first step on, since the step that was located may be
+            why the first one failed.
+        rewrite_temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature of the sampled rewrites.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the sampled rewrites.
 
     Returns:
         [`~datasets.Dataset`]: The rows with their new columns. `rewrite` and `rewrite_ids` are `None` where the
         rewrite was truncated, or fails the checks of the task. Where the reward model has another tokenizer than the
-        policy, some values of `token_probs` are `None` (see [`GenerativeRewardModel.score`]).
+        policy, some values of `token_probs` are `None` (see [`GenerativeRewardModel.score`]). If `num_rewrites` is
+        over 1, `rewrite_index` is the number of the rewrite that passed: 0 for the greedy one, `None` if none did.
 
     Raises:
         [`~rlmec_trl.grm.generative_reward_model.TokenizerMismatchError`]: If `rewrite_topk` or `attempt_topk` is set,
@@ -435,22 +482,21 @@ def score_dataset(
         located = grm.locate(*inputs[:3], kwargs)
     else:
         raise ConfigError(f"`locate_by` must be 'question' or 'probability', got {locate_by!r}.")
-    error_steps = [
-        -1 if correct and not rewrite_correct else step
-        for correct, step in zip(dataset["correct"], located, strict=True)
-    ]
-    rewrite_ids = grm.rewrite_ids(*inputs, error_steps, kwargs)
+    may_change = [rewrite_correct or not correct for correct in dataset["correct"]]
+    error_steps = [step if changes else -1 for step, changes in zip(located, may_change, strict=True)]
+    rewrite_ids, texts, verified = _rewrite(dataset, grm, task, error_steps)
+    rewrite_index = [0 if is_verified else None for is_verified in verified]
+    for number in range(1, num_rewrites):
+        failed = [index for index, is_verified in enumerate(verified) if not is_verified and may_change[index]]
+        if not failed:
+            break
+        sampling = {"temperature": rewrite_temperature, "seed": _seed_of(seed, number)}
+        again = _rewrite(dataset.select(failed), grm, task, [0] * len(failed), **sampling)
+        for index, ids, text, is_verified in zip(failed, *again, strict=True):
+            if is_verified:
+                rewrite_ids[index], texts[index], verified[index] = ids, text, True
+                rewrite_index[index] = number
 
-    texts = tokenizer.batch_decode(rewrite_ids, skip_special_tokens=True)
-    if grm.shares_tokenizer:
-        ends = grm.eos_token_ids
-        ended = [bool(ids) and ids[-1] in ends for ids in rewrite_ids]
-    else:
-        ended = [ends_with_eos(tokenizer, ids) for ids in rewrite_ids]
-    verified = [
-        has_end and verify_rewrite(task, task.raw_problem(prompt), answer, text) is None
-        for has_end, text, answer, prompt in zip(ended, texts, dataset["answer"], columns["prompt"], strict=True)
-    ]
     if is_conversational(columns["completion"][0]):
         texts = [[{"role": "assistant", "content": text}] for text in texts]
     types = column_features(messages=is_conversational(columns["completion"][0]))
@@ -459,6 +505,8 @@ def score_dataset(
         "rewrite": _where(verified, texts),
         "rewrite_ids": _where(verified, rewrite_ids),
     }
+    if num_rewrites > 1:
+        scored["rewrite_index"] = rewrite_index
     if policy is not None:
         prompt_ids = [
             encode_prompt(tokenizer, *row)
@@ -478,11 +526,38 @@ def score_dataset(
         scored["rewrite_topk_logps"] = _where(verified, topk_logps)
     if attempt_topk > 0:
         scored["attempt_topk_ids"], scored["attempt_topk_logps"] = grm.attempt_topk(*inputs, attempt_topk, kwargs)
-    kept = dataset.remove_columns([name for name in scored if name in dataset.column_names])
+    # Also what an earlier rewrite, or another reward model, has left
+    replaced = {*scored, *OF_REWRITE, *TOPK_COLUMNS}
+    kept = dataset.remove_columns([name for name in dataset.column_names if name in replaced])
     for name, values in scored.items():
         # Typed, because every rewrite of a shard may be None
         kept = kept.add_column(name, values, feature=types[name])
     return kept
+
+
+def _rewrite(
+    dataset: Dataset, grm: GenerativeRewardModel, task: Task, error_steps: list[int], **sampling
+) -> tuple[list[list[int]], list[str], list[bool]]:
+    """The rewrites of samples: their ids, their texts, and whether each is complete and passes verification."""
+    inputs = (dataset[name][:] for name in ("prompt", "reference", "completion", "completion_ids"))
+    rewrite_ids = grm.rewrite_ids(*inputs, error_steps, template_kwargs(dataset), **sampling)
+    tokenizer = grm.policy_processing_class
+    texts = tokenizer.batch_decode(rewrite_ids, skip_special_tokens=True)
+    if grm.shares_tokenizer:
+        ends = grm.eos_token_ids
+        ended = [bool(ids) and ids[-1] in ends for ids in rewrite_ids]
+    else:
+        ended = [ends_with_eos(tokenizer, ids) for ids in rewrite_ids]
+    verified = [
+        has_end and verify_rewrite(task, task.raw_problem(prompt), answer, text) is None
+        for has_end, text, answer, prompt in zip(ended, texts, dataset["answer"], dataset["prompt"], strict=True)
+    ]
+    return rewrite_ids, texts, verified
+
+
+def _seed_of(seed: int, number: int) -> int:
+    # The second rewrite of one seed must not have the random numbers of the first one of the next seed
+    return random.Random(f"{seed} {number}").getrandbits(32)
 
 
 def _where(keep: list[bool], values: list[Any]) -> list[Any]:

@@ -11,6 +11,7 @@ from datasets import Dataset, Value
 from ..credit.alignment import edit_distance
 from ..data.errors import UserError
 from ..data.messages import is_conversational, is_storable, message_text
+from ..data.schema import OF_REWRITE
 from ..data.steps import first_changed_step, split_steps
 from ..tasks.task import Task
 from .calls import call_function, load_function, name_of, show_entry
@@ -174,7 +175,9 @@ def edit_dataset(
         "error_step": (error_steps, Value("int64")),
         "edit_outcome": (outcomes, Value("string")),
     }
-    edited = dataset.remove_columns([name for name in new if name in dataset.column_names])
+    # Also what belongs to an earlier rewrite
+    replaced = {*new, *OF_REWRITE}
+    edited = dataset.remove_columns([name for name in dataset.column_names if name in replaced])
     for name, (values, feature) in new.items():
         edited = edited.add_column(name, values, feature=feature)
     return edited, Counter(outcomes)

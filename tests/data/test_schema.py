@@ -380,6 +380,7 @@ def test_the_known_types_are_those_that_rows_of_python_values_get(messages):
         "edit_outcome": "rewritten",
         "label": "positive",
         "rationale_outcome": "accepted",
+        "rewrite_index": 0,
     }
     if messages:
         row |= {name: chat("user", row[name]) for name in ("prompt", "completion", "rewrite")}

@@ -263,6 +263,20 @@ def test_generation_arguments_reach_the_rewriting(make_reward_model, make_rows):
     assert len({tuple(ids) for ids in reward_model.rewrite_ids(*columns(rows), error_steps=[0] * 5)}) > 1
 
 
+def test_sampled_rewrites_have_the_temperature_and_the_random_numbers_of_their_seed(make_reward_model, make_rows):
+    reward_model, inputs = make_reward_model(), columns(make_rows(4))
+
+    def rewrite(**sampling):
+        return reward_model.rewrite_ids(*inputs, error_steps=[0] * 4, **sampling)
+
+    state = torch.get_rng_state()
+    hot = rewrite(temperature=50.0, seed=1)
+    assert rewrite(temperature=50.0, seed=1) == hot
+    assert torch.equal(torch.get_rng_state(), state)
+    assert rewrite(temperature=50.0, seed=2) != hot
+    assert rewrite(temperature=1e-3, seed=1) == rewrite(seed=1) == rewrite() != hot, "cold enough is greedy"
+
+
 def test_the_kept_prefix_has_the_sampled_ids_not_those_of_its_text():
     characters = [chr(code) for code in range(32, 127)] + ["\n"]
     vocabulary = {token: index for index, token in enumerate(["<eos>", "<pad>", *characters, "12"])}

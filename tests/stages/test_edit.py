@@ -63,6 +63,19 @@ def test_samples_without_references_are_refused_before_any_work(folder):
     assert not (folder / "edits").exists()
 
 
+def test_columns_of_the_rewrites_that_are_replaced_are_dropped(folder):
+    """Trainers read `rewrite_ids` instead of `rewrite`, and would imitate the earlier one."""
+    samples = load_from_disk(folder / "samples")
+    names = ("rewrite_ids", "rewrite_index", "rewrite_topk_ids", "rewrite_topk_logps")
+    scored = samples.add_column("token_probs", [[0.5] * len(ids) for ids in samples["completion_ids"]])
+    for name in names:
+        scored = scored.add_column(name, [0] * len(samples))
+    scored.save_to_disk(folder / "scored")
+    edits = run(folder, dataset_name=str(folder / "scored"))
+    assert "token_probs" in edits.column_names
+    assert not set(names) & set(edits.column_names)
+
+
 def test_an_editor_from_a_file(folder):
     (folder / "mine.py").write_text(
         "def edit(problems, references, completions):\n    return [(0, references[0])] + [(0, 'x')] * 8\n"

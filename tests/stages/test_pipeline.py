@@ -117,6 +117,9 @@ def test_defaults_of_the_recipe_and_args_of_the_stage_make_the_settings(write):
             lambda s: s.update(compare=[["policy", "start"], ["start", "policy"]]),
             r"`compare` has the pair start, policy twice",
         ),
+        (lambda s: s.update(audit=["{run}/a.json"]), r"`audit` has to be a text or a mapping, found \['\{run\}/a"),
+        (lambda s: s.update(audit={"first": "{run}/a"}), r"`audit` has names and outputs of `audit\.py`, .* 'first'"),
+        (lambda s: s.update(audit={"first": "{run}/a.json"}), r"is `\{run\}/a\.json`, which no stage writes"),
         (lambda s: s["stages"][2].update(name="warmup", choose=None), r"Two stages write to `\{run\}/warmup`"),
         (lambda s: s["stages"][2].update(evaluate="start"), r"two stages are evaluated under one name"),
         (lambda s: s["stages"][2].update(name="../policy"), r"Stage '\.\./policy': a name consists of"),
@@ -275,7 +278,7 @@ PLACES = [
     *((key,) for key in [*SETTINGS, "extends", "scored", "tokenizer", "audit", "reward_models", "compare", "report"]),
     *(("stages", 2, key) for key in ("name", "recipe", "args", "choose", "evaluate")),
     *(("evaluation", key) for key in ("test", "validation")),
-    ("reward_models", "rllr"),
+    *(("reward_models", "rllr"), ("audit", "first")),
     *(("stages", 1), ("defaults", "sft"), ("defaults", "sft", "max_steps"), ("seeds", 0)),
     ("stages", 2, "choose", "learning_rate"),
 ]

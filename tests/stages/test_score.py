@@ -220,6 +220,115 @@ def test_correct_samples_can_be_kept(grm, rows, rewrite_with):
     )
 
 
+# --- Several rewrites ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ask_unsure(monkeypatch, tokenizer, rows):
+    """
+    Let reward models rewrite the first three samples, and the others only by chance, where they sample. What is asked
+    for is recorded: the row, the temperature (`None` for greedy decoding), and the number of tokens that are kept.
+    """
+    contexts = [rewrite_prompt(WORDING, row["prompt"], row["reference"], row["completion"]) for row in rows]
+    asked = []
+
+    def generate(model, processing_class, prompt_ids, *args, **kwargs):
+        generated = []
+        for ids in prompt_ids:
+            text = tokenizer.decode(ids)
+            index = next(index for index, context in enumerate(contexts) if text.startswith(context))
+            num_kept = len(ids) - len(tokenizer(contexts[index])["input_ids"])
+            asked.append((index, kwargs.get("temperature"), num_kept))
+            succeeds = torch.rand(()) < 0.4 if kwargs.get("do_sample") else index < 3
+            target = rows[index]["rewrite"] if succeeds else "The answer is 1"
+            generated.append(encode_completion(tokenizer, target)[num_kept:])
+        return generated
+
+    monkeypatch.setattr(generative_reward_model, "generate_ids", generate)
+    return asked
+
+
+@pytest.fixture
+def unsure(ask_unsure, monkeypatch, grm, rows):
+    monkeypatch.setattr(grm, "locate", lambda *args: [row["error_step"] for row in rows])
+    return grm
+
+
+def test_sampled_rewrites_replace_those_that_fail_and_no_others(unsure, ask_unsure, rows):
+    greedy = score_dataset(samples(rows), unsure, TASK)
+    assert greedy.column_names == [*SAMPLE_COLUMNS, "token_probs", "rewrite", "rewrite_ids"]
+    assert all(temperature is None for _, temperature, _ in ask_unsure)
+    assert max(num_kept for _, _, num_kept in ask_unsure) > 0
+    failed = [index for index, rewrite in enumerate(greedy["rewrite"]) if rewrite is None]
+    assert failed == [4, 5, 7, 8]
+
+    ask_unsure.clear()
+    scored = score_dataset(samples(rows), unsure, TASK, num_rewrites=30, rewrite_temperature=0.7, rewrite_topk=2)
+    assert scored["rewrite"][:] == [row["rewrite"] for row in rows]
+    assert [len(ids) for ids in scored["rewrite_topk_ids"]] == [len(ids) for ids in scored["rewrite_ids"]]
+    for index, row in enumerate(greedy):
+        assert index in failed or scored[index]["rewrite_ids"] == row["rewrite_ids"]
+    numbers = scored["rewrite_index"][:]
+    assert [index for index, number in enumerate(numbers) if number > 0] == failed and max(numbers) > 1
+    sampled = [asked for asked in ask_unsure if asked[1] is not None]
+    assert [sum(index == row for row, _, _ in sampled) for index in range(9)] == numbers, (
+        "until one passes, not longer"
+    )
+    assert {(temperature, num_kept) for _, temperature, num_kept in sampled} == {(0.7, 0)}, "from the first step on"
+
+
+def test_a_rewrite_that_never_passes_has_no_number(unsure, rows, monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *args: torch.ones(()))
+    scored = score_dataset(samples(rows), unsure, TASK, num_rewrites=3)
+    expected = [None if index in (4, 5, 7, 8) else 0 for index in range(9)]
+    assert scored["rewrite_index"][:] == expected
+    assert [rewrite is None for rewrite in scored["rewrite"]] == [number is None for number in expected]
+
+
+def test_sampled_rewrites_depend_on_their_seed_alone(unsure, rows):
+    def numbers(seed):
+        return score_dataset(samples(rows), unsure, TASK, num_rewrites=30, seed=seed)["rewrite_index"][:]
+
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = numbers(0)
+    assert torch.equal(torch.get_rng_state(), state), "the random numbers of the caller are its own"
+    torch.manual_seed(2)
+    assert numbers(0) == first
+    assert any(numbers(seed) != first for seed in (1, 2, 3))
+
+
+def test_correct_samples_that_are_kept_are_not_rewritten_by_chance_either(unsure, ask_unsure, rows):
+    score_dataset(samples(rows), unsure, TASK, rewrite_correct=False, num_rewrites=30)
+    assert {index for index, _, _ in ask_unsure} == {1, 4, 7}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_server_samples_rewrites_too(kind, rows, judge, connect, tokenizer):
+    wrong = encode_completion(tokenizer, "The answer is 1")
+    temperatures = []
+
+    def complete(prompt_ids, body):
+        told = judge(prompt_ids, body)
+        is_rewrite = judge.asked[-1][1]
+        if is_rewrite and "seed" in body:  # not when the server is asked what it can do
+            temperatures.append(body["temperature"])
+        return wrong if is_rewrite and body["temperature"] == 0 else told
+
+    with FakeServer(tokenizer, complete, kind=kind) as server:
+        scored = score_dataset(samples(rows), connect(server), TASK, num_rewrites=3, rewrite_temperature=0.5)
+    assert scored["rewrite"][:] == [row["rewrite"] for row in rows]
+    assert scored["rewrite_index"][:] == [0 if row["error_step"] == -1 else 1 for row in rows]
+    assert sorted(temperatures) == [0] * 6 + [0.5] * 6
+
+
+def test_columns_of_an_earlier_rewrite_are_not_left_beside_the_new_one(unsure, rows):
+    first = score_dataset(samples(rows), unsure, TASK, rewrite_topk=2, attempt_topk=2, num_rewrites=2)
+    first = first.add_column("error_step", [0] * 9).add_column("edit_outcome", ["rewritten"] * 9)
+    again = score_dataset(first, unsure, TASK)
+    assert again.column_names == [*SAMPLE_COLUMNS, "token_probs", "rewrite", "rewrite_ids"]
+
+
 # --- Where a rewrite begins ------------------------------------------------------------------------------------------
 
 TEXT = "59 - 16 is 43 ; 43 + 23 = 67 ; The answer is 67"
@@ -549,3 +658,53 @@ def test_a_folder_of_the_users_is_refused_before_a_model_is_loaded(folder, rows,
     monkeypatch.setattr(score, "load_model", None)
     with pytest.raises(OutputError, match="thesis.tex"):
         score_to(folder / "scored", rows, *settings(folder))
+
+
+def test_a_resumed_run_with_sampled_rewrites_gives_what_an_uninterrupted_one_does(
+    folder, rows, ask_unsure, monkeypatch, capsys
+):
+    config, model_args = settings(folder, num_rewrites=4, shard_size=3, locate_by="probability")
+    whole = score_to(folder / "whole", rows, config, model_args)
+    numbers = whole["rewrite_index"][:]
+    assert {0, None} < set(numbers)
+    num_sampled = sum(number is not None and number > 0 for number in numbers)
+    assert f"have a verified rewrite, {num_sampled} of them a sampled one. Saved" in capsys.readouterr().out
+
+    score_rows, num_shards = score.score_dataset, []
+
+    def interrupted(*args):
+        num_shards.append(1)
+        if len(num_shards) == 2:
+            raise KeyboardInterrupt
+        return score_rows(*args)
+
+    monkeypatch.setattr(score, "score_dataset", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score_to(folder / "resumed", rows, config, model_args)
+    resumed = score_to(folder / "resumed", rows, config, model_args)
+    assert len(num_shards) == 4, "the first shard was kept"
+    assert resumed.to_list() == whole.to_list()
+
+
+def test_results_without_sampled_rewrites_keep_their_key(folder, rows, monkeypatch):
+    keys = []
+
+    def note(dataset, function, output_dir, settings, *args, **kwargs):
+        keys.append(settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(score, "map_shards", note)
+    names = {"num_rewrites", "rewrite_temperature", "rewrite_seed"}
+    others = ({}, {"rewrite_temperature": 0.5, "rewrite_seed": 3}, {"num_rewrites": 2})
+    for changes in (*others, {"num_rewrites": 2, "rewrite_seed": 3}, {"num_rewrites": 2, "rewrite_temperature": 0.5}):
+        with pytest.raises(KeyboardInterrupt):
+            score_to(folder / "scored", rows, *settings(folder, **changes))
+    assert keys[0] == keys[1] and not names & keys[0].keys(), "as before there were such settings"
+    assert len({str(key) for key in keys}) == 4
+
+
+@pytest.mark.parametrize("changes", [{"num_rewrites": 0}, {"rewrite_temperature": 0.0}, {"rewrite_seed": -1}])
+def test_rewrites_that_cannot_be_tried_are_refused(changes):
+    (name,) = changes
+    with pytest.raises(ConfigError, match=f"`{name}` must be"):
+        ScoreConfig(**changes)
