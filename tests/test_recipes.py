@@ -107,7 +107,7 @@ def test_a_pipeline_fits_its_recipes(path, tmp_path):
             assert_parsed_as_given(parse(job.recipe, config), fill_run(job.settings, "run"))
 
 
-def test_the_comparison_is_the_demo_the_online_stages_and_baselines_over_three_seeds():
+def test_the_comparison_is_the_demo_the_online_stages_baselines_and_a_second_round_over_three_seeds():
     # so that all share the finished stages of seed 0
     demo, online, comparison = (
         load_pipeline(ROOT / "recipes" / "arithmetic" / f"{name}.yaml") for name in ("pipeline", "online", "compare")
@@ -117,13 +117,14 @@ def test_the_comparison_is_the_demo_the_online_stages_and_baselines_over_three_s
     assert comparison.compare[: len(online.compare)] == online.compare != comparison.compare
     assert (demo.seeds, comparison.seeds) == ([0], [0, 1, 2])
     assert demo.output_dir == comparison.output_dir and demo.report != comparison.report
-    trained = [step for step in more[len(steps) :] if isinstance(step, Job) and step.recipe != "evaluate"]
-    assert {step.recipe for step in trained} == {"dpo", "grpo", "rloo"}
-    for step in trained:
+    policies = [step for step in more[len(steps) :] if isinstance(step, Job) and "learning_rate" in step.settings]
+    policies = [step for step in policies if step.recipe != "train_grm"]
+    assert {step.recipe for step in policies} == {"dpo", "grpo", "rloo", "rlmec"}
+    for step in policies:
         assert (step.settings["max_steps"], step.settings["per_device_train_batch_size"]) == (250, 64)
         assert step.settings["model_name_or_path"].endswith("/rft" if step.name == "rft_grpo" else "/warmup")
     rows = {stage.evaluate for stage in comparison.stages} - {stage.evaluate for stage in online.stages}
-    assert rows == {"dpo", "grpo", "rloo", "rft_grpo"}
+    assert rows == {"dpo", "grpo", "rloo", "rft_grpo", "rewrite_all_2"}
 
 
 def test_the_online_pipeline_is_the_demo_and_online_stages_of_equal_completions():

@@ -1,9 +1,10 @@
-"""Tables of results: the accuracy of policies, and the audit of a reward model."""
+"""Tables of results: the accuracy of policies, their comparisons, and the audit of a reward model."""
 
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -120,7 +121,8 @@ def accuracy_table(accuracy: dict[str, dict[str, Any]], title: str) -> Table:
 
 def comparison_table(comparisons: Sequence[dict[str, Any]], title: str) -> Table:
     """
-    A table with a row for each pair of policies: their difference, and how much of it may be chance.
+    A table with a row for each pair of policies: their difference, and how much of it may be chance. The names of a pair
+    are below each other, so that the table fits into 90 columns.
 
     Args:
         comparisons (`Sequence[dict]`):
@@ -129,19 +131,19 @@ def comparison_table(comparisons: Sequence[dict[str, Any]], title: str) -> Table
             Title of the table.
     """
     several = any(result["seeds"] > 1 for result in comparisons)
-    table = Table(title=Text(title, style="table.title"), title_justify="left")
-    table.add_column("policy")
-    table.add_column("against")
-    for name in ("difference", "95% interval", *(["over seeds"] if several else []), "only one correct", "p"):
-        table.add_column(name, justify="right")
+    table = Table(title=Text(title, style="table.title"), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("policy\n  vs", overflow="fold")
+    for label in ("differ-\nence", "95% interval", *(["over seeds"] if several else []), "only one\ncorrect", "p"):
+        table.add_column(label, justify="right", no_wrap=True)
     for result in comparisons:
-        row = [*map(Text, result["rows"]), f"{result['difference']:+.3f}", _signed(result["interval"])]
+        first, second = result["rows"]
+        row = [Text(f"{first}\n  vs {second}"), f"{result['difference']:+.3f}", _signed(result["interval"])]
         if several:
             row.append("-" if result["t_interval"] is None else _signed(result["t_interval"]))
         p_value = result["p_value"]
         row += [
             f"{result['only_first']} : {result['only_second']}",
-            "< 0.001" if p_value < 0.001 else f"{p_value:.3f}",
+            "<0.001" if p_value < 0.001 else f"{p_value:.3f}",
         ]
         table.add_row(*row)
     return table

@@ -1,5 +1,6 @@
 """Figures of several seeds are pooled correctly, and a table shows all of them."""
 
+import re
 import statistics
 from dataclasses import asdict
 
@@ -19,9 +20,9 @@ from rlmec_trl.reports.tables import (
 from rlmec_trl.stages.audit import GRMAudit
 
 
-def shown(renderable, styles=False):
+def shown(renderable, styles=False, width=120):
     console = Console(
-        record=True, width=120, force_terminal=True, color_system="truecolor", file=open("/dev/null", "w")
+        record=True, width=width, force_terminal=True, color_system="truecolor", file=open("/dev/null", "w")
     )
     console.print(renderable)
     return console.export_text(styles=styles)
@@ -136,13 +137,29 @@ def test_the_comparison_table_shows_both_intervals_and_p_where_there_are_seeds()
     }
     of_seeds |= {"t_interval": [-0.3, 0.05], "only_first": 2, "only_second": 5, "p_value": 0.4531}
     text = shown(comparison_table([of_seeds], "Paired comparisons"))
-    row = next(line for line in text.splitlines() if "rllr" in line)
-    assert [cell.strip() for cell in row.strip("│").split("│")] == [
-        *("rllr", "[red]sft[/red]", "-0.125", "-0.250 to +0.000", "-0.300 to +0.050", "2 : 5", "0.453")
+    *_, first, second = [line.rstrip() for line in text.splitlines() if line.strip()]
+    assert re.split(r" {2,}", first.strip()) == [
+        *("rllr", "-0.125", "-0.250 to +0.000", "-0.300 to +0.050", "2 : 5", "0.453")
     ]
+    assert second == "   vs [red]sft[/red]"
     one_seed = of_seeds | {"seeds": 1, "t_interval": None, "p_value": 1e-9}
     text = shown(comparison_table([one_seed], "Paired comparisons"))
-    assert "over seeds" not in text and "< 0.001" in text
+    assert "over seeds" not in text and "<0.001" in text
+
+
+def test_a_comparison_of_long_names_over_seeds_fits_into_90_columns_and_paths_are_not_cut_off():
+    figures = {"difference": -0.125, "interval": [-0.25, -0.1], "t_interval": [-0.3, -0.05], "p_value": 1e-9}
+    figures |= {"seeds": 5, "only_first": 350, "only_second": 100}
+    names = ["online_imitation_place", "rewrite_all_online"]
+    text = shown(comparison_table([figures | {"rows": names}], "Paired comparisons"), width=90)
+    row = next(line for line in text.splitlines() if names[0] in line)
+    assert "-0.250 to -0.100  -0.300 to -0.050  350 : 100  <0.001" in row and f"vs {names[1]}" in text
+    paths = [f"runs/arithmetic/seed-0/results/{name}-test.json" for name in names]
+    text = shown(comparison_table([figures | {"rows": paths}], "Paired comparisons"), width=90)
+    lines = text.splitlines()
+    width = next(line.index("differ-") for line in lines if "differ-" in line)
+    column = "".join(line[:width].strip() for line in lines)
+    assert all(path in column for path in paths)
 
 
 def test_the_audit_table_has_every_figure():

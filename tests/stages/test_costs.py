@@ -383,8 +383,10 @@ def test_an_api_teacher_costs_its_answers_also_those_that_are_of_no_use(folder, 
     assert asked.total() > 9, "some were asked again"
 
 
-@pytest.mark.parametrize("locate_by", ["probability", "question"])
-def test_scoring_costs_the_tokens_that_are_scored_and_written(locate_by, folder, monkeypatch):
+@pytest.mark.parametrize(("locate_by", "num_rewrites"), [("probability", 1), ("question", 1), ("probability", 3)])
+def test_scoring_costs_the_tokens_that_are_scored_and_written_in_every_rewrite(
+    locate_by, num_rewrites, folder, monkeypatch
+):
     written = []
     generate = GenerativeRewardModel._generate
 
@@ -393,7 +395,7 @@ def test_scoring_costs_the_tokens_that_are_scored_and_written(locate_by, folder,
         return written[-len(args[1]) :] if args[1] else []
 
     monkeypatch.setattr(GenerativeRewardModel, "_generate", note)
-    scored = run_score(folder, locate_by=locate_by, attempt_topk=2)
+    scored = run_score(folder, locate_by=locate_by, num_rewrites=num_rewrites, attempt_topk=2)
     num_scored = sum(map(len, scored["token_probs"]))  # and their distributions, in another pass
     costs = NONE | {"grm_tokens_scored": 2 * num_scored, "grm_tokens_generated": sum(map(len, written))}
     assert output_costs(folder / "scored") == costs and costs["grm_tokens_generated"] > 0
