@@ -105,6 +105,9 @@ def test_a_command_that_is_shown_works(words):
     elif words[0] == "make":
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         assert re.search(rf"^{words[1]}:.*## ", makefile, re.MULTILINE)
+    elif words[0] == "python" and re.fullmatch(r"recipes/\w+/\w+\.py", words[1]):  # of one pipeline
+        source = (ROOT / words[1]).read_text(encoding="utf-8")
+        assert all(word.removeprefix("--") in source for word in words if word.startswith("--"))
     elif words[:3] == ["pip", "install", "-e"]:
         extras = re.search(r"\[(.*)\]", words[3])
         known = (ROOT / "setup.cfg").read_text(encoding="utf-8")

@@ -63,7 +63,7 @@ def main(args: ConvertArguments) -> None:
     key = json.dumps([source.name, source.stat().st_size])
     with claim(args.output_dir, key) as work_dir:
         if not is_finished(args.output_dir, key):
-            publish(save, args.output_dir, key, work_dir)
+            publish(save, args.output_dir, key, work_dir, costs={})
 
 
 if __name__ == "__main__":
