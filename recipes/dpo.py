@@ -22,6 +22,7 @@ from rlmec_trl.data.preferences import move_shared_steps, preference_rows
 from rlmec_trl.generation.processes import process_state
 from rlmec_trl.stages.command import run_command
 from rlmec_trl.stages.refusals import check_training_settings, refused_settings
+from rlmec_trl.stages.through_journal import describe_outcomes
 from rlmec_trl.stages.training import set_model_init_kwargs, train_and_save, training_run
 from rlmec_trl.tasks.task import load_task
 
@@ -68,8 +69,8 @@ def main(args: DPOArguments, training_args: DPOConfig, model_args: ModelConfig) 
         step_separator = load_task(args.task).wording.step_separator if from_first_change else None
         rows = load_rows(args.dataset_name, args.dataset_split)
         pairs, left_out = preference_rows(rows, step_separator)
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.most_common())
-        process_state().print(f"{len(pairs)} pairs of {len(rows)} rows (left out: {reasons or 'none'})")
+        reasons = describe_outcomes(left_out) or "none"
+        process_state().print(f"{len(pairs)} pairs of {len(rows)} rows (left out: {reasons})")
         set_model_init_kwargs(training_args, model_args)
         with refused_settings():
             trainer = DPOTrainer(

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .errors import DatasetError
+from .messages import is_conversational
 from .row_checks import NUMBER_COLUMNS, TEXT_COLUMNS, TOPK_COLUMNS, RowCheck
 
 
@@ -160,8 +161,8 @@ def check_dataset(
             the generative reward model, `"rewrites"` to train the next one on scored rows, `"scores"` as the score
             stage writes them, `"policy"` to train the policy, `"dpo"` to pair samples with their rewrites, `"grpo"` to
             train it with GRPO, `"preference"` to train a reward model on pairs of responses, `"responses"` to be
-            paired, or to count the labels that they state,
-            `"prompts"` to be answered in training, and `"validation"` to find the cap of a label reward.
+            paired, or to count the labels that they state, `"prompts"` to be answered in training, and `"validation"`
+            to find the cap of a label reward.
         eos_token_ids (`int` or `Iterable[int]`, *optional*):
             Ids that may end a completion. If given, every `completion_ids` and `rewrite_ids` must end with one.
         vocab_size (`int`, *optional*):
@@ -281,3 +282,18 @@ def _columns_to_check(column_names: list[str], stage: str) -> list[str]:
 def _missing(names: tuple[str, ...], need: str) -> DatasetError:
     sources = "; ".join(f"'{name}': {_SOURCE[name]}" for name in names)
     return DatasetError(f"Column {' or '.join(map(repr, names))} is missing, {need}. {sources}.")
+
+
+def check_prompt_forms(prompts: Iterable[str | list[dict]], dataset_names: Iterable[str]) -> None:
+    """
+    Check that the prompts of several datasets, whose problems are compared, are all strings or all messages.
+
+    Raises:
+        [`DatasetError`]: If they are not.
+    """
+    if len({is_conversational(prompt) for prompt in prompts}) > 1:
+        raise DatasetError(
+            f"Some prompts of {', '.join(map(repr, dataset_names))} are strings, and others messages, which cannot be "
+            "compared. Use strings or messages in all.",
+            column="prompt",
+        )

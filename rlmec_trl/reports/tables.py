@@ -13,8 +13,8 @@ from .t_intervals import t_interval
 
 
 AUDIT_LABELS = {
-    "first_wrong_flagged": "first incorrect tokens with p < .5",
-    "clean_kept": "clean tokens with p > .5",
+    "first_wrong_flagged": "first incorrect tokens that are flagged",
+    "clean_kept": "clean tokens that are not flagged",
     "auc": "AUC, first incorrect against clean tokens",
     "wrong_rewritten": "incorrect samples rewritten with every step correct",
     "verified_flawed": "verified rewrites with an incorrect step",
@@ -121,8 +121,8 @@ def accuracy_table(accuracy: dict[str, dict[str, Any]], title: str) -> Table:
 
 def comparison_table(comparisons: Sequence[dict[str, Any]], title: str) -> Table:
     """
-    A table with a row for each pair of policies: their difference, and how much of it may be chance. The names of a pair
-    are below each other, so that the table fits into 90 columns.
+    A table with a row for each pair of policies: their difference, and how much of it may be chance. The names of a
+    pair are below each other, so that the table fits into 90 columns.
 
     Args:
         comparisons (`Sequence[dict]`):

@@ -155,7 +155,7 @@ def run(config: EvaluateConfig, problem_config: ProblemConfig, model_args: Model
         values = (accuracy.correct, accuracy.total, accuracy.mean, [low, high])
         result = dict(zip(_NAMES, values, strict=True))
         result |= describe_labels(predictions, task) | describe_rationales(predictions, task)
-        result |= describe_outcomes(predictions, problems, task)
+        result |= outcomes_of_rows(predictions, problems, task)
         state.print(
             f"{model_args.model_name_or_path}: {accuracy.mean:.3f} ({accuracy.correct} of {accuracy.total} correct, "
             f"95% interval {low:.3f} to {high:.3f})"
@@ -279,7 +279,7 @@ def describe_rationales(predictions: Sequence[Prediction], task: Task) -> dict[s
     return result
 
 
-def describe_outcomes(predictions: Sequence[Prediction], problems: Dataset, task: Task) -> dict[str, str]:
+def outcomes_of_rows(predictions: Sequence[Prediction], problems: Dataset, task: Task) -> dict[str, str]:
     """
     Which rows were answered correctly, so that policies can be compared row by row (`reports/comparisons.py`).
 

@@ -8,8 +8,8 @@ from typing import Any
 from datasets import Dataset, Features, Json, List, Value
 
 from ..data.errors import DatasetError, errors_of_dataset
-from ..data.messages import is_conversational, message_text, without_empty_fields
-from ..data.schema import check_dataset
+from ..data.messages import message_text, without_empty_fields
+from ..data.schema import check_dataset, check_prompt_forms
 from ..data.steps import first_changed_step
 from ..tasks.task import Task
 from .responses import TEMPLATE_KWARGS
@@ -62,16 +62,11 @@ def gather_grm_rows(datasets: dict[str, Dataset], task: Task) -> tuple[Dataset, 
         if _is_scored(dataset):
             with errors_of_dataset(name):
                 rows += _scored_rows(dataset, task, edited, left_out)
-    names = ", ".join(map(repr, datasets))
     if not rows:
+        names = ", ".join(map(repr, datasets))
         reasons = describe_outcomes(left_out) or "no edit was verified"
         raise DatasetError(f"There is no row to train a generative reward model on in {names} ({reasons}).")
-    if len({is_conversational(row["prompt"]) for row in rows}) > 1:
-        raise DatasetError(
-            f"Some prompts of {names} are strings, and others messages, which cannot be compared. Use strings or "
-            "messages in all.",
-            column="prompt",
-        )
+    check_prompt_forms((row["prompt"] for row in rows), datasets)
     return _to_dataset(rows, datasets), left_out
 
 

@@ -7,9 +7,9 @@ from typing import Any
 from datasets import Dataset, Features, Json, List, Value
 
 from ..data.errors import ConfigError, errors_of_dataset
-from ..data.messages import is_conversational, message_text
+from ..data.messages import message_text
 from ..data.row_checks import row_error
-from ..data.schema import DatasetError, check_dataset
+from ..data.schema import DatasetError, check_dataset, check_prompt_forms
 from ..tasks.task import Task
 from ..teachers.rationales import ACCEPTED
 from .confusable import StatedLabels, problem_key
@@ -50,12 +50,7 @@ def gather_problems(
         with errors_of_dataset(name):
             for row, text, label in _read_responses(dataset, task, left_out):
                 _add_response(problems, row, text, label, left_out)
-    if len({is_conversational(problem["prompt"]) for problem in problems.values()}) > 1:
-        raise DatasetError(
-            f"Some prompts of {', '.join(map(repr, datasets))} are strings, and others messages, which cannot be "
-            "compared. Use strings or messages in all.",
-            column="prompt",
-        )
+    check_prompt_forms((problem["prompt"] for problem in problems.values()), datasets)
     taken = list(problems.values())[:max_problems]
     stated = _stated_labels(datasets, task) if rejected_labels == "confusable" else None
     for problem in taken:

@@ -15,8 +15,8 @@ from rlmec_trl.stages.evaluate import (
     Prediction,
     count_correct,
     describe_labels,
-    describe_outcomes,
     describe_rationales,
+    outcomes_of_rows,
     predict,
 )
 from rlmec_trl.stages.output import OutputError
@@ -229,7 +229,7 @@ def test_problems_are_the_same_with_another_chat_template_and_others_in_another_
 
     def problems_of(prompts, answers=("1", "2", "3")):
         rows = Dataset.from_dict({"prompt": prompts, "answer": list(answers)})
-        return describe_outcomes(predictions, rows, task)["problems"]
+        return outcomes_of_rows(predictions, rows, task)["problems"]
 
     expected = problems_of(texts)
     chats = [[{"role": "system", "content": "Think."}, {"role": "user", "content": text}] for text in texts]
