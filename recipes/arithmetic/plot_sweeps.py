@@ -14,9 +14,11 @@ import json
 import sys
 from pathlib import Path
 
-import matplotlib
 
-
+try:
+    import matplotlib
+except ImportError:
+    sys.exit("The figure needs Matplotlib: `pip install -e '.[plots]'`.")
 matplotlib.use("Agg")  # draws without a display
 import matplotlib.pyplot as plt
 

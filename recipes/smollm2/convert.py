@@ -15,6 +15,7 @@ Where the Hub can be reached, the original weights are better: `hf download Hugg
 
 import json
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -35,6 +36,8 @@ class ConvertArguments:
     output_dir: str = field(metadata={"help": "Folder for the model and the tokenizer."})
 
     def __post_init__(self):
+        if find_spec("gguf") is None:
+            raise ConfigError("Reading GGUF files needs a package: `pip install -e '.[gguf]'`.")
         if not Path(self.gguf_file).is_file():
             raise ConfigError(f"`gguf_file` {self.gguf_file!r} is no file. Download the model first.")
 
