@@ -79,7 +79,7 @@ def test_the_arguments_of_the_chat_template_and_tools_stay_with_their_rows():
             "Row 0, column 'rewrite': found 2 messages",
         ),
         (
-            {"prompt": PROMPT, "completion": [message("5")[0] | {"tool_calls": [{"name": "add"}]}]},
+            rows({"prompt": PROMPT, "completion": [message("5")[0] | {"tool_calls": [{"name": "add"}]}]}),
             "Row 0, column 'completion': found a message with tool calls",
         ),
         (rows({}).remove_columns("rewrite"), "Column 'rewrite' is missing.*score.py"),

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlmec_trl.reports import comparisons
 from rlmec_trl.data.errors import ConfigError
+from rlmec_trl.reports import comparisons
 from rlmec_trl.reports.comparisons import ComparisonError, Outcomes, compare, mcnemar_p_value, read_outcomes
-from rlmec_trl.stages.compare_results import CompareResultsConfig
 from rlmec_trl.reports.t_intervals import t_interval
+from rlmec_trl.stages.compare_results import CompareResultsConfig
 
 
 def outcomes(text, problems="p", file="a.json"):

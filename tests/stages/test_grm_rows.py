@@ -193,7 +193,9 @@ def test_fields_of_messages_that_cannot_be_joined_are_one_error(rows):
         return [row | {"prompt": [row["prompt"][0] | {"source": value}]} for row in as_messages(rows)]
 
     datasets = {"edits": edited(with_field(rows[:3], {"id": 1})), "scored": scored(with_field(rows[3:], [2]))}
-    with pytest.raises(DatasetError, match="messages of 'edits', 'scored' have a field with values of different types"):
+    with pytest.raises(
+        DatasetError, match="messages of 'edits', 'scored' have a field with values of different types"
+    ):
         gather_grm_rows(datasets, TASK)
 
 
