@@ -29,6 +29,7 @@ from rlmec_trl.data.loading import load_rows
 from rlmec_trl.reports.comparisons import ComparisonError, compare, has_outcomes, read_outcomes
 from rlmec_trl.reports.costs import costs_table
 from rlmec_trl.reports.tables import (
+    AUDIT_LABELS,
     accuracy_table,
     audit_table,
     comparison_table,
@@ -208,6 +209,9 @@ def compare_rows(pipeline: Pipeline, runs: list[Run]) -> list[dict[str, Any]]:
 
 def pooled_audit(file: str, runs: list[Run]) -> dict[str, Any]:
     paths = [Path(fill_run(file, run.folder)) for run in runs]
+    for path in paths:
+        if not is_result_file(path, AUDIT_LABELS):
+            raise PipelineError(f"`audit`: {path} is not an output of `audit.py`.")
     return pool_audits([json.loads(path.read_text(encoding="utf-8")) for path in paths])
 
 

@@ -10,6 +10,8 @@ A second round also learns from the first one's verified rewrites of problems th
 `--dataset_name runs/gsm8k/edits runs/gsm8k/scored --output_dir runs/gsm8k/grm_2`.
 """
 
+import os
+from collections import Counter
 from dataclasses import dataclass, field
 
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
@@ -45,6 +47,9 @@ class GRMArguments:
             self.dataset_name = [self.dataset_name]
         if not self.dataset_name:
             raise ConfigError("`dataset_name` is empty: name edited samples, scored samples, or several of these.")
+        for name, count in Counter(map(os.path.normpath, self.dataset_name)).items():
+            if count > 1:
+                raise ConfigError(f"`dataset_name` names {name!r} twice. Leave one out.")
 
 
 def make_parser() -> TrlParser:

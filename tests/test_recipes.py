@@ -291,6 +291,9 @@ def test_the_report_has_the_audits_by_their_names(tmp_path, capsys, several):
     expected = {"mean": 0.5, "correct": 4, "total": 8}
     assert (result["[second]"] if several else result)["clean_kept"] == expected
     assert ("on unseen problems: [first]" in capsys.readouterr().out) == several
+    (tmp_path / "seed-1" / "audit_2.json").write_text(json.dumps({"correct": 1, "total": 4}))
+    with pytest.raises(PipelineError, match=r"`audit`: .*audit_2\.json is not an output of `audit\.py`"):
+        pipeline_recipe.report(Pipeline("Small", str(tmp_path), [0, 1], [], audit=audit), runs)
 
 
 # --- The pipeline on a small task ------------------------------------------------------------------------------------

@@ -63,7 +63,8 @@ def main(args: ConvertArguments) -> None:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
-    key = json.dumps([source.name, source.stat().st_size])
+    # Quantized again, a file keeps its name and its size
+    key = json.dumps([source.name, source.stat().st_size, source.stat().st_mtime_ns])
     with claim(args.output_dir, key) as work_dir:
         if not is_finished(args.output_dir, key):
             publish(save, args.output_dir, key, work_dir, costs={})

@@ -46,7 +46,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file, `None` where there is none that can be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # the last of brackets in thousands of others
         return None
     return content if isinstance(content, dict) else None
 

@@ -302,11 +302,14 @@ def _check_single_messages(batch: dict[str, Any], rows: np.ndarray, name: str) -
 
 
 def _check_response_forms(batch: dict[str, Any], rows: np.ndarray) -> None:
-    """A text after messages can become a message, messages after a text cannot become one."""
+    """A text after messages can become a message, messages after a text cannot become one. Only texts are paired."""
     for name in ("completion", "rewrite"):
         for row, prompt, value in zip(rows, batch["prompt"], batch[name], strict=True):
             if isinstance(prompt, str) and isinstance(value, list):
                 raise row_error(row, name, value, "The prompt is a string, so the response must be one too.")
+            if isinstance(value, list) and any(message.get("tool_calls") for message in value):
+                fix = "Pairs are made of the texts of responses, without the calls. Drop the row."
+                raise row_error(row, name, "a message with tool calls", fix, quote=False)
 
 
 def _check_topk(

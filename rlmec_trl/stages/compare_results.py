@@ -7,7 +7,7 @@ from typing import Any
 from ..data.checks import check_config
 from ..data.errors import ConfigError
 from ..reports.comparisons import compare, read_outcomes
-from .output import claim_file, write_atomically
+from .output import claim_file, resolve, write_atomically
 
 
 @dataclass
@@ -35,6 +35,10 @@ class CompareResultsConfig:
         check_config(self)
         if len(self.results) < 2:
             raise ConfigError(f"`results` needs two files or more to compare, got {self.results}.")
+        paths = [resolve(file) for file in self.results]
+        for place, (file, path) in enumerate(zip(self.results, paths, strict=True)):
+            if path in paths[:place]:
+                raise ConfigError(f"`results` names the file {file!r} twice. Leave one out.")
 
 
 def run(config: CompareResultsConfig) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ COSTS = (
     "grm_tokens_generated",
 )
 _OF_DATASETS = ("completions", "teacher_edits", "grm_tokens_scored", "grm_tokens_generated")
+_TOO_LARGE = 1 << 63
 # `None` is not known, and neither is a sum with it
 Costs = dict[str, int | float | None]
 
@@ -134,13 +135,20 @@ def output_costs(output: Path) -> Costs:
     """
     none = dict.fromkeys(COSTS, 0)
     if output.is_file():
-        total = (read_object(output) or {}).get("total")  # an evaluation has answered so many problems
-        return none | {"completions": total if isinstance(total, int) else 0}
+        result = read_object(output) or {}  # an evaluation has answered `total` problems
+        return none | {"completions": _count(result.get("total", 0))}
     if (output / STATE).exists():
         return none | _training_costs(read_object(output / STATE) or {})
     costs = (read_mark(output) or {}).get("costs")
     # Of a dataset of an earlier version, it is only known that nothing was trained for it
-    return none | (costs if isinstance(costs, dict) else dict.fromkeys(_OF_DATASETS))
+    if not isinstance(costs, dict):
+        return none | dict.fromkeys(_OF_DATASETS)
+    return {name: _count(costs.get(name, 0)) for name in COSTS}
+
+
+def _count(value: Any) -> int | None:
+    """A number that was read from a file, `None` for what cannot be one, which somebody else has written there."""
+    return value if type(value) is int and 0 <= value < _TOO_LARGE else None
 
 
 def _training_costs(state: dict[str, Any]) -> Costs:

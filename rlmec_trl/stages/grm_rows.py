@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset, Features, Json, List, Value
 
 from ..data.errors import DatasetError, errors_of_dataset
@@ -112,6 +113,9 @@ def _scored_rows(dataset: Dataset, task: Task, edited: Collection[str], left_out
 def _to_dataset(rows: list[dict[str, Any]], datasets: dict[str, Dataset]) -> Dataset:
     """The columns that train a reward model. Sampled ids are used if all datasets have them."""
     columns = {name: [row[name] for row in rows] for name in _COLUMNS}
+    for name in ("completion", "rewrite"):
+        if len({isinstance(value, str) for value in columns[name]}) > 1:  # texts in some datasets, messages in others
+            columns[name] = [message_text(value) for value in columns[name]]
     types = {}
     if all("completion_ids" in dataset.column_names for dataset in datasets.values()):
         columns["completion_ids"] = [row["completion_ids"] for row in rows]
@@ -120,5 +124,11 @@ def _to_dataset(rows: list[dict[str, Any]], datasets: dict[str, Dataset]) -> Dat
         columns[TEMPLATE_KWARGS] = [row.get(TEMPLATE_KWARGS) for row in rows]
         types[TEMPLATE_KWARGS] = Json()
     # The types of the texts are inferred: messages may have other fields than role and content
-    inferred = Dataset.from_dict({name: columns[name] for name in _COLUMNS}).features
+    try:
+        inferred = Dataset.from_dict({name: columns[name] for name in _COLUMNS}).features
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DatasetError(
+            f"The messages of {', '.join(map(repr, datasets))} have a field with values of different types ({error}). "
+            "Keep only `role` and `content`."
+        ) from None
     return Dataset.from_dict(columns, features=Features({**inferred, **types}))

@@ -77,6 +77,14 @@ def load_pipeline(path: str | os.PathLike, output_dir: str | None = None, seeds:
         for read in paths_in(getattr(pipeline, name)):
             if source_of(read, written) is None:
                 raise PipelineError(f"{path}: `{name}` is `{RUN}/{read}`, which no stage writes.")
+    audited = audits.values() if isinstance(audits, dict) else [audits] if audits is not None else []
+    for file in (*audited, *pipeline.reward_models.values()):
+        # Not only after all stages have run
+        if not paths_in(file) and not Path(file).is_file():
+            raise PipelineError(
+                f"{path}: there is no file {file!r} to report. Outputs of stages begin with `{RUN}/`, such as "
+                f"`{RUN}/audit.json`."
+            )
     if pipeline.scored is not None and pipeline.tokenizer is None:
         raise PipelineError(f"{path}: `scored` needs a `tokenizer` to show its samples with.")
     return pipeline

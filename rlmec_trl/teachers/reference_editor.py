@@ -22,6 +22,8 @@ from .reference_values import (
 
 NOT_COMPARABLE = NoEdit("no values in the reference")
 ANOTHER_WAY = NoEdit("another way")
+# Its sign may be a hyphen, a minus sign or a dash, and before the currency
+_NUMBER = re.compile(r"(?P<sign>[-−–]?)(?P<currency>[$€£]?)(?P<number>-?\d[\d,]*(?:\.\d+)?)")
 
 
 class ReferenceEditor:
@@ -149,8 +151,12 @@ def _with_answer(reference: ReferenceValues, step: str) -> str:
 
 def _answer_like(reference: ReferenceValues, answer: str) -> str:
     """The reference's answer, with the unit of another one if that is a number."""
-    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", answer)
-    return answer.replace(numbers[0], reference.answer) if len(numbers) == 1 else reference.answer
+    numbers, expected = (list(_NUMBER.finditer(text)) for text in (answer, reference.answer))
+    if len(numbers) != 1 or (numbers[0][0] == answer and not numbers[0]["currency"]):
+        return reference.answer
+    # Without the reference's own unit: "$3" and "4 dollars" do not make "$3 dollars"
+    new = "".join(expected[0].group("sign", "number")) if len(expected) == 1 else reference.answer
+    return answer[: numbers[0].start()] + numbers[0]["currency"] + new + answer[numbers[0].end() :]
 
 
 def _answer_step(reference: ReferenceValues, completion: str) -> str:

@@ -3,7 +3,9 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
+from functools import cached_property
 
 from ..data.steps import split_steps
 from ..tasks.answers import Statement, extract_answer, find_statements
@@ -12,9 +14,10 @@ from ..tasks.steps import read_step
 
 
 _NUMERAL = re.compile(r"(\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(%?)")
-# "2 * 8 = 16" after whatever words. The check of steps passes over some, because the words may be a part of it
+# "2 * 8 = 16" after whatever words. The check of steps passes over some, because the words may be a part of it. What a
+# number can be repeated in is bounded, which keeps the effort linear
 _PLAIN_EQUATION = re.compile(
-    r"(?<![\w.,)%=+*/×÷-])(?<![=+*/×÷-] )[$€£(]*\d[\d.,$€£()+*/x×÷ -]*="
+    r"(?<![\w.,)%=+*/×÷-])(?<![=+*/×÷-] )[$€£(]{0,9}\d[\d.,$€£()+*/x×÷ -]{0,200}="
     r"[ ]?[$€£]?\d[\d,]*(?:\.\d+)?(?![.,]?\d|[ ]?[-+*/x×÷=])"
 )
 # "2. ", "Step 2:", also in bold type: the number of a step is no value
@@ -45,9 +48,9 @@ class Computation:
     operation: Operation
     values: frozenset[Fraction]
 
-    @property
-    def operands(self) -> set[Fraction]:
-        return {self.operation.left, self.operation.right}
+    @cached_property
+    def operands(self) -> frozenset[Fraction]:
+        return frozenset((self.operation.left, self.operation.right))
 
     def uses(self, values: Iterable[Fraction]) -> bool:
         """Whether one of the values is an operand."""
@@ -75,7 +78,7 @@ class ReferenceValues:
     answer: str
     given: frozenset[Fraction]
 
-    @property
+    @cached_property
     def values(self) -> frozenset[Fraction]:
         """The results of all computations."""
         return frozenset().union(*(one.values for one in self.computations))
@@ -113,30 +116,41 @@ class ReferenceValues:
                 done.update(self._computed(result, numbers, done))
             for number in step.numbers - self.given - step.operands:
                 # A result that is stated without a computation
-                same = [index for index, one in enumerate(self.computations) if number in one.values]
+                same = self._places.get(number, [])
                 if done.isdisjoint(same):
                     done.update(same[:1])
-        for index in reversed(range(len(self.computations))):
-            consumers = self._consumers(index)
+        for index, consumers in reversed(list(enumerate(self._consumers))):
             if consumers and done.issuperset(consumers):
                 done.add(index)
         return [one for index, one in enumerate(self.computations) if index not in done]
 
     def _computed(self, result: frozenset[Fraction], numbers: frozenset[Fraction], done: set[int]) -> list[int]:
         """The computation that a step does, preferably one with the same numbers."""
-        open_ones = [index for index, one in enumerate(self.computations) if index not in done]
-        same = [index for index in open_ones if not result.isdisjoint(self.computations[index].values)]
-        return sorted(same, key=lambda index: not self.computations[index].uses(numbers))[:1]
+        same = {index for value in result for index in self._places.get(value, ())} - done
+        return sorted(same, key=lambda index: (not self.computations[index].uses(numbers), index))[:1]
 
-    def _consumers(self, index: int) -> list[int]:
-        """The later computations that use a result, up to the next one with the same result."""
-        consumers, values = [], self.computations[index].values
-        for other in range(index + 1, len(self.computations)):
-            if self.computations[other].uses(values):
-                consumers.append(other)
-            if not values.isdisjoint(self.computations[other].values):
-                break
-        return consumers
+    @cached_property
+    def _places(self) -> dict[Fraction, list[int]]:
+        """For each value the computations that have it, in their order."""
+        places: dict[Fraction, list[int]] = {}
+        for index, one in enumerate(self.computations):
+            for value in one.values:
+                places.setdefault(value, []).append(index)
+        return places
+
+    @cached_property
+    def _consumers(self) -> list[list[int]]:
+        """For each computation the later ones that use its result, up to the next one with the same result."""
+        found = []
+        for index, one in enumerate(self.computations):
+            consumers: list[int] = []
+            for place, other in enumerate(self.computations[index + 1 :], index + 1):
+                if other.uses(one.values):
+                    consumers.append(place)
+                if not one.values.isdisjoint(other.values):
+                    break
+            found.append(consumers)
+        return found
 
 
 @dataclass(frozen=True)
@@ -284,7 +298,8 @@ def format_number(value: Fraction, like: str = "0") -> str:
     while decimals < 6 and (value * 10**decimals).denominator != 1:
         decimals += 1
     separator = "," if "," in like else ""
-    return f"{float(value):{separator}.{decimals}f}"
+    # Not as a float, which has only 15 digits
+    return f"{Decimal(f'{round(value * 10**decimals)}e-{decimals}'):{separator}.{decimals}f}"
 
 
 def _reaches_answer(reference: ReferenceValues, stated: Sequence[StepValues]) -> bool:
@@ -305,4 +320,5 @@ def _numerals(text: str) -> list[set[Fraction]]:
 
 
 def _value(numeral: str) -> Fraction:
-    return Fraction(numeral.replace(",", ""))
+    # By way of `Decimal`, since Python limits the digits of a string that becomes an integer
+    return Fraction(Decimal(numeral.replace(",", "")))

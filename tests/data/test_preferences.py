@@ -78,6 +78,10 @@ def test_the_arguments_of_the_chat_template_and_tools_stay_with_their_rows():
             rows({"prompt": PROMPT, "rewrite": [*message("1"), *message("2")]}),
             "Row 0, column 'rewrite': found 2 messages",
         ),
+        (
+            rows({"prompt": PROMPT, "completion": [message("5")[0] | {"tool_calls": [{"name": "add"}]}]}),
+            "Row 0, column 'completion': found a message with tool calls",
+        ),
         (rows({}).remove_columns("rewrite"), "Column 'rewrite' is missing.*score.py"),
         # A row that is left out before does not change the number of the one that is named
         (

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlmec_trl.data.errors import ConfigError
 from rlmec_trl.reports import comparisons
 from rlmec_trl.reports.comparisons import ComparisonError, Outcomes, compare, mcnemar_p_value, read_outcomes
 from rlmec_trl.reports.t_intervals import t_interval
+from rlmec_trl.stages.compare_results import CompareResultsConfig
 
 
 def outcomes(text, problems="p", file="a.json"):
@@ -208,6 +210,7 @@ def test_outcomes_are_read_from_a_result(tmp_path):
     [
         (None, "is not a result of `evaluate.py`"),
         ("{", "is not a result of `evaluate.py`"),
+        ("[" * 100_000, "is not a result of `evaluate.py`"),
         ({"pairs": {}}, "is not a result of `evaluate.py`"),
         ({"correct": 2, "total": 3, "mean": 2 / 3}, "no outcomes of its rows, because an earlier version"),
         (GOOD | {"outcomes": "111"}, "was changed: its `outcomes` do not have 2 of 3 rows correct"),
@@ -224,3 +227,8 @@ def test_a_file_without_outcomes_is_named_in_one_line(tmp_path, content, message
     with pytest.raises(ComparisonError, match=message) as caught:
         read_outcomes(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_result_is_not_compared_with_itself(tmp_path):
+    with pytest.raises(ConfigError, match="names the file '.*other/../a.json' twice"):
+        CompareResultsConfig([str(tmp_path / name) for name in ("a.json", "b.json", "other/../a.json")])

@@ -473,6 +473,15 @@ def test_files_cost_nothing_but_the_answers_of_evaluations(tmp_path):
     assert output_costs(tmp_path / "test.json") == NONE | {"completions": 7}
 
 
+@pytest.mark.parametrize("value", ["5", -5, 1.5, float("nan"), True, [1], 10**400], ids=str)
+def test_what_somebody_wrote_in_place_of_a_number_is_unknown_and_does_not_stop_the_report(value, tmp_path):
+    costs = {"completions": value, "teacher_edits": 3, "dollars": 7}
+    (tmp_path / "rlmec_trl.json").write_text(json.dumps({"key": "", "files": {}, "costs": costs}))
+    assert output_costs(tmp_path) == NONE | {"completions": None, "teacher_edits": 3}
+    (tmp_path / "test.json").write_text(json.dumps({"total": value}))
+    assert output_costs(tmp_path / "test.json") == NONE | {"completions": None}
+
+
 def test_samples_that_the_policys_stage_scores_itself_are_among_its_costs(make_offline, folder):
     train(make_offline("sft"))
     run_score(folder, "run-scored")

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from rlmec_trl.data.errors import DatasetError
+from recipes import train_grm
+from rlmec_trl.data.errors import ConfigError, DatasetError
 from rlmec_trl.data.schema import check_dataset
 from rlmec_trl.stages.grm_rows import gather_grm_rows
 from rlmec_trl.tasks.arithmetic import make_policy
@@ -178,6 +179,30 @@ def test_samples_without_a_rewrite_are_refused_by_name(rows):
 def test_texts_and_messages_together_are_refused(rows):
     with pytest.raises(DatasetError, match="Some prompts of 'edits', 'scored' are strings, and others messages"):
         gather_grm_rows({"edits": edited(rows[:3]), "scored": scored(as_messages(rows))}, TASK)
+
+
+def test_responses_that_are_texts_in_one_dataset_and_messages_in_another_are_joined(rows):
+    texts = [row | {"prompt": message["prompt"]} for row, message in zip(rows, as_messages(rows), strict=True)]
+    gathered, _ = gather_grm_rows({"edits": edited(texts[:3]), "scored": scored(as_messages(rows[3:]))}, TASK)
+    for name in ("completion", "rewrite"):
+        assert gathered[name][:] == [row[name] for row in rows]
+
+
+def test_fields_of_messages_that_cannot_be_joined_are_one_error(rows):
+    def with_field(rows, value):
+        return [row | {"prompt": [row["prompt"][0] | {"source": value}]} for row in as_messages(rows)]
+
+    datasets = {"edits": edited(with_field(rows[:3], {"id": 1})), "scored": scored(with_field(rows[3:], [2]))}
+    with pytest.raises(
+        DatasetError, match="messages of 'edits', 'scored' have a field with values of different types"
+    ):
+        gather_grm_rows(datasets, TASK)
+
+
+@pytest.mark.parametrize("again", ["runs/edits", "runs/edits/", "./runs/edits"])
+def test_a_dataset_that_is_named_twice_is_refused(again):
+    with pytest.raises(ConfigError, match="`dataset_name` names 'runs/edits' twice"):
+        train_grm.GRMArguments(dataset_name=["runs/edits", "runs/scored", again], task="arithmetic")
 
 
 def test_nothing_to_train_on_is_said_with_the_reasons(rows):

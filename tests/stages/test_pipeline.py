@@ -120,6 +120,8 @@ def test_defaults_of_the_recipe_and_args_of_the_stage_make_the_settings(write):
         (lambda s: s.update(audit=["{run}/a.json"]), r"`audit` has to be a text or a mapping, found \['\{run\}/a"),
         (lambda s: s.update(audit={"first": "{run}/a"}), r"`audit` has names and outputs of `audit\.py`, .* 'first'"),
         (lambda s: s.update(audit={"first": "{run}/a.json"}), r"is `\{run\}/a\.json`, which no stage writes"),
+        (lambda s: s.update(audit={"first": "a.json"}), r"there is no file 'a\.json' to report"),
+        (lambda s: s.update(reward_models={"first": "a.json"}), r"there is no file 'a\.json' to report"),
         (lambda s: s["stages"][2].update(name="warmup", choose=None), r"Two stages write to `\{run\}/warmup`"),
         (lambda s: s["stages"][2].update(evaluate="start"), r"two stages are evaluated under one name"),
         (lambda s: s["stages"][2].update(name="../policy"), r"Stage '\.\./policy': a name consists of"),

@@ -210,3 +210,63 @@ def test_numbers_are_replaced_in_their_notation():
     assert replace_numbers("$1,200 and 12 of 1200", {1200: 1300}) == "$1,300 and 12 of 1300"
     assert replace_numbers("$2.50 plus 25", {2.5: 3}) == "$3.00 plus 25"
     assert format_number(Fraction(1, 4), like="3") == "0.25"
+
+
+# --- Attempts and references of any kind -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["problem", "attempt", "decimals"])
+def test_numbers_with_thousands_of_digits_do_not_stop_a_run(place):
+    digits = "9" * 5000
+    problem = f"{CLIPS} {digits}" if place == "problem" else CLIPS
+    attempt = {"attempt": f"48 / 2 = {digits}", "decimals": f"48 / 2 = 24.{digits}"}.get(place, "48 / 2 = 25")
+    error_step, rewrite = GSM8K.edit(problem, MARKED, f"{attempt}\nThe answer is 3")
+    assert error_step == 0
+    assert rewrite.endswith("The answer is 216")
+
+
+def test_a_corrected_result_has_all_its_digits():
+    # A float has 15 to 17 of them
+    assert format_number(Fraction(10**23 + 1), like="1,000") == "100,000,000,000,000,000,000,001"
+    product = 123456789012 * 987654321098
+    reference = f"123456789012 * 987654321098 = {product}\nThe answer is {product}"
+    attempt = "It is 123456789012 * 987654321098 = 7\nThe answer is 7"
+    _, rewrite = GSM8K.edit("What is 123456789012 times 987654321098?", reference, attempt)
+    assert rewrite == f"It is {reference}"
+
+
+@pytest.mark.parametrize(
+    ("expected", "stated", "corrected"),
+    [
+        ("-3", "−4", "-3"),
+        ("−3", "-4 points", "−3 points"),
+        ("3", "-$4", "$3"),
+        ("$3", "$4 each", "$3 each"),
+        ("$3", "4 dollars", "3 dollars"),
+        ("20%", "30% of them", "20% of them"),
+    ],
+)
+def test_a_corrected_answer_has_one_sign_and_one_unit(expected, stated, corrected):
+    value = expected.replace("−", "-").strip("$%")
+    reference = f"{Fraction(value) + 5} - 5 = {value}\nThe answer is {expected}"
+    _, rewrite = GSM8K.edit("Five are lost.", reference, f"{Fraction(value) + 5} - 5 = 99\nThe answer is {stated}")
+    assert rewrite.splitlines()[1] == f"The answer is {corrected}"
+
+
+def test_the_effort_does_not_explode_with_the_length(monkeypatch):
+    """Counted in operations, not in seconds: computations are compared at most about once for each pair."""
+    from rlmec_trl.teachers.reference_values import Computation
+
+    calls = 0
+    uses = Computation.uses
+
+    def counted(self, values):
+        nonlocal calls
+        calls += 1
+        return uses(self, values)
+
+    monkeypatch.setattr(Computation, "uses", counted)
+    lines = [f"{number} + 1 = {number + 1}" for number in range(1, 41)]
+    reference = "\n".join([*lines, "The answer is 41"])
+    assert GSM8K.edit("Count from 1.", reference, reference) == (-1, reference)
+    assert calls < 3 * len(lines) ** 2
