@@ -1,6 +1,7 @@
 """A GGUF model becomes a folder that recipes can start from. The real file is no part of the tests."""
 
 import importlib
+import os
 
 import pytest
 import torch
@@ -42,6 +43,15 @@ def test_the_folder_holds_the_same_weights_and_tokenizer(convert, policy, tokeni
     torch.testing.assert_close(model(input_ids=ids).logits, policy(input_ids=ids).logits)
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("Tom has 5").input_ids == tokenizer("Tom has 5").input_ids
     assert convert() == [], "a finished conversion is not repeated"
+
+
+def test_another_file_of_the_same_name_and_size_is_converted(convert, make_policy, tmp_path):
+    convert()
+    os.utime(tmp_path / "models" / "tiny.gguf", (1, 1))
+    other = make_policy(sharpness=2.0)
+    assert len(convert(model=other)) == 1
+    weight = AutoModelForCausalLM.from_pretrained(tmp_path / "out").get_input_embeddings().weight
+    torch.testing.assert_close(weight, other.get_input_embeddings().weight)
 
 
 def test_files_of_others_are_not_replaced(convert, tmp_path):
