@@ -127,6 +127,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "score_batch_size": _BATCH,
         "shard_size": _SHARD,
     },
+    "AuditConfig": {"threshold": between(0, 1, "it is a probability", open_low=True, open_high=True)},
     "EvaluateConfig": {"max_new_tokens": _NEW_TOKENS, "batch_size": _BATCH},
     "ProblemConfig": {"max_rows": _ROWS},
     "Pipeline": {"seeds": _SEED},

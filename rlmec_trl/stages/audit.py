@@ -38,10 +38,10 @@ class AuditConfig:
         task (`str`):
             A task whose own editor makes no mistakes: a built-in one, `package.module:NAME` or
             `path/to/file.py:NAME`.
-        threshold (`float`, *optional*, defaults to `0.5`):
-            Probability under which a token counts as flagged, between 0 and 1.
         output_file (`str`, *optional*):
             JSON file to write the audit to.
+        threshold (`float`, *optional*, defaults to `0.5`):
+            Probability under which a token counts as flagged, between 0 and 1.
     """
 
     dataset_name: str = field(metadata={"help": "Scored samples, as `score.py` writes them."})
@@ -52,16 +52,14 @@ class AuditConfig:
             "help": "Built-in task, `package.module:NAME` or `path/to/file.py:NAME`.",
         }
     )
+    output_file: str | None = field(default=None, metadata={"help": "JSON file to write the audit to."})
     threshold: float = field(
         default=0.5,
         metadata={"help": "Probability under which a token counts as flagged, between 0 and 1."},
     )
-    output_file: str | None = field(default=None, metadata={"help": "JSON file to write the audit to."})
 
     def __post_init__(self):
         check_config(self)
-        if not 0 < self.threshold < 1:
-            raise ConfigError(f"`threshold` must be between 0 and 1, got {self.threshold}.")
 
 
 @dataclass(frozen=True)

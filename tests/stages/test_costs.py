@@ -3,6 +3,7 @@
 import copy
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -494,8 +495,11 @@ def test_samples_that_the_policys_stage_scores_itself_are_among_its_costs(make_o
 
 
 def costs_of_compare(chosen, **changes):
-    """Each step of the comparison costs one second, and has a bit of `policy_tokens` of its own."""
-    pipeline = load_pipeline(ROOT / "recipes" / "arithmetic" / "compare.yaml")
+    """Each step of the demo and of GRPO costs one second, and has a bit of `policy_tokens` of its own."""
+    demo, compared = (
+        load_pipeline(ROOT / "recipes" / "arithmetic" / f"{name}.yaml") for name in ("pipeline", "compare")
+    )
+    pipeline = replace(demo, stages=[*demo.stages, *(stage for stage in compared.stages if stage.name == "grpo")])
     steps = plan_run(pipeline, 0)
     bits = {step.name: 1 << index for index, step in enumerate(steps)}
     models = {stage.evaluate: stage.name for stage in pipeline.stages if stage.evaluate is not None}
