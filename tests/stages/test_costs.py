@@ -499,7 +499,8 @@ def costs_of_compare(chosen, **changes):
     demo, compared = (
         load_pipeline(ROOT / "recipes" / "arithmetic" / f"{name}.yaml") for name in ("pipeline", "compare")
     )
-    pipeline = replace(demo, stages=[*demo.stages, *(stage for stage in compared.stages if stage.name == "grpo")])
+    grpo = [stage for stage in compared.stages if stage.name == "grpo"]
+    pipeline = replace(compared, stages=[*demo.stages, *grpo])
     steps = plan_run(pipeline, 0)
     bits = {step.name: 1 << index for index, step in enumerate(steps)}
     models = {stage.evaluate: stage.name for stage in pipeline.stages if stage.evaluate is not None}
