@@ -55,7 +55,7 @@ WARMUP_CORRUPTION_RATE = 0.4
 _ALL_WORDS = "|".join(word for words in WORDS.values() for word in words)
 _CLAUSE = re.compile(rf"the ({'|'.join(ASPECTS)}) is ({NEGATION} )?(?:({'|'.join(ADVERBS)}) )?({_ALL_WORDS})")
 _REVIEW = re.compile(r"Review : (.+) \. Verdict :")
-_RESPONSE = re.compile(rf"(.+) and (.+) , so ({'|'.join(LABELS)})")
+_RESPONSE = re.compile(rf"(.+) and (.+) , so (?:{'|'.join(LABELS)})")
 _VERDICT = re.compile(rf"\bso ({'|'.join(LABELS)})\b")
 
 
@@ -296,7 +296,7 @@ def check_response(problem: str, response: str) -> Checks:
     review = read_review(problem)
     label = read_label(response)
     match = _RESPONSE.fullmatch(response.strip())
-    quotes = [_read_clause(text) for text in match.groups()[:NUM_QUOTES]] if match else [None]
+    quotes = [_read_clause(text) for text in match.groups()] if match else [None]
     if None in quotes:
         return Checks(False, label == review_label(review), 0, False, 0)
     return Checks(
