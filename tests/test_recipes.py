@@ -109,7 +109,7 @@ def test_a_pipeline_fits_its_recipes(path, tmp_path):
             assert_parsed_as_given(parse(job.recipe, config), fill_run(job.settings, "run"))
 
 
-def test_the_comparison_is_the_demo_the_online_stages_baselines_and_a_second_round_over_three_seeds():
+def test_the_comparison_is_the_demo_the_online_stages_baselines_and_a_second_round_over_five_seeds():
     # so that all share the finished stages of seed 0
     demo, online, comparison = (
         load_pipeline(ROOT / "recipes" / "arithmetic" / f"{name}.yaml") for name in ("pipeline", "online", "compare")
@@ -117,7 +117,7 @@ def test_the_comparison_is_the_demo_the_online_stages_baselines_and_a_second_rou
     steps, more = plan_run(online, 0), plan_run(comparison, 0)
     assert more[: len(steps)] == steps
     assert comparison.compare[: len(online.compare)] == online.compare != comparison.compare
-    assert (demo.seeds, comparison.seeds) == ([0], [0, 1, 2])
+    assert (demo.seeds, comparison.seeds) == ([0], [0, 1, 2, 3, 4])
     assert demo.output_dir == comparison.output_dir and demo.report != comparison.report
     policies = [step for step in more[len(steps) :] if isinstance(step, Job) and "learning_rate" in step.settings]
     policies = [step for step in policies if step.recipe != "train_grm"]
