@@ -126,7 +126,7 @@ def test_the_comparison_is_the_demo_the_online_stages_baselines_and_a_second_rou
         assert (step.settings["max_steps"], step.settings["per_device_train_batch_size"]) == (250, 64)
         assert step.settings["model_name_or_path"].endswith("/rft" if step.name == "rft_grpo" else "/warmup")
     rows = {stage.evaluate for stage in comparison.stages} - {stage.evaluate for stage in online.stages}
-    assert rows == {"dpo", "dpo_sft", "grpo", "rloo", "rft_grpo", "rewrite_all_2"}
+    assert rows == {"dpo", "dpo_sft", "grpo", "rloo", "rft_grpo", "rewrite_all_2", "rewards_alone", "imitation_equal"}
 
 
 def test_the_online_pipeline_is_the_demo_and_online_stages_of_equal_completions():
