@@ -104,9 +104,13 @@ def _lowest(completion: CreditedCompletion) -> str:
     red = sorted(sorted(red, key=lambda index: completion.shades[index])[:_MAX_LISTED])
     listed = []
     for index in red:
-        values = {name: values[index] for name, values in completion.token_values.items()}
-        listed.append(f"{completion.tokens[index].strip() or repr(completion.tokens[index])} ({_described(values)})")
+        token = completion.tokens[index].strip() or repr(completion.tokens[index])
+        listed.append(f"{token} ({_described(_values_at(completion, index))})")
     return ", ".join(listed)
+
+
+def _values_at(completion: CreditedCompletion, index: int) -> dict[str, float | None]:
+    return {name.removeprefix("token_"): values[index] for name, values in completion.token_values.items()}
 
 
 def _described(values: dict[str, Any]) -> str:
@@ -143,11 +147,13 @@ def _html_block(completion: CreditedCompletion, colors: bool) -> str:
         if not colors:
             parts.append(f"<strong>{text}</strong>" if shade is not None and shade < 0.5 else text)
             continue
-        values = {name: values[index] for name, values in completion.token_values.items()}
         style = ""
         if shade is not None:
-            style = f' style="color:#fff;background:rgb({int(200 * (1 - shade))},{int(130 * shade)},40)"'
-        parts.append(f'<span title="{_escaped(_described(values))}"{style}>{text}</span>')
+            # Not by the color alone
+            line = ";text-decoration:underline" if shade < 0.5 else ""
+            style = f' style="color:#fff;background:rgb({int(200 * (1 - shade))},{int(130 * shade)},40){line}"'
+        values = _escaped(_described(_values_at(completion, index)))
+        parts.append(f'<span title="{values}"{style}>{text}</span>')
     element = 'div style="white-space:pre-wrap;font-family:monospace"' if colors else "p"
     lines = [f"<p><em>{_escaped(problem_text(completion.prompt))}</em></p>"]
     lines.append(f"<{element}>{''.join(parts)}</{element.split()[0]}>")

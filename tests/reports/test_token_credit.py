@@ -38,7 +38,7 @@ def test_low_tokens_are_listed_with_their_values(capsys):
     print_completions([one], step=7)
     shown = capsys.readouterr().out
     assert "Step 7" in shown and "5 9 7" in shown and "correct False" in shown and "rewrite     5 8" in shown
-    assert "9 (token_probs 0.1)" in shown and "5 (token" not in shown
+    assert "9 (probs 0.1)" in shown and "5 (probs" not in shown
 
 
 def test_control_characters_and_markup_reach_no_terminal(capsys):
@@ -73,7 +73,7 @@ def test_texts_are_escaped_in_html(colors):
     assert "\x1b" not in page and "\x00" not in page
     page.encode("utf-8")
     assert colors or "\n\n" not in page, "an empty line ends an element of Markdown"
-    assert colors == ("background:rgb(180,13,40)" in page)
+    assert colors == ("background:rgb(180,13,40);text-decoration:underline" in page)
 
 
 def test_tables_for_trackers_have_no_lists():
@@ -81,7 +81,7 @@ def test_tables_for_trackers_have_no_lists():
     full, short = completions_frame([one], 3), completions_frame([one], 3, lists=False)
     assert full.loc[0, "tokens"] == ["5", "9"] and full.loc[0, "token_probs"] == [0.1, None]
     assert list(short.columns) == ["step", "prompt", "kind", "lowest", "correct"]
-    assert short.loc[0, "lowest"] == "5 (token_probs 0.1)"
+    assert short.loc[0, "lowest"] == "5 (probs 0.1)"
 
 
 def test_a_token_within_a_character_has_no_text_of_its_own(tokenizer):

@@ -131,7 +131,7 @@ def test_online_completions_are_printed_with_colored_tokens_and_not_as_trls_tabl
     )
     trainer = train_online([odd, position])
     output = capsys.readouterr().out
-    assert "Step 1" in output and "token_reward/odd" in output and "┃ Prompt" not in output
+    assert "Step 1" in output and "reward/odd" in output and "┃ Prompt" not in output
     completions, step, table = reported[0]
     assert len(completions) == 2 and step == 1 and table is False
     frame = files(trainer.args)["completions_00001.parquet"]
