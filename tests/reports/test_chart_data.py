@@ -128,6 +128,12 @@ def test_several_sets_have_histograms_of_their_own():
     assert charts[1]["title"] == "Token probability by outcome: second"
 
 
+def test_infinite_values_are_no_probabilities():
+    charts = by_id(scored_charts({"grm": [{"token_probs": [-math.inf, 0.1], "correct": False}]}))
+    assert charts["first-flagged-0"]["series"][0]["count"].index(1) == 10
+    assert charts["probabilities-0"]["series"][0]["name"].endswith("(1)")
+
+
 @pytest.mark.parametrize(
     "rows",
     [

@@ -69,9 +69,8 @@ const drawCharts = (() => {
     const positive = values.filter((value) => value > 0);
     const low = Math.floor(Math.log10(Math.min(...positive)));
     const high = Math.max(Math.ceil(Math.log10(Math.max(...positive)) - 1e-9), low + 1);
-    // Below the lowest power of ten stands zero
-    const scale = (value) =>
-      value > 0 ? from + ((Math.log10(value) - low + 0.4) / (high - low + 0.4)) * (to - from) : from;
+    // Room below the lowest power of ten: a value on it differs from zero, which is not drawn
+    const scale = (value) => from + ((Math.log10(value) - low + 0.4) / (high - low + 0.4)) * (to - from);
     const stride = Math.ceil((high - low) / 7);
     scale.ticks = [];
     for (let power = high; power >= low; power -= stride) scale.ticks.unshift(10 ** power);
