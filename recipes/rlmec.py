@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
-from rlmec_trl import RLMECConfig, RLMECTrainer
+from rlmec_trl import RLMECConfig, RLMECTrainer, TokenCreditCallback
 from rlmec_trl.data.adapters import refuse_adapter
 from rlmec_trl.data.errors import ConfigError
 from rlmec_trl.data.loading import load_rows
@@ -32,6 +32,9 @@ class RLMECArguments:
     dataset_name: str = field(metadata={"help": "Scored samples (`score.py`), or samples (`sample.py`) with `--grm`."})
     dataset_split: str = field(default="train", metadata={"help": "Split of a dataset on the Hub."})
     eval_dataset_name: str | None = field(default=None, metadata={"help": "Scored samples to evaluate on."})
+    log_completions: bool = field(
+        default=False, metadata={"help": "Whether to show samples with the credit of their tokens at each log."}
+    )
 
 
 def make_parser() -> TrlParser:
@@ -64,6 +67,7 @@ def main(args: RLMECArguments, training_args: RLMECConfig, score_config: ScoreCo
                 eval_dataset=eval_dataset,
                 quantization_config=get_quantization_config(model_args),
                 peft_config=get_peft_config(model_args),
+                callbacks=[TokenCreditCallback(dataset)] if args.log_completions else None,
             )
         train_and_save(trainer, args.dataset_name)
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .trainers.online_rlmec_trainer import OnlineRLMECTrainer
     from .trainers.rlmec_config import RLMECConfig
     from .trainers.rlmec_trainer import RLMECTrainer
+    from .trainers.token_credit_callback import TokenCreditCallback
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ __all__ = [
     "OnlineRLMECTrainer",
     "RLMECConfig",
     "RLMECTrainer",
+    "TokenCreditCallback",
 ]
 
 # Where each public name lives. It is imported on first use, because torch and TRL take seconds to load and much of the
@@ -41,6 +43,7 @@ _MODULES = {
     "OnlineRLMECTrainer": ".trainers.online_rlmec_trainer",
     "RLMECConfig": ".trainers.rlmec_config",
     "RLMECTrainer": ".trainers.rlmec_trainer",
+    "TokenCreditCallback": ".trainers.token_credit_callback",
 }
 
 

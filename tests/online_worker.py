@@ -27,7 +27,7 @@ REWRITE_ALL = {"rewrite_samples": "all", "reward_baseline": 0.02}
 SAVES = {"save_strategy": "steps", "save_steps": 1}
 RUNS = {
     # In each step, one of two processes lacks something, as the columns of the problems say
-    "lopsided": {"attempt_coef": 0.5, "beta": 0.1, "replay_fraction": 1.0},
+    "lopsided": {"attempt_coef": 0.5, "beta": 0.1, "replay_fraction": 1.0, "log_completions": True},
     "lopsided_imitation": {"token_credit": "none"},
 }
 SERVED_RUNS = {"served": REWRITE_ALL}

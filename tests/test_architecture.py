@@ -25,7 +25,15 @@ ALLOWED = {
     "grm": {"data", "tasks", "generation", "credit"},
     # The trainers get their rewards as numbers or as callables: how they were made is none of their business. The
     # online one loads the reward model that it is given by name, and prepares it for the devices.
-    "trainers": {"data", "credit", "grm.generative_reward_model", "grm.in_the_loop"},
+    # While they train, they print completions with colored tokens.
+    "trainers": {
+        "data",
+        "credit",
+        "grm.generative_reward_model",
+        "grm.in_the_loop",
+        "reports.token_credit",
+        "reports.token_views",
+    },
     "reports": {"data", "credit"},
     "stages": {"data", "tasks", "generation", "teachers", "credit", "grm", "trainers", "reports"},
 }

@@ -677,6 +677,8 @@ def train(unscored, scripts):
             "max_steps": 2,
             "per_device_train_batch_size": 8 // num_processes,
             "optim": "sgd",
+            "logging_steps": 1,
+            "log_completions": True,
         }
         words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
         recipe = ROOT / "recipes" / "rlmec.py"
@@ -688,6 +690,8 @@ def train(unscored, scripts):
             recipe = [ROOT / "tests" / "on_two.py", recipe]
             output = run_command(*launch, *recipe, *words, cwd=unscored, ACCELERATE_USE_CPU="true")
         assert output.count(f"Model saved to {output_dir}") == 1
+        assert output.count("─ Step 2 ─") == 1, "only the main process shows completions"
+        assert len(list(output_dir.glob("completions/completions_0000[12].parquet"))) == 2
         return output_dir
 
     return train

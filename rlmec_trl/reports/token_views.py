@@ -1,5 +1,6 @@
 """Samples for people to look at, with the reward model's score of every token."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,34 @@ from rich.panel import Panel
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from ..credit.across_tokenizers import token_spans
 from ..credit.alignment import edit_mask
 from ..data.messages import message_text, problem_text
+
+
+# Control characters, which a terminal would obey, as the pictures of Unicode for them. Tab and newline stay
+_CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
+_CONTROL_PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+def printable(text: str) -> str:
+    """A text without control characters that move the cursor, or do worse."""
+    return text.translate(_CONTROL_PICTURES)
+
+
+def token_texts(processing_class: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[str]:
+    """
+    The part of the text that each token stands for. A character of several tokens belongs to the first of them, and a
+    special token stands for its name.
+    """
+    spans = token_spans(processing_class, token_ids)
+    ends = [math.ceil(start) for start in (*spans.starts, len(spans.text))]
+    texts = [spans.text[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    special = set(processing_class.all_special_ids)
+    return [
+        processing_class.convert_ids_to_tokens(token) if token in special and not text else text
+        for token, text in zip(token_ids, texts, strict=True)
+    ]
 
 
 def color_tokens(
@@ -30,13 +57,18 @@ def color_tokens(
     Raises:
         `ValueError`: If the two lists differ in length.
     """
+    return color_texts([processing_class.decode([token]) for token in completion_ids], token_probs)
+
+
+def color_texts(tokens: Sequence[str], token_probs: Sequence[float | None]) -> Text:
+    """The same, of the texts of the tokens."""
     text = Text()
-    for token, prob in zip(completion_ids, token_probs, strict=True):
+    for token, prob in zip(tokens, token_probs, strict=True):
         style = None
         if prob is not None:
             red, green = int(200 * (1 - prob)), int(130 * prob)
             style = f"bold white on rgb({red},{green},40)"
-        text.append(processing_class.decode([token]), style=style)
+        text.append(printable(token), style=style)
     return text
 
 
@@ -46,7 +78,7 @@ def mark_edits(
     """The rewrite of a completion, with the tokens underlined that the minimum edit script touches."""
     text = Text()
     for token, edited in zip(rewrite_ids, edit_mask(completion_ids, rewrite_ids), strict=True):
-        text.append(processing_class.decode([token]), style="bold underline yellow" if edited else None)
+        text.append(printable(processing_class.decode([token])), style="bold underline yellow" if edited else None)
     return text
 
 

@@ -3,6 +3,7 @@
 import atexit
 import math
 import os
+import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,10 +34,12 @@ from ..credit.token_rewards import rewards_from_probs
 from ..credit.trainer_checks import TrainerChecks
 from ..data.adapters import note_base_revision, refuse_adapter
 from ..data.errors import ConfigError, DatasetError
-from ..data.messages import is_conversational
+from ..data.messages import is_conversational, problem_text
 from ..data.tokens import decode_completion, given_template_kwargs, same_vocabulary
 from ..grm.generative_reward_model import GenerativeRewardModel
 from ..grm.in_the_loop import judge, load_beside, rewrite_flagged
+from ..reports.token_credit import CompletionReporter, CreditedCompletion, print_completions, shades_of
+from ..reports.token_views import token_texts
 from .collator import DataCollatorForRLMEC
 from .distillation import add_distillation_head
 from .losses import imitation_loss
@@ -63,6 +66,8 @@ RewriteVerifier = Callable[..., list[bool]]
 GRM_NAME = "grm"
 # In a checkpoint, a reward model that follows the policy
 SYNCED_GRM = "synced_grm.safetensors"
+# Columns of the logged completions that have a value for each token, beside that of each source
+_OF_TOKENS = ("token_probs", "token_reward", "token_advantages")
 
 
 @dataclass
@@ -207,6 +212,7 @@ class OnlineRLMECTrainer(TokenCounts, TrainerChecks, GRPOTrainer):
             self._tokenizer.pad_token_id, policy=False, pad_to_multiple_of=args.pad_to_multiple_of
         )
         self._credit: _Credit | None = None
+        self._reporter = CompletionReporter(args.report_to, args.output_dir)
         self.token_counts = Counter()
 
     # What help() and editors show: the arguments of `GRPOTrainer`, of which `reward_funcs` may be left out, and ours
@@ -289,6 +295,9 @@ class OnlineRLMECTrainer(TokenCounts, TrainerChecks, GRPOTrainer):
             start = self.accelerator.process_index * len(inputs)
             # The outcome of this process's completions
             outcome = rewards[start : start + len(inputs), 0].tolist() if self._has_outcome else None
+            if self.log_completions:
+                texts = [token_texts(self._tokenizer, ids) for ids in completion_ids_list]
+                self._log_completion_extra("tokens", texts)
             before = (0, 0) if self.grm is None else (self.grm.num_scored, self.grm.num_generated)
             self._credit = self._judge(inputs, *samples, outcome)
             if self.grm is not None and self.model.training:
@@ -349,6 +358,8 @@ class OnlineRLMECTrainer(TokenCounts, TrainerChecks, GRPOTrainer):
             for probs, ids in zip(token_probs, completion_ids, strict=True)
         ]
         margins = [self._margins(probs) for probs in opinions]
+        if self.log_completions:
+            self._log_completion_extra("token_probs", [_rounded(_nan_for_none(probs)) for probs in opinions])
         if outcome is None:
             correct = [not any(margin < 0 for margin in row) for row in margins]
         else:
@@ -411,6 +422,8 @@ class OnlineRLMECTrainer(TokenCounts, TrainerChecks, GRPOTrainer):
         if self.log_completions:
             for name, source in zip(self._token_names, rewards, strict=True):
                 self._log_completion_extra(f"token_reward/{name}", [_rounded(row) for row in source])
+            if len(rewards) > 1:
+                self._log_completion_extra("token_reward", [_rounded(row) for row in combined])
         return combined
 
     def _verified(
@@ -630,6 +643,42 @@ class OnlineRLMECTrainer(TokenCounts, TrainerChecks, GRPOTrainer):
             )
         self._count_completions(inputs, mode)
         return outputs.divergence.sum() / self._share(inputs["num_distilled_in_batch"], mode)
+
+    def log(self, logs, start_time=None):
+        if not (self.log_completions and self._token_names and self.accelerator.is_main_process):
+            return super().log(logs, start_time)
+        # TRL would print the lists of tokens and their values in a table
+        num_shown, self.num_completions_to_print = self.num_completions_to_print, 0
+        try:
+            super().log(logs, start_time)
+        finally:
+            self.num_completions_to_print = num_shown
+        completions = self._logged_completions(num_shown)
+        if completions:
+            print_completions(completions, self.state.global_step)
+            self._reporter.report(completions, self.state.global_step, table=False)  # TRL logs the table
+
+    def _logged_completions(self, num_shown: int | None) -> list[CreditedCompletion]:
+        """The last completions, or some of them, with their tokens colored by their combined reward."""
+        extra = self._logs["extra"]
+        indices = range(len(extra.get("tokens", ())))
+        if num_shown is not None and num_shown < len(indices):
+            indices = sorted(random.Random(self.state.global_step).sample(indices, max(num_shown, 0)))
+        own = [f"token_reward/{name}" for name in self._token_names]
+        combined = extra.get("token_reward", extra.get(own[0]))
+        shades = shades_of([combined[index] for index in indices])
+        completions = []
+        for index, shade in zip(indices, shades, strict=True):
+            tokens = extra["tokens"][index]
+            of_tokens = {name: extra[name][index] for name in (*_OF_TOKENS, *own) if name in extra}
+            # The results of tools have no advantages
+            of_tokens = {name: values for name, values in of_tokens.items() if len(values) == len(tokens)}
+            rewards = {name: values[index] for name, values in self._logs["rewards"].items()}
+            # Where a prompt has images, its text is a list of parts
+            prompt = str(problem_text(self._logs["prompt"][index]))
+            values = rewards | {"advantage": self._logs["advantages"][index]}
+            completions.append(CreditedCompletion(prompt, tokens, shade, of_tokens, values))
+        return completions
 
     def _name_rows(self, batches, train: bool) -> str:
         # Of the prompts of a generation batch, each micro-batch has some

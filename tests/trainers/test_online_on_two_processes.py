@@ -3,6 +3,7 @@
 import runpy
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -42,6 +43,9 @@ def runs(tmp_path_factory, run_on_two, tokenizer, make_rows):
     run_on_two(WORKER, folder)
     runpy.run_path(str(WORKER))["main"](str(folder))
     results = {number: torch.load(folder / f"{number}.pt") for number in (1, 2)}
+    for number in (1, 2):
+        path = folder / f"lopsided-{number}" / "completions" / "completions_00001.parquet"
+        results[number]["completions"] = pd.read_parquet(path)
     saved = AutoModelForCausalLM.from_pretrained(folder / "all_terms-2" / "checkpoint-2")
     return results | {"saved": saved.state_dict()}
 
@@ -64,6 +68,18 @@ def assert_same_run(run, other):
 def test_ddp(name, runs):
     assert runs[2][name]["distributed_type"] == "MULTI_CPU"
     assert_same_run(runs[2][name], runs[1][name])
+
+
+def test_the_credit_of_the_completions_of_both_processes_is_logged(runs):
+    both, alone = (runs[number]["completions"] for number in (2, 1))
+    assert len(both) == len(alone) == 8
+    for column in ("tokens", "token_probs", "token_reward/grm", "token_advantages"):
+        for values, expected in zip(both[column], alone[column], strict=True):
+            if column == "tokens":
+                assert values.tolist() == expected.tolist()
+            else:
+                assert values == pytest.approx(expected, abs=1e-3, nan_ok=True)
+    assert both["token_probs"].map(lambda values: bool((values != values).any())).sum() == 4, "without a reference"
 
 
 @pytest.mark.parametrize("name", runpy.run_path(str(WORKER))["SHARDED_RUNS"])

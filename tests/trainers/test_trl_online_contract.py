@@ -273,6 +273,20 @@ def test_what_is_logged_of_completions_stands_in_the_table_and_metrics_are_avera
     assert [len(value) for value in table["ours"]] == [1] * 4 and table["later"].tolist() == [0, 1, 2, 3]
 
 
+def test_grpo_prints_no_table_of_no_completions_and_keeps_what_it_logs(make_trainer, capsys):
+    class Spy(GRPOTrainer):
+        def log(self, logs, start_time=None):
+            self.num_completions_to_print = 0
+            super().log(logs, start_time)
+
+    trainer = make_trainer(Spy, log_completions=True)
+    trainer.train()
+    assert "Prompt" not in capsys.readouterr().out
+    logged = trainer._logs
+    columns = [logged["prompt"], logged["completion"], logged["rewards"]["alternate"], logged["advantages"]]
+    assert [len(column) for column in columns] == [4] * 4 and dict(logged["extra"]) == {}
+
+
 @pytest.mark.parametrize("entropy_coef", [0.0, 0.1])
 def test_trl_logs_the_policy_loss_only_with_an_entropy_bonus(entropy_coef, make_trainer):
     """Without it, we log the metric of this name."""
