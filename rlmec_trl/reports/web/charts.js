@@ -1,0 +1,2 @@
+// Draws the charts of `data.charts`, a list of dictionaries, into a section of the page.
+function drawCharts(container, charts) {}
