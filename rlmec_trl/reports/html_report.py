@@ -5,13 +5,13 @@ Scored samples as one HTML file, which opens from disk in any browser and loads 
 The page may run these scripts and no others, by a policy with their hashes, and writes text only as text. Texts of the
 data are in a compressed block, so that nothing of them is HTML.
 
-Probabilities and rewards are rounded to 1/65534 of their range, log-probabilities to 1/1000; a flagged token stays one.
+Probabilities and rewards are rounded to 1/65534 of their range, and log-probabilities to 1/1000. A token is flagged
+after rounding where it is before.
 """
 
 import base64
 import hashlib
 import html
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -23,13 +23,20 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..credit.preparation import RewardSettings
+from ..data.errors import errors_of_dataset
 from ..data.schema import check_dataset
 from .packing import pack
 from .report_rows import report_columns
 
 
 # What a file of ours begins with, so that it may be replaced
-MARK = '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="generator" content="rlmec-trl">\n'
+MARK = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="generator" content="rlmec-trl">
+"""
 _STYLES = ("report.css", "charts.css")
 _SCRIPTS = ("charts.js", "data.js", "tokens.js", "report.js")
 
@@ -61,29 +68,31 @@ def write_html(
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer, of which the ids are.
         settings (`RewardSettings`, *optional*):
-            What makes rewards of probabilities, and the weights of the rewrites' tokens. By default those of the paper.
+            What makes rewards of probabilities, and the weights of the rewrites' tokens. The paper's by default.
             `RewardSettings.from_config` reads them from an [`RLMECConfig`].
         other ([`~datasets.Dataset`], *optional*):
             The same samples, or some of them, scored by another reward model, to be shown side by side.
         names (`Sequence[str]`, *optional*, defaults to `("GRM 1", "GRM 2")`):
-            What the page calls the two reward models.
+            What the page calls the two reward models, and errors the two datasets.
         title (`str`, *optional*, defaults to `"Token credit"`):
             Title of the page.
         charts (`Sequence[dict]`, *optional*):
             Charts for `drawCharts` of `web/charts.js`: values of JSON, without NaN.
 
     Raises:
-        [`~rlmec_trl.data.errors.DatasetError`]: If a row breaks the contract of its columns, or `other` has none of the
-            samples.
+        [`~rlmec_trl.data.errors.DatasetError`]: If a row breaks the contract of its columns, or `other` has none of
+            the samples.
         `OSError`: If the file cannot be written.
     """
-    for rows in (dataset,) if other is None else (dataset, other):
-        check_dataset(rows, "policy")
+    names = list(names[: 1 if other is None else 2])
+    for rows, name in zip((dataset, other), names, strict=False):
+        with errors_of_dataset(name):
+            check_dataset(rows, "policy")
     settings = paper_settings() if settings is None else settings
     header, arrays = report_columns(dataset, processing_class, settings, other)
     header |= {
         "title": title,
-        "names": list(names[: 1 if other is None else 2]),
+        "names": names,
         "settings": {
             "reward_baseline": settings.reward_baseline,
             "positive_reward_range": settings.positive_reward_range,

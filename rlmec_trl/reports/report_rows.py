@@ -34,8 +34,8 @@ class PieceTable:
     """
     The distinct tokens of many sequences and their texts.
 
-    A token nearly always has the same text. So a sequence is stored as numbers of tokens, each with its usual text, and
-    those places are listed whose text is another one: those of characters that are divided among tokens, and the
+    A token nearly always has the same text. So a sequence is stored as numbers of tokens, each with its usual text,
+    and those places are listed whose text is another one: those of characters that are divided among tokens, and the
     starts of texts, where tokenizers drop a space.
     """
 
@@ -82,7 +82,7 @@ class PieceTable:
         return header, {"ids": np.array([*self.numbers], np.uint32), "usual": np.array(self.usual, np.uint32)}
 
 
-class Judgement:
+class ModelColumns:
     """What one reward model says of the samples: probabilities, rewards, and its rewrites as edits of the samples."""
 
     def __init__(self, table: PieceTable):
@@ -154,7 +154,7 @@ def report_columns(
         [`~rlmec_trl.data.errors.DatasetError`]: If the two datasets have no sample in common.
     """
     table = PieceTable(processing_class)
-    judgements = [Judgement(table)] + ([] if other is None else [Judgement(table)])
+    models = [ModelColumns(table)] + ([] if other is None else [ModelColumns(table)])
     of_other = {} if other is None else _by_sample(other)
     tokens, lengths, places, texts, logps = array("L"), array("L"), array("L"), array("L"), array("d")
     rows: dict[str, list[Any]] = {"prompt": [], "correct": []}
@@ -175,15 +175,15 @@ def report_columns(
         tokens.extend(numbers)
         lengths.append(len(sample_ids))
         logps.extend(row.get("old_logps") or [math.nan] * len(sample_ids))
-        judgements[0].add(row, _rewrite_ids(row, processing_class), correct, settings)
+        models[0].add(row, _rewrite_ids(row, processing_class), correct, settings)
         if other is not None:
             found = of_other.get(_sample_key(row))
             if found:
                 same = other[found.pop(0)]
-                judgements[1].add(same, _rewrite_ids(same, processing_class), correct, settings)
+                models[1].add(same, _rewrite_ids(same, processing_class), correct, settings)
                 num_shared += 1
             else:
-                judgements[1].skip(len(sample_ids))
+                models[1].skip(len(sample_ids))
     if other is not None and num_shared == 0:
         raise DatasetError(
             "The two datasets have no sample in common: no row of one has the prompt and the completion ids of a row "
@@ -194,8 +194,8 @@ def report_columns(
     arrays |= {"places": np.array(places, np.uint32), "texts": np.array(texts, np.uint32)}
     if not np.isnan(logps).all():
         arrays["logps"] = Quantized(np.array(logps), LOWEST_LOGP, 0.0)
-    for number, judgement in enumerate(judgements):
-        arrays |= {f"{name}_{number}": values for name, values in judgement.arrays(settings).items()}
+    for number, model in enumerate(models):
+        arrays |= {f"{name}_{number}": values for name, values in model.arrays(settings).items()}
     return {**header, "rows": rows}, arrays
 
 

@@ -203,12 +203,13 @@ function itemFigures(row) {
   if (state.sort === "disagreement") figures.push(`Δ ${short(orZero(samples.disagreement[row]))}`);
   else if (samples.models.some((model) => model.hasProbs)) figures.push(`p ${samples.models.map(least).join(" / ")}`);
   const edits = samples.models.map((model) => (model.is_rewritten[row] ? model.edits[row] : "–"));
-  figures.push(`${edits.join(" / ")} ${edits.join() === "1" ? "edit" : "edits"}`);
+  if (edits.every((count) => count === "–")) figures.push("no rewrite");
+  else figures.push(`${edits.join(" / ")} ${edits.join() === "1" ? "edit" : "edits"}`);
   return figures.join("  ·  ");
 }
 
 function short(value) {
-  return number(value, 2).replace(/^0/, "");
+  return value < 0.005 ? "<.01" : number(value, 2).replace(/^0/, "");
 }
 
 // A row of the list has its tokens as a strip of colors, in which flagged tokens stand out.
@@ -253,8 +254,8 @@ function drawDetail() {
   for (const model of samples.models) {
     const of = samples.models.length === 2 ? make("section", "model") : columns;
     if (of !== columns) {
-      const title = make("h2", "", model.name);
-      title.dir = "auto";
+      const title = make("div", "detail-head");
+      title.append(make("h2", "", model.name), ...factsOf(row, model).map((text) => make("span", "fact", text)));
       of.append(title);
       columns.append(of);
     }
@@ -274,18 +275,20 @@ function drawHead(row) {
   const fact = (text, kind) => head.append(make("span", kind ? `fact ${kind}` : "fact", text));
   if (rows.correct[row]) fact("✓ correct", "right");
   else fact("✗ incorrect", "wrong");
-  for (const model of models) {
-    const name = models.length === 2 ? `${model.name}: ` : "";
-    if (model.hasProbs) fact(`${name}${model.flagged[row]} flagged`);
-    if (!model.is_rewritten[row]) fact(`${name}no verified rewrite`);
-    else if (model.edits[row] === 0) fact(`${name}kept as it is`);
-    else fact(`${name}${model.edits[row]} ${model.edits[row] === 1 ? "edit" : "edits"}`);
-  }
+  if (models.length === 1) for (const text of factsOf(row, models[0])) fact(text);
   if (samples.disagreement) fact(`largest |p₁ − p₂| ${number(orZero(samples.disagreement[row]), 2)}`);
   for (const name of ["edit_outcome", "source"]) {
     if (rows[name]) fact(`${name.replace("edit_", "")}: ${rows[name][row] ?? "none"}`);
   }
   return head;
+}
+
+function factsOf(row, model) {
+  const facts = model.hasProbs ? [`${model.flagged[row]} flagged`] : [];
+  if (!model.is_rewritten[row]) facts.push("no verified rewrite");
+  else if (model.edits[row] === 0) facts.push("rewrite equals sample");
+  else facts.push(`${model.edits[row]} ${model.edits[row] === 1 ? "edit" : "edits"}`);
+  return facts;
 }
 
 function drawProblem(row) {
@@ -532,7 +535,7 @@ function about() {
     : `reward = p − ${settings.reward_baseline}, clipped to ${range(settings.positive_reward_range)} where the ` +
       `answer is correct and to ${range(settings.negative_reward_range)} where it is not` +
       (settings.negative_credit === "first_error" ? "; of negative rewards, only the first" : "");
-  return `${names.join(" and ")} · ${made}`;
+  return names.length === 2 ? `${names.join(" and ")} · ${made}` : made;
 }
 
 start().catch((error) => {
