@@ -463,6 +463,7 @@ def test_the_pipeline_runs_every_stage_and_reports(finished):
     assert chosen["argument"] == "policy_coef" and chosen["value"] in (0.1, 1.0)
     assert os.readlink(pipeline.run / "rewrite_all") == f"rewrite_all-policy_coef-{chosen['value']}"
     assert "Small: test split, 16 problems" in output and "report.json" in output
+    assert "open runs/seed-0/report.html in a browser" in output.splitlines()[-1]
 
 
 def test_the_report_compares_rows_problem_by_problem(finished):

@@ -48,8 +48,8 @@ class TokenPieces:
         self._special = set(processing_class.all_special_ids) | {id for id, token in added.items() if token.special}
         self._added = added.keys()
         self._whole: dict[int, bool] = {}
-        self._pieces: dict[tuple[int | None, int], Piece] = {}
-        self._shared: dict[tuple[int, ...], str] = {}
+        self._pieces: dict[tuple[tuple[int, ...], tuple[int, ...]], Piece] = {}
+        self._is_text_run: dict[tuple[int, ...], bool] = {}
 
     def __call__(self, token_ids: Sequence[int]) -> list[Piece | None]:
         """
@@ -63,34 +63,29 @@ class TokenPieces:
             `list[Piece | None]`: One entry for each token, `None` for a token that shares the piece before it.
         """
         pieces: list[Piece | None] = []
+        before: tuple[int, ...] = ()  # the tokens of the piece before
         while len(pieces) < len(token_ids):
-            start = len(pieces)
-            previous, token = token_ids[start - 1] if start else None, token_ids[start]
-            piece = self._pieces.get((previous, token))
-            if piece is None and self._is_whole(token):
-                piece = self._pieces[previous, token] = self._piece(previous, token)
-            if piece is not None:
-                pieces.append(piece)
-                continue
-            end = self._end_of_characters(token_ids, start)
-            if end is None:
-                pieces.append(self.alone(token))
-            else:
-                pieces.append(Piece(self._after(previous, token_ids[start:end])))
-                pieces += [None] * (end - start - 1)
+            run = self._run(token_ids, len(pieces))
+            piece = self._pieces.get((before, run))
+            if piece is None:
+                piece = self._pieces[before, run] = self._piece(before, run)
+            pieces.append(piece)
+            pieces += [None] * (len(run) - 1)
+            before = run
         return pieces
 
     def alone(self, token: int) -> Piece:
         """The piece of a token without others, which are bytes where it is no whole characters."""
-        if self._is_whole(token):
-            return self._piece(None, token)
-        values = self._bytes(token)
-        return Piece(_REPLACEMENT if values is None else "".join(f"<0x{byte:02X}>" for byte in values), "bytes")
+        return self._piece((), (token,))
 
-    def _piece(self, previous: int | None, token: int) -> Piece:
+    def _piece(self, before: tuple[int, ...], run: tuple[int, ...]) -> Piece:
+        token = run[0]
         if token in self._special:
-            return Piece(self._decode([token]), "special")
-        text = self._after(previous, [token])
+            return Piece(self._decode(run), "special")
+        if len(run) == 1 and not self._is_whole(token):
+            values = self._bytes(token)
+            return Piece(_REPLACEMENT if values is None else "".join(f"<0x{byte:02X}>" for byte in values), "bytes")
+        text = self._after(before, run)
         if not text and self.processing_class.convert_ids_to_tokens(token) is None:
             return Piece(f"<{token}>", "special")
         return Piece(text)
@@ -100,12 +95,12 @@ class TokenPieces:
             list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
 
-    def _after(self, previous: int | None, token_ids: Sequence[int]) -> str:
-        if previous is not None:
-            before, both = self._decode([previous]), self._decode([previous, *token_ids])
-            if both.startswith(before):
-                return both[len(before) :]
-        return self._decode(token_ids)
+    def _after(self, before: tuple[int, ...], run: tuple[int, ...]) -> str:
+        text, both = self._decode(before), self._decode(before + run)
+        # Some decoders write a whole character as bytes if the one before it is none
+        if before and both.startswith(text) and _REPLACEMENT not in both[len(text) :]:
+            return both[len(text) :]
+        return self._decode(run)
 
     def _is_whole(self, token: int) -> bool:
         if token not in self._whole:
@@ -115,17 +110,23 @@ class TokenPieces:
             self._whole[token] = whole
         return self._whole[token]
 
-    def _end_of_characters(self, token_ids: Sequence[int], start: int) -> int | None:
-        """Where the shortest run of tokens ends that begins at `start` and is text; `None` if there is none."""
+    def _run(self, token_ids: Sequence[int], start: int) -> tuple[int, ...]:
+        """The shortest run of tokens from `start` on that is text, or one token if there is none."""
+        alone = (token_ids[start],)
+        if self._is_whole(token_ids[start]):
+            return alone
         for end in range(start + 2, min(start + _LONGEST_RUN, len(token_ids)) + 1):
             if self._is_whole(token_ids[end - 1]):
-                return None
+                return alone
             run = tuple(token_ids[start:end])
-            if run not in self._shared:
-                self._shared[run] = self._decode(run)
-            if _REPLACEMENT not in self._shared[run]:
-                return end
-        return None
+            if run not in self._is_text_run:
+                values = [self._bytes(token) for token in run]
+                # The replacement character may be text, too
+                is_spelled = None not in values and _is_text(b"".join(values))
+                self._is_text_run[run] = is_spelled or _REPLACEMENT not in self._decode(run)
+            if self._is_text_run[run]:
+                return run
+        return alone
 
     def _bytes(self, token: int) -> bytes | None:
         """The bytes of a token that is spelled by them, in either way that tokenizers do it."""

@@ -4,7 +4,7 @@
 const ROW_HEIGHT = 66;
 const NARROW = matchMedia("(max-width: 820px)");
 const find = (id) => document.getElementById(id);
-const state = { q: "", sort: "row", color: "", theme: "", tab: "samples", row: "" };
+const state = { q: "", sort: "row", color: "", theme: "", tab: "samples", row: "", token: "" };
 
 let samples;
 let filters = [];
@@ -143,7 +143,10 @@ function refresh() {
   const [some, unit] = [shown.length.toLocaleString("en"), samples.count === 1 ? "sample" : "samples"];
   find("count").textContent = shown.length === samples.count ? `${total} ${unit}` : `${some} of ${total} ${unit}`;
   find("spacer").style.height = `${shown.length * ROW_HEIGHT}px`;
-  if (!shown.includes(selected)) selected = shown.length ? shown[0] : -1;
+  if (!shown.includes(selected)) {
+    if (selected >= 0) state.token = ""; // it is one of another sample
+    selected = shown.length ? shown[0] : -1;
+  }
   scrollToSelected();
   drawList();
   drawDetail();
@@ -310,13 +313,15 @@ function drawField(name, text) {
 }
 
 function drawModel(row, model) {
+  const which = model === samples.models[0] ? "" : "2";
   const sample = make("section", "block");
-  sample.append(make("h3", "", "Sample"), drawTokens(samples.sample(row, model), "Sample", levelOf(model)));
+  const drawn = drawTokens(samples.sample(row, model), "Sample", `sample${which}`, levelOf(model));
+  sample.append(make("h3", "", "Sample"), drawn);
   const rewrite = make("section", "block rewrite");
   rewrite.append(make("h3", "", "Rewrite"));
   const tokens = samples.rewrite(row, model);
   if (tokens === null) rewrite.append(make("p", "empty", "No verified rewrite."));
-  else rewrite.append(drawTokens(tokens, "Rewrite", null));
+  else rewrite.append(drawTokens(tokens, "Rewrite", `rewrite${which}`, null));
   return [sample, rewrite];
 }
 
@@ -366,6 +371,7 @@ function showView(view) {
 function choose(row) {
   selected = row;
   state.row = `${row}`;
+  state.token = "";
   document.body.dataset.view = "detail";
   scrollToSelected();
   drawList();
@@ -468,9 +474,12 @@ function listen() {
   find("theme").addEventListener("click", switchTheme);
   find("help-button").addEventListener("click", () => find("help").showModal());
   for (const tab of ["samples", "charts"]) find(`tab-${tab}`).addEventListener("click", () => showTab(tab));
-  listenToTokens(find("detail"));
+  listenToTokens(find("detail"), (token) => {
+    state.token = token;
+    writeHash();
+  });
   addEventListener("resize", drawList);
-  addEventListener("scroll", hideTip, { passive: true, capture: true });
+  addEventListener("scroll", placeTip, { passive: true, capture: true });
   addEventListener("hashchange", restore);
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || find("help").open) return;
@@ -497,6 +506,11 @@ function restore() {
   drawControls();
   refresh();
   showTab(state.tab);
+  const token = [...find("detail").querySelectorAll(".token")].find((span) => span.dataset.token === state.token);
+  if (token) {
+    token.focus();
+    showTip(token);
+  }
 }
 
 async function start() {

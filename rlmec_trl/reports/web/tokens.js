@@ -64,8 +64,9 @@ function levelClass(level) {
   return level < 0 ? `low${-level}` : `high${level}`;
 }
 
-// `judge` gives the level of a token; of tokens that are shown together, the lowest counts.
-function drawTokens(tokens, label, judge) {
+// `key` is what a link calls the tokens. `judge` gives the level of a token; of tokens that are shown together, the lowest
+// counts.
+function drawTokens(tokens, label, key, judge) {
   const block = make("div", "tokens");
   block.dir = "auto";
   block.setAttribute("role", "group");
@@ -76,6 +77,7 @@ function drawTokens(tokens, label, judge) {
     if (deleted) block.append(make("span", "gap"));
     const span = make("span", "token");
     span.tabIndex = -1;
+    span.dataset.token = `${key}-${cell[0].index}`;
     if (judge) {
       const levels = cell.map(judge).filter((level) => level !== null);
       span.classList.add(levelClass(levels.length ? Math.min(...levels) : null));
@@ -102,11 +104,11 @@ function number(value, digits) {
   return Number(text) === 0 ? text.replace("-", "") : text;
 }
 
-function describe(token) {
+function describe(token, isPart) {
   const facts = [
     ["token", `${token.index}`],
     ["id", `${token.id}`],
-    ["text", token.shared || token.kind === "bytes" ? token.alone : JSON.stringify(token.text)],
+    ["text", isPart || token.kind === "bytes" ? token.alone : JSON.stringify(token.text)],
   ];
   if (token.p !== undefined) facts.push(["p", token.p === null ? "no opinion" : number(token.p, 4)]);
   if (token.reward !== undefined && token.reward !== null) facts.push(["reward", number(token.reward, 4)]);
@@ -118,12 +120,13 @@ function describe(token) {
 }
 
 const tip = document.getElementById("tip");
+let described = null; // the token that the tip is about
 
 function showTip(span) {
   tip.replaceChildren();
   for (const token of span.cell) {
     const table = make("dl");
-    for (const [name, value] of describe(token)) {
+    for (const [name, value] of describe(token, span.cell.length > 1)) {
       const shown = make("dd");
       shown.dir = "auto";
       drawText(shown, value);
@@ -133,8 +136,14 @@ function showTip(span) {
   }
   tip.hidden = false;
   span.setAttribute("aria-describedby", "tip");
+  described = span;
+  placeTip();
+}
+
+function placeTip() {
+  if (tip.hidden) return;
   // The first line of a token that is broken over two
-  const box = span.getClientRects()[0] || span.getBoundingClientRect();
+  const box = described.getClientRects()[0] || described.getBoundingClientRect();
   const left = Math.min(Math.max(8, box.left), Math.max(8, innerWidth - tip.offsetWidth - 8));
   const below = box.bottom + 6 + tip.offsetHeight < innerHeight;
   tip.style.left = `${left}px`;
@@ -149,14 +158,19 @@ function tokenOf(event) {
   return event.target instanceof Element ? event.target.closest(".token") : null;
 }
 
-function listenToTokens(container) {
+// `onFocus` is called with the name of a token that gets the focus.
+function listenToTokens(container, onFocus) {
   const show = (event) => {
     const span = tokenOf(event);
     if (span) showTip(span);
+    return span;
   };
   container.addEventListener("mouseover", show);
-  container.addEventListener("focusin", show);
   container.addEventListener("click", show);
+  container.addEventListener("focusin", (event) => {
+    const span = show(event);
+    if (span) onFocus(span.dataset.token);
+  });
   container.addEventListener("mouseout", hideTip);
   container.addEventListener("focusout", hideTip);
   container.addEventListener("keydown", (event) => {
