@@ -15,9 +15,7 @@ function make(tag, className, text) {
 }
 
 function nameOf(char) {
-  const code = char.codePointAt(0);
-  if (code < 0x20) return String.fromCodePoint(0x2400 + code);
-  return `U+${code.toString(16).toUpperCase().padStart(4, "0")}`;
+  return `U+${char.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
 }
 
 // Text with all that is invisible made visible. Spaces stay spaces, so that copied text is the text.
