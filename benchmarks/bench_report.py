@@ -54,7 +54,6 @@ def main() -> None:
             write_html(path, dataset, processing_class, other=other)
             seconds = time.perf_counter() - start
             print(f"{ROWS:,} rows of {TOKENS} tokens, {name}: {seconds:.1f} s, {path.stat().st_size / 1e6:.1f} MB")
-        path.rename("/tmp/rep/big.html")
 
 
 if __name__ == "__main__":

@@ -331,6 +331,13 @@ def test_two_reward_models_stand_side_by_side_and_their_disagreement_orders_rows
 
 
 @needs_chromium
+def test_there_is_a_view_of_charts_only_where_there_are_some(write, browser):
+    for charts in ([], [{"title": "p by outcome"}]):
+        browser.open(write([make_row()], charts=charts))
+        assert browser.run("document.getElementById('tabs').hidden") == (not charts)
+
+
+@needs_chromium
 def test_messages_are_shown_with_their_roles(write, browser):
     prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How many?"}]
     row = make_row(prompt=prompt)

@@ -37,6 +37,23 @@ class Quantized {
   }
 }
 
+// Values of some places, in the order of the places.
+class Sparse {
+  constructor(places, values) {
+    Object.assign(this, { places, values });
+  }
+
+  get(place) {
+    let [low, high] = [0, this.places.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.places[middle] < place) low = middle + 1;
+      else high = middle;
+    }
+    return this.places[low] === place ? this.values[low] : undefined;
+  }
+}
+
 // Where each row begins in an array that has those of all rows, and its end.
 function startsOf(lengths) {
   const starts = new Uint32Array(lengths.length + 1);
@@ -50,8 +67,7 @@ class Samples {
     Object.assign(this, { header, arrays, rows, texts, kinds, names, settings });
     this.count = rows.prompt.length;
     this.starts = startsOf(arrays.lengths);
-    this.unusual = new Map();
-    arrays.places.forEach((place, i) => this.unusual.set(place, arrays.texts[i]));
+    this.unusual = new Sparse(arrays.places, arrays.texts);
     this.models = names.map((name, number) => this.readModel(name, number));
     this.summarize();
   }
@@ -63,8 +79,7 @@ class Samples {
     }
     model.hasProbs = model.probs.codes.some((code) => code !== NO_VALUE);
     model.runStarts = startsOf(model.num_runs);
-    model.unusual = new Map();
-    model.places.forEach((place, i) => model.unusual.set(place, model.texts[i]));
+    model.unusual = new Sparse(model.places, model.texts);
     // Where the rewrite of each row and its new tokens begin; a rewrite that is the sample is not stored
     const lengths = new Uint32Array(this.count);
     const inserted = new Uint32Array(this.count);

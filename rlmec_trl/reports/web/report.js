@@ -3,6 +3,7 @@
 
 const ROW_HEIGHT = 66;
 const NARROW = matchMedia("(max-width: 820px)");
+const DARK = matchMedia("(prefers-color-scheme: dark)");
 const find = (id) => document.getElementById(id);
 const state = { q: "", sort: "row", color: "", theme: "", tab: "samples", row: "", token: "" };
 
@@ -57,8 +58,8 @@ function describeControls() {
   add("verified", "Rewrite", "Any rewrite", yesNo("Verified rewrite", "No verified rewrite"), asYes(isVerified));
   for (const [key, column, label] of [["outcome", "edit_outcome", "Outcome"], ["source", "source", "Source"]]) {
     if (!rows[column]) continue;
-    const values = [...new Set(rows[column].map((value) => value ?? "none"))].sort();
-    add(key, label, `Any ${key}`, values.map((value) => [value, value]), (row) => rows[column][row] ?? "none");
+    const values = [...new Set(rows[column].map((value) => value || "none"))].sort();
+    add(key, label, `Any ${key}`, values.map((value) => [value, value]), (row) => rows[column][row] || "none");
   }
 
   orders.push(["row", "Row order", null]);
@@ -281,7 +282,7 @@ function drawHead(row) {
   if (models.length === 1) for (const text of factsOf(row, models[0])) fact(text);
   if (samples.disagreement) fact(`largest |p₁ − p₂| ${number(orZero(samples.disagreement[row]), 2)}`);
   for (const name of ["edit_outcome", "source"]) {
-    if (rows[name]) fact(`${name.replace("edit_", "")}: ${rows[name][row] ?? "none"}`);
+    if (rows[name]) fact(`${name.replace("edit_", "")}: ${rows[name][row] || "none"}`);
   }
   return head;
 }
@@ -402,14 +403,14 @@ function showTab(tab) {
 }
 
 function showTheme() {
-  const isDark = state.theme ? state.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  const isDark = state.theme ? state.theme === "dark" : DARK.matches;
   document.documentElement.dataset.theme = isDark ? "dark" : "light";
+  drawList(); // with the other colors
 }
 
 function switchTheme() {
   state.theme = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
   showTheme();
-  drawList();
   writeHash();
 }
 
@@ -423,7 +424,7 @@ const KEYS = [
 ];
 
 function focusSearch() {
-  showView("list");
+  if (NARROW.matches) showView("list");
   find("search").focus();
   find("search").select();
 }
@@ -478,6 +479,7 @@ function listen() {
     state.token = token;
     writeHash();
   });
+  DARK.addEventListener("change", showTheme);
   addEventListener("resize", drawList);
   addEventListener("scroll", placeTip, { passive: true, capture: true });
   addEventListener("hashchange", restore);
