@@ -11,6 +11,7 @@ let samples;
 let filters = [];
 let orders = [];
 let shown = []; // numbers of the rows in the list, in its order
+let drawn = new Map(); // the items of the list that are in view, by their rows
 let selected = -1;
 let texts = []; // what is searched in each row, made when it is first needed
 let bounds = { lowest: 1, highest: 1 };
@@ -148,6 +149,7 @@ function refresh() {
     if (selected >= 0) state.token = ""; // it is one of another sample
     selected = shown.length ? shown[0] : -1;
   }
+  drawn.clear(); // its figures and colors depend on the state
   scrollToSelected();
   drawList();
   drawDetail();
@@ -167,22 +169,27 @@ function drawList() {
   const list = find("list");
   const first = Math.max(0, Math.floor(list.scrollTop / ROW_HEIGHT) - 5);
   const last = Math.min(shown.length, Math.ceil((list.scrollTop + list.clientHeight) / ROW_HEIGHT) + 5);
-  const items = [];
-  for (let place = first; place < last; place++) items.push(drawItem(shown[place], place));
-  find("spacer").replaceChildren(...items);
+  const kept = new Map();
+  for (let place = first; place < last; place++) {
+    const row = shown[place];
+    const item = drawn.get(row) || drawItem(row);
+    item.style.top = `${place * ROW_HEIGHT}px`;
+    item.setAttribute("aria-selected", row === selected);
+    item.setAttribute("aria-posinset", place + 1);
+    item.setAttribute("aria-setsize", shown.length);
+    kept.set(row, item);
+  }
+  drawn = kept;
+  find("spacer").replaceChildren(...kept.values());
   if (selected >= 0) list.setAttribute("aria-activedescendant", `item-${selected}`);
   else list.removeAttribute("aria-activedescendant");
 }
 
-function drawItem(row, place) {
+function drawItem(row) {
   const item = make("div", "item");
   item.id = `item-${row}`;
   item.dataset.row = row;
   item.setAttribute("role", "option");
-  item.setAttribute("aria-selected", row === selected);
-  item.setAttribute("aria-posinset", place + 1);
-  item.setAttribute("aria-setsize", shown.length);
-  item.style.top = `${place * ROW_HEIGHT}px`;
   const head = make("div", "item-head");
   const correct = samples.rows.correct[row];
   const verdict = make("span", correct ? "verdict right" : "verdict wrong", correct ? "✓" : "✗");
@@ -226,8 +233,9 @@ function drawStrip(row, model) {
   const style = getComputedStyle(document.documentElement);
   const [low, high] = ["--low", "--high"].map((name) => style.getPropertyValue(name));
   const step = width / Math.max(1, end - start);
+  const judge = levelOf(model);
   for (let place = start; place < end; place++) {
-    const level = levelOf(model)({ p: model.probs.get(place), reward: model.rewards.get(place) });
+    const level = judge({ p: model.probs.get(place), reward: model.rewards.get(place) });
     if (level === null || level === 0) continue;
     context.fillStyle = `rgb(${level < 0 ? low : high})`;
     context.globalAlpha = level < 0 ? 0.25 + (0.75 * -level) / LEVELS : (0.35 * level) / LEVELS;
@@ -248,6 +256,7 @@ function drawDetail() {
   const detail = find("detail");
   hideTip();
   detail.replaceChildren();
+  detail.scrollTop = 0; // while it is empty, and there is nothing to lay out
   if (selected < 0) {
     detail.append(make("p", "empty", "No sample has all of this. Change the search or a filter."));
     return;
@@ -266,7 +275,6 @@ function drawDetail() {
     of.append(...drawModel(row, model));
   }
   detail.append(columns, drawLegend());
-  detail.scrollTop = 0;
 }
 
 function drawHead(row) {
@@ -405,7 +413,8 @@ function showTab(tab) {
 function showTheme() {
   const isDark = state.theme ? state.theme === "dark" : DARK.matches;
   document.documentElement.dataset.theme = isDark ? "dark" : "light";
-  drawList(); // with the other colors
+  drawn.clear();
+  drawList();
 }
 
 function switchTheme() {
