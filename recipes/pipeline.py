@@ -260,6 +260,8 @@ def report(pipeline: Pipeline, runs: list[Run]) -> None:
     path = Path(pipeline.output_dir, pipeline.report)
     write_atomically(path, json.dumps(result, indent=2) + "\n")
     say(f"{sum(result['seconds'].values()) / 60:.1f} minutes of work; all figures in {path}")
+    for page in (run.folder / step.name for run in runs for step in run.steps if step.name.endswith(".html")):
+        say(f"To see the samples token by token, open {page} in a browser")
 
 
 def main() -> None:

@@ -135,3 +135,11 @@ def test_the_audit_asks_the_index_of_pips_configuration(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_RETRIES", "1")
     with pytest.raises(AUDIT.NoAnswerError):
         AUDIT.ask_index(constraints)
+
+
+def test_every_file_beside_the_modules_is_packaged():
+    patterns = SETUP["options.package_data"]["rlmec_trl"].split()
+    package = ROOT / "rlmec_trl"
+    packaged = {path for pattern in patterns for path in package.glob(pattern)}
+    others = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert packaged == others and package / "reports" / "web" / "report.html" in packaged

@@ -314,6 +314,7 @@ SMALL = {
     "grm": {"max_steps": 4, "save_steps": 4, "per_device_train_batch_size": 8},
     "scored": {"rewrite_max_new_tokens": 8, "rewrite_topk": 2, "shard_size": 20},
     "audit.json": {},
+    "report.html": {"max_rows": 20},
     "reference_sft": {"max_steps": 2, "per_device_train_batch_size": 8},
     "rewrite_all": {"max_steps": 2, "per_device_train_batch_size": 8},
     "grpo": {
@@ -410,7 +411,8 @@ CHOICE = [
 ]
 STAGES = [
     *("task", "warmup", "samples", "edits", "grm", "scored", "audit.json"),
-    *("reference_sft", "results/reference_sft-test.json", *CHOICE, "grpo", "results/grpo-test.json"),
+    *("reference_sft", "results/reference_sft-test.json", *CHOICE, "report.html"),
+    *("grpo", "results/grpo-test.json"),
 ]
 
 
@@ -461,6 +463,7 @@ def test_the_pipeline_runs_every_stage_and_reports(finished):
     assert chosen["argument"] == "policy_coef" and chosen["value"] in (0.1, 1.0)
     assert os.readlink(pipeline.run / "rewrite_all") == f"rewrite_all-policy_coef-{chosen['value']}"
     assert "Small: test split, 16 problems" in output and "report.json" in output
+    assert "open runs/seed-0/report.html in a browser" in output.splitlines()[-1]
 
 
 def test_the_report_compares_rows_problem_by_problem(finished):
@@ -592,7 +595,7 @@ def test_a_changed_setting_and_a_deleted_and_an_interrupted_stage(finished, copy
     written = checkpoint.stat().st_mtime_ns
 
     ran, skipped, _ = pipeline.start(scripts)
-    assert ran == ["warmup", "edits", "scored", "audit.json", *CHOICE]
+    assert ran == ["warmup", "edits", "scored", "audit.json", *CHOICE, "report.html"]
     assert skipped == [name for name in STAGES if name not in ran]
     assert checkpoint.stat().st_mtime_ns == written, "training resumed from there"
     assert (pipeline.run / "warmup" / "checkpoint-160").is_dir()

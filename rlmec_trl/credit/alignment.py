@@ -1,6 +1,7 @@
 """Minimum edits between two token sequences: their number, and the target tokens that they change."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from rapidfuzz.distance import Levenshtein
 
@@ -66,3 +67,44 @@ def edit_weights(
         `list[float]`: One weight for each token of `target_ids`.
     """
     return [edited if is_edited else unedited for is_edited in edit_mask(source_ids, target_ids)]
+
+
+class EditRun(NamedTuple):
+    """
+    Neighboring edits of one kind.
+
+    Args:
+        kind (`str`):
+            `"insert"`, `"delete"` or `"replace"`.
+        source_start (`int`):
+            Number of source tokens before it.
+        source_length (`int`):
+            Number of source tokens that it deletes or replaces.
+        target_length (`int`):
+            Number of target tokens that it inserts, or that replace the others.
+    """
+
+    kind: str
+    source_start: int
+    source_length: int
+    target_length: int
+
+
+def edit_runs(source_ids: Sequence[int], target_ids: Sequence[int]) -> list[EditRun]:
+    """
+    The minimum edit script that [`edit_mask`] and [`edit_weights`] are made of, neighboring edits of a kind together.
+
+    Args:
+        source_ids (`Sequence[int]`):
+            Token ids of the attempt.
+        target_ids (`Sequence[int]`):
+            Token ids of the rewrite.
+
+    Returns:
+        `list[EditRun]`: In the order of the tokens. What is between two of them is the same in both sequences.
+    """
+    return [
+        EditRun(code.tag, code.src_start, code.src_end - code.src_start, code.dest_end - code.dest_start)
+        for code in Levenshtein.opcodes(source_ids, target_ids)
+        if code.tag != "equal"
+    ]

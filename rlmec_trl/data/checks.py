@@ -72,6 +72,19 @@ def check_setting(kind: type, name: str, value: Any) -> None:
             raise ConfigError(f"{subject} must {permitted}, got {_show(value)}: {permitted.effect}.")
 
 
+def check_reward_ranges(config: Any) -> None:
+    """
+    Check `positive_reward_range` and `negative_reward_range` of a configuration.
+
+    Raises:
+        [`ConfigError`]: If one of them is not a lower and an upper bound.
+    """
+    for name in ("positive_reward_range", "negative_reward_range"):
+        bounds = getattr(config, name)
+        if len(bounds) != 2 or bounds[0] > bounds[1]:
+            raise ConfigError(f"`{name}` must be two numbers, the lower bound first, got {bounds}.")
+
+
 def is_numeric(kind: type, name: str) -> bool:
     """Whether a field of a dataclass holds a number or a list of numbers."""
     return _has_number(_hints(kind)[name])

@@ -340,7 +340,14 @@ def check_result_file(
         [`OutputError`]: If there is another file, or a folder.
     """
     is_ours = _has_result_lines if lines else is_result_file
-    if output_file is not None and Path(output_file).exists() and not is_ours(output_file, names):
+    if output_file is not None:
+        _check_own_file(output_file, lambda path: is_ours(path, names), setting)
+
+
+def _check_own_file(
+    output_file: str | os.PathLike, is_ours: Callable[[str | os.PathLike], bool], setting: str
+) -> None:
+    if Path(output_file).exists() and not is_ours(output_file):
         raise OutputError(
             f"{str(output_file)!r} exists and is not a result of this stage. Nothing was changed. Choose another "
             f"`{setting}`."
@@ -373,7 +380,30 @@ def claim_file(
     if output_file is None:
         yield
         return
-    check_result_file(output_file, names, setting, lines)
+    is_ours = _has_result_lines if lines else is_result_file
+    with claim_own_file(output_file, lambda path: is_ours(path, names), setting):
+        yield
+
+
+@contextmanager
+def claim_own_file(
+    output_file: str | os.PathLike, is_ours: Callable[[str | os.PathLike], bool], setting: str = "--output_file"
+) -> Iterator[None]:
+    """
+    Hold a file of any kind for one run.
+
+    Args:
+        output_file (`str` or `os.PathLike`):
+            The file.
+        is_ours (`Callable[[str], bool]`):
+            Whether a file was written by an earlier run, so that it may be replaced.
+        setting (`str`, *optional*, defaults to `"--output_file"`):
+            The setting that names the file, for an error.
+
+    Raises:
+        [`OutputError`]: If the file may not or cannot be written, or another run is about to write it.
+    """
+    _check_own_file(output_file, is_ours, setting)
     path = Path(output_file)
     message = f"Another run will write {str(output_file)!r}. Wait for it to end, or choose another `{setting}`."
     with hold_lock(path.with_name(f".{path.name}.lock"), output_file, message):

@@ -23,6 +23,8 @@ RUN, SEED = "{run}", "{seed}"
 _NAME = re.compile(r"\w[\w.-]*")
 # Bytes, so that the files next to an output can have longer names than it
 _LONGEST_NAME = 200
+# Stages whose names end like this write a file
+_FILES = (".json", ".html")
 _NOT_IN_NAME = re.compile(r"[^\w.+-]")
 
 
@@ -37,7 +39,7 @@ class Stage:
 
     Args:
         name (`str`):
-            Name of the stage and of its output: a folder, or a file where it ends in `.json`.
+            Name of the stage and of its output: a folder, or a file where it ends in `.json` or `.html`.
         recipe (`str`):
             Recipe that runs it, without `.py`.
         args (`dict`, *optional*):
@@ -185,7 +187,7 @@ def plan_run(
     steps: dict[str, Job | Choice] = {}
 
     def add_job(name: str, recipe: str, args: dict[str, Any]) -> Job:
-        output = "output_file" if name.endswith(".json") else "output_dir"
+        output = "output_file" if name.endswith(_FILES) else "output_dir"
         for taken in {"output_file", "output_dir"} & args.keys():
             raise PipelineError(f"Stage {name!r}: `{taken}` is set by the pipeline, to `{RUN}/{name}`.")
         settings = {**pipeline.defaults.get(recipe, {}), **args, output: f"{RUN}/{name}"}
@@ -224,7 +226,7 @@ def plan_run(
                 f"Stage {stage.name!r}: a name consists of letters, digits, '_', '-' and '.', begins with none of the "
                 "last two, and is not 'results', the folder of all evaluations."
             )
-        if stage.name.endswith(".json") and (stage.evaluate is not None or stage.choose is not None):
+        if stage.name.endswith(_FILES) and (stage.evaluate is not None or stage.choose is not None):
             raise PipelineError(f"Stage {stage.name!r} writes a file, which is no model to evaluate.")
         if not isinstance(stage.args, dict):
             raise PipelineError(f"Stage {stage.name!r}: `args` has to be a mapping, found {stage.args!r}.")

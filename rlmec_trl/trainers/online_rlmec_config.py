@@ -6,7 +6,7 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 from trl import GRPOConfig
 
-from ..data.checks import check_config
+from ..data.checks import check_config, check_reward_ranges
 from ..data.errors import ConfigError
 
 
@@ -245,10 +245,7 @@ class OnlineRLMECConfig(GRPOConfig):
     def __post_init__(self):
         check_config(self)
         super().__post_init__()
-        for name in ("positive_reward_range", "negative_reward_range"):
-            bounds = getattr(self, name)
-            if len(bounds) != 2 or bounds[0] > bounds[1]:
-                raise ConfigError(f"`{name}` must be two numbers, the lower bound first, got {bounds}.")
+        check_reward_ranges(self)
         self._check_grm_init_kwargs()
         if self.imitation_coef > 0 and self.edited_weight == 0 and self.unedited_weight == 0:
             raise ConfigError(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from trl import SFTConfig
 
-from ..data.checks import check_config
+from ..data.checks import check_config, check_reward_ranges
 from ..data.errors import ConfigError
 
 
@@ -217,10 +217,7 @@ class RLMECConfig(SFTConfig):
     def __post_init__(self):
         check_config(self)
         super().__post_init__()
-        for name in ("positive_reward_range", "negative_reward_range"):
-            bounds = getattr(self, name)
-            if len(bounds) != 2 or bounds[0] > bounds[1]:
-                raise ConfigError(f"`{name}` must be two numbers, the lower bound first, got {bounds}.")
+        check_reward_ranges(self)
         if self.policy_coef == 0 and self.imitation_coef == 0 and self.attempt_coef == 0:
             raise ConfigError(
                 "`policy_coef`, `imitation_coef` and `attempt_coef` are all 0, so there is nothing to train on."

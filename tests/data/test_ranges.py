@@ -29,6 +29,7 @@ RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py") if path.s
 REQUIRED = {"output_dir": "out", "task": "math", "dataset_name": "data", "teacher": "model"}
 REQUIRED |= {"seen_dataset_name": "data", "tokenizer": "model", "dataset_names": ["data"]}
 REQUIRED |= {"results": ["a.json", "b.json"]}
+NEEDED = {"ReportConfig": {"output_file": "report.html"}}  # of other classes, the default is none
 REQUIRED |= {"label_reward_model": "model", "quality_reward_model": "model", "label_cap": 1.0}
 TRAINING = {"use_cpu": True, "bf16": False, "report_to": "none"}
 # Settings that are refused on their own
@@ -81,7 +82,7 @@ ENTRIES = [
 
 def make(kind, /, **changed):
     names = {field.name for field in dataclasses.fields(kind) if "choices" not in field.metadata}
-    common = {**REQUIRED, **(TRAINING if issubclass(kind, TrainingArguments) else {})}
+    common = {**REQUIRED, **NEEDED.get(kind.__name__, {}), **(TRAINING if issubclass(kind, TrainingArguments) else {})}
     return kind(**({name: value for name, value in common.items() if name in names} | changed))
 
 

@@ -22,6 +22,7 @@ REQUIRED = {
     "rlmec": {"output_dir": "out", "dataset_name": "data"},
     "evaluate": {"task": "math"},
     "audit": {"task": "math", "dataset_name": "data", "seen_dataset_name": "data", "tokenizer": "model"},
+    "report": {"output_file": "report.html", "tokenizer": "model", "dataset_name": "data"},
     "sft": {"output_dir": "out", "dataset_name": "data"},
     "grpo": {"output_dir": "out", "dataset_name": "data", "task": "math"},
     "task": {"output_dir": "out"},

@@ -1,0 +1,76 @@
+"""The report stage: a file of its own, from one or two datasets."""
+
+import pytest
+from datasets import Dataset
+
+from recipes.report import main, make_parser
+from rlmec_trl.data.errors import ConfigError
+from rlmec_trl.data.tokens import encode_completion
+from rlmec_trl.reports.html_report import is_report
+from rlmec_trl.stages.output import OutputError
+from rlmec_trl.stages.report import ReportConfig, run, short_names
+from rlmec_trl.stages.settings import parse_settings
+
+
+@pytest.fixture
+def paths(tokenizer, tmp_path):
+    """Scored rows in two folders, and a tokenizer."""
+    ids = encode_completion(tokenizer, "59 - 16 is 43")
+    row = {"prompt": "Tom has 59 nuts.", "completion_ids": ids, "correct": True, "rewrite_ids": ids}
+    for name, prob in (("scored", 0.9), ("scored_2", 0.4)):
+        rows = [row | {"prompt": f"Problem {number}", "token_probs": [prob] * len(ids)} for number in range(3)]
+        Dataset.from_list(rows).save_to_disk(tmp_path / name)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    return {"dataset_name": str(tmp_path / "scored"), "tokenizer": str(tmp_path / "tokenizer")}
+
+
+def test_the_recipe_writes_a_report_and_names_it(paths, tmp_path, capsys):
+    target = tmp_path / "new" / "report.html"
+    settings = paths | {"output_file": target, "other_dataset_name": tmp_path / "scored_2", "max_rows": 2}
+    words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
+    main(*parse_settings(make_parser(), [*words, "--negative_reward_range", "-1", "0"]))
+    assert f"open {target} in a browser" in capsys.readouterr().out
+    page = target.read_text(encoding="utf-8")
+    assert is_report(target) and "<title>scored and scored_2</title>" in page
+    assert str(tmp_path) not in page, "no path of a machine"
+    assert [path.name for path in target.parent.iterdir()] == ["report.html"]
+
+
+def test_only_a_report_is_replaced(paths, tmp_path):
+    target = tmp_path / "report.html"
+    run(ReportConfig(**paths, output_file=str(target)))
+    before = target.stat().st_mtime_ns
+    run(ReportConfig(**paths, output_file=str(target), title="Another"))
+    assert target.stat().st_mtime_ns > before and "<title>Another</title>" in target.read_text()
+    target.write_text("<html>my thesis</html>")
+    with pytest.raises(OutputError, match=r"report\.html' exists and is not a result of this stage"):
+        run(ReportConfig(**paths, output_file=str(target)))
+    assert target.read_text() == "<html>my thesis</html>"
+
+
+def test_a_report_that_cannot_be_written_is_refused_by_name(paths, tmp_path):
+    (tmp_path / "file").write_text("a file where a folder should be")
+    with pytest.raises(OutputError, match=r"report\.html' cannot be written"):
+        run(ReportConfig(**paths, output_file=str(tmp_path / "file" / "report.html")))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("positive_reward_range", [0.5, 0.0]), ("reward_baseline", 1.5), ("negative_credit", "last"), ("max_rows", 0)],
+)
+def test_settings_are_checked_as_those_of_the_trainer(setting, value):
+    with pytest.raises(ConfigError, match=setting):
+        ReportConfig("data", "tokenizer", "report.html", **{setting: value})
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (("/home/me/runs/scored", None), ["scored"]),
+        (("/home/me/runs/scored", "/home/me/runs/scored_2"), ["scored", "scored_2"]),
+        (("/home/me/a/scored", "/home/me/b/scored"), ["a/scored", "b/scored"]),
+        (("user/scored", "user/scored"), ["user/scored", "user/scored"]),
+    ],
+)
+def test_datasets_are_called_by_as_few_parts_of_their_paths_as_needed(paths, names):
+    assert short_names(*paths) == names
