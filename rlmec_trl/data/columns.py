@@ -1,4 +1,4 @@
-"""What the columns of the stages hold, in words: for dataset cards. docs/data.md begins its descriptions with these."""
+"""What the columns of the stages hold, in words, for dataset cards. Descriptions in docs/data.md begin with these."""
 
 from __future__ import annotations
 

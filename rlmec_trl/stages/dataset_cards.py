@@ -95,10 +95,10 @@ def dataset_card(dataset: Dataset, facts: DatasetFacts, repo_id: str) -> str:
             if facts.wording
             else []
         ),
-        "## License\n\nThe license is for you who publish this dataset to choose: set `license` in the metadata of this "
-        "card. Texts that a model wrote may be subject to the terms of its license or of its provider, some of which "
-        "restrict training other models on them, and the problems to the license of their source. A `license` that is "
-        "set is kept when the dataset is pushed again.",
+        "## License\n\nNo license has been chosen yet. Whoever publishes this dataset sets `license` in the metadata of "
+        "this card, where it is kept when the dataset is pushed again. Texts that a model wrote may be subject to its "
+        "license or to the terms of its provider, some of which restrict training other models on them, and problems "
+        "to the license of their source.",
         f"## Framework versions\n\n{versions('datasets', 'transformers', 'trl')}",
         f"## Citation\n\n{fenced(facts.paper['citation'], 'bibtex')}",
     ]

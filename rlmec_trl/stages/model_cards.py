@@ -78,7 +78,7 @@ class About:
         task (`str`, *optional*):
             The task, as the recipe was given it.
         grm (`str`, *optional*):
-            Path or Hub name of the generative reward model. Of scored samples in the folder of a pipeline, it is known.
+            Path or Hub name of the generative reward model. It need not be given for scored samples of a pipeline.
         reward_models (`dict[str, str | None]`, *optional*, defaults to `{}`):
             Other reward models by what they score.
         paper (`dict[str, str]`, *optional*):
@@ -205,8 +205,8 @@ def find_evaluations(folder: Path) -> list[tuple[str, Accuracy]]:
 
 def find_audits(grm: Path) -> list[tuple[str, dict[str, Any]]]:
     """
-    Results of `audit.py` for a generative reward model, with their names. In the folder of a pipeline, those of samples
-    that it has scored; elsewhere an `audit.json` in its folder or beside it.
+    Results of `audit.py` for a generative reward model, with their names. In the folder of a pipeline, those of
+    samples that it has scored; elsewhere an `audit.json` in its folder or beside it.
     """
     grm = grm.expanduser().absolute()
     stages = grm.parent / ".stages"
@@ -297,7 +297,7 @@ def _quick_start(folder: Path, name: str) -> str:
     note = ""
     if base is not None and not is_hub_name(base[0]):
         note = (
-            f"\n\nThis is an adapter of `{public_name(base[0])}`, which is not on the Hub: pass your copy of that model "
-            "to `PeftModel.from_pretrained`, or ask its author for the merged model."
+            f"\n\nThis is an adapter of `{public_name(base[0])}`, which is not on the Hub: pass your copy of that "
+            "model to `PeftModel.from_pretrained`, or ask its author for the merged model."
         )
     return fenced(code, "python") + note

@@ -1,9 +1,9 @@
 """
 Models on the Hub: the files that belong to them, and nothing that tells where they were made.
 
-[`~transformers.Trainer`] pushes its whole output folder: also `training_args.bin`, which is a pickle with paths and the
-token, `trainer_state.json` with the paths of checkpoints, and whatever else a user keeps there. Here a model is pushed
-by the names of its files, its card is made for the push, and paths in its settings are cut down to names.
+[`~transformers.Trainer`] pushes its whole output folder: also `training_args.bin`, which is a pickle with paths and
+the token, `trainer_state.json` with the paths of checkpoints, and whatever else a user keeps there. Here a model is
+pushed by the names of its files, its card is made for the push, and paths in its settings are cut down to names.
 """
 
 import copy
@@ -152,8 +152,8 @@ def _report_failure(checkpoint: Path, job: Future) -> None:
     error = job.exception()
     if error is not None:
         logger.warning(
-            f"{str(checkpoint)!r} could not be pushed to the Hub ({type(error).__name__}: {error}). Training continues, "
-            "and pushes the model again later."
+            f"{str(checkpoint)!r} could not be pushed to the Hub ({type(error).__name__}: {error}). Training "
+            "continues, and pushes the model again later."
         )
 
 
@@ -162,7 +162,7 @@ def _keep_license(api: HfApi, repo: Repo, revision: str | None, present: list[st
     if README not in present:
         return card
     before = ModelCard(Path(api.hf_hub_download(repo.id, README, revision=revision)).read_text(encoding="utf-8"))
-    if before.data.license is None:
+    if before.data.get("license") is None:
         return card
     new = ModelCard(card)
     new.data.license = before.data.license

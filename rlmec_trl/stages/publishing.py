@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from datasets import Dataset
 from huggingface_hub import DatasetCard, HfApi
-from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.errors import HTTPError
 
 from ..data.checks import check_config
 from ..data.errors import UserError
@@ -24,8 +24,9 @@ from .output import resolve
 
 
 # What the client raises where the Hub refuses something or cannot be reached. `HTTPError` is that of the HTTP library,
-# of which each release of the client may use another one. Uploads of large files end in a `RuntimeError`
-_FAILURES = (OSError, HTTPError, HFValidationError, RuntimeError)
+# of which each release of the client may use another one. An invalid name, or a card with invalid metadata, is a
+# `ValueError`, and a failed upload of a large file a `RuntimeError`
+_FAILURES = (OSError, HTTPError, ValueError, RuntimeError)
 # Reasons that rows were left out for. What follows the colon quotes a provider's message
 _OUTCOMES = ("edit_outcome", "rationale_outcome")
 # Settings that decide where a result is published, and change nothing about it
@@ -141,10 +142,7 @@ def _translated(what: str, advice: str) -> Iterator[None]:
     except _FAILURES as error:
         # Only the first line: what follows are request ids and links
         text = " ".join(str(error).partition("\n\n")[0].split()).rstrip(".")
-        cause = f", {type(error.__cause__).__name__}: {error.__cause__}" if error.__cause__ is not None else ""
-        raise PublishError(
-            f"{what}: {text or type(error).__name__} ({type(error).__name__}{cause}). {advice}"
-        ) from None
+        raise PublishError(f"{what}: {text} ({type(error).__name__}). {advice}") from None
 
 
 class DatasetPublisher:
@@ -191,7 +189,7 @@ class DatasetPublisher:
             path = api.hf_hub_download(repo.id, "README.md", repo_type="dataset")
             with open(path, encoding="utf-8") as file:
                 card = DatasetCard(file.read())
-            card.data.tags = sorted({*(card.data.tags or ()), *dataset_tags(facts)})
+            card.data["tags"] = sorted({*(card.data.get("tags") or ()), *dataset_tags(facts)})
             card.text = dataset_card(dataset, facts, repo.id)
             api.upload_file(
                 path_or_fileobj=str(card).encode(),
