@@ -64,7 +64,10 @@ def card_settings(config: Any) -> dict[str, Any]:
 
 def teacher_of(teacher: str, provider: str, role: str = "teacher") -> dict[str, str]:
     """Who a teacher is and, unless it runs in this process, who provides it."""
-    return {role: teacher} if provider == "local" else {role: teacher, "provider": provider}
+    if provider != "local":
+        return {role: teacher, "provider": provider}
+    programs = {"task": "a program of the task", "reference": "the values that the references state"}
+    return {role: programs.get(teacher, teacher)}
 
 
 def is_model(teacher: str, provider: str) -> bool:
@@ -95,10 +98,10 @@ def dataset_card(dataset: Dataset, facts: DatasetFacts, repo_id: str) -> str:
             if facts.wording
             else []
         ),
-        "## License\n\nNo license has been chosen yet. Whoever publishes this dataset sets `license` in the metadata of "
-        "this card, where it is kept when the dataset is pushed again. Texts that a model wrote may be subject to its "
-        "license or to the terms of its provider, some of which restrict training other models on them, and problems "
-        "to the license of their source.",
+        "## License\n\nWhoever publishes this dataset chooses its license, and sets `license` in the metadata of this "
+        "card, where it is kept when the dataset is pushed again. Without it, none has been chosen. Texts that a model "
+        "wrote may be subject to its license or to the terms of its provider, some of which restrict training other "
+        "models on them, and problems to the license of their source.",
         f"## Framework versions\n\n{versions('datasets', 'transformers', 'trl')}",
         f"## Citation\n\n{fenced(facts.paper['citation'], 'bibtex')}",
     ]

@@ -209,7 +209,8 @@ def run(
     prompt = "rewrite" if config.provider == "local" else "teacher"
     facts = DatasetFacts(
         "edits",
-        "Samples of a policy that a teacher has corrected with minimum edits. Every rewrite was verified.",
+        "Samples of a policy that a teacher has corrected with minimum edits. Rewrites that failed verification are "
+        "`None`.",
         {**teacher_of(config.teacher, config.provider), "task": config.task, "samples": config.dataset_name},
         card_settings(config),
         prompts_of(task.wording, prompt) if is_model(config.teacher, config.provider) else {},

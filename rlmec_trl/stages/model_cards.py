@@ -1,7 +1,6 @@
 """Cards of models, in the form of TRL's: method, data, reward model, settings, and what was measured."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -263,8 +262,10 @@ def _settings(trainer: Trainer) -> dict[str, Any]:
         wanted = part.name in ours or part.name in _SETTINGS or changed
         if part.init and wanted and part.name not in _LEFT_OUT and value not in (None, {}, []):
             shown[part.name] = value
-    plain = json.loads(json.dumps(shown, default=lambda value: getattr(value, "value", type(value).__name__)))
-    return {name: value for name, value in without_paths(plain).items() if value is not None}
+    # Others, such as a quantization, are in the files of the model
+    plain = {name: getattr(value, "value", value) for name, value in shown.items()}
+    plain = {name: value for name, value in plain.items() if isinstance(value, (bool, int, float, str, list, tuple))}
+    return without_paths(plain)
 
 
 def _quick_start(folder: Path, name: str) -> str:

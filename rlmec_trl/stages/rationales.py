@@ -239,7 +239,7 @@ def run(
     )
     facts = DatasetFacts(
         "rationales",
-        "Labels that a teacher has justified, correct ones and others. Every response was verified.",
+        "Labels that a teacher has justified, correct or not. A response that failed verification is `None`.",
         {
             **teacher_of(config.teacher, config.provider),
             "task": config.task,

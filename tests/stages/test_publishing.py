@@ -182,7 +182,7 @@ def test_every_stage_publishes_its_rows_with_a_card(hub, folder, monkeypatch, to
         assert f"| all |  | {len(rows):,} |" in card.text
         assert not any(path.name == "README.md" for path in (folder / name).iterdir())  # nor anything else
     edits, scored = (hub.files("dataset", f"me/{name}")["README.md"].decode() for name in ("edits", "scored"))
-    assert "| edit outcome | `rewritten` | " in edits and "| teacher | `task` |" in edits
+    assert "| edit outcome | `rewritten` | " in edits and "| teacher | `a program of the task` |" in edits
     assert "| generative reward model | `untrained_grm` |" in scored and "| `rewrite_topk` | `2` |" in scored
     assert WORDED.locate in scored and "2401.06081" in scored
     assert "2405.19763" in hub.files("dataset", "me/pairs")["README.md"].decode()
