@@ -99,9 +99,9 @@ def dataset_card(dataset: Dataset, facts: DatasetFacts, repo_id: str) -> str:
             else []
         ),
         "## License\n\nWhoever publishes this dataset chooses its license, and sets `license` in the metadata of this "
-        "card, where it is kept when the dataset is pushed again. Without it, none has been chosen. Texts that a model "
-        "wrote may be subject to its license or to the terms of its provider, some of which restrict training other "
-        "models on them, and problems to the license of their source.",
+        "card, where later pushes keep it. Without it, none has been chosen. Texts that a model wrote may be subject "
+        "to its license or to the terms of its provider, some of which restrict training other models on them, and "
+        "problems to the license of their source.",
         f"## Framework versions\n\n{versions('datasets', 'transformers', 'trl')}",
         f"## Citation\n\n{fenced(facts.paper['citation'], 'bibtex')}",
     ]

@@ -11,7 +11,6 @@ from accelerate.utils import is_peft_model
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import Trainer
 
-from ..data.adapters import adapter_base
 from ..data.marks import read_object
 from ..data.public_names import is_hub_name, public_name, without_paths
 from ..grm.prompts import WORDING_FILE
@@ -294,11 +293,16 @@ def _quick_start(folder: Path, name: str) -> str:
             f'generator = pipeline("text-generation", model="{name}")\n'
             f"print(generator({prompt}, max_new_tokens=256, return_full_text=False)[0])"
         )
-    base = adapter_base(str(folder)) if (folder / "adapter_config.json").exists() else None
-    note = ""
-    if base is not None and not is_hub_name(base[0]):
-        note = (
-            f"\n\nThis is an adapter of `{public_name(base[0])}`, which is not on the Hub: pass your copy of that "
-            "model to `PeftModel.from_pretrained`, or ask its author for the merged model."
-        )
-    return fenced(code, "python") + note
+    base = local_base(folder)
+    if base is None:
+        return fenced(code, "python")
+    return fenced(code, "python") + (
+        f"\n\nThis is an adapter of `{public_name(base)}`, which is not on the Hub: pass your copy of that model to "
+        "`PeftModel.from_pretrained`, or ask its author for the merged model."
+    )
+
+
+def local_base(folder: Path) -> str | None:
+    """Path of the base model of an adapter, if it is not one of the Hub, without which nobody else can load it."""
+    base = (read_object(folder / "adapter_config.json") or {}).get("base_model_name_or_path")
+    return base if isinstance(base, str) and not is_hub_name(base) else None

@@ -23,11 +23,10 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
-from ..data.adapters import adapter_base
 from ..data.marks import list_files, read_object
-from ..data.public_names import is_hub_name, without_paths
+from ..data.public_names import without_paths
 from .checkpoints import MODEL_FILES, STATE, WRITTEN
-from .model_cards import ModelFacts, model_card
+from .model_cards import ModelFacts, local_base, model_card
 from .publishing import Repo, uploading
 
 
@@ -70,10 +69,10 @@ def push_model(
     with uploading(repo, folder):
         commit = _commit(folder, facts, repo, revision, token, "Upload the model")
     print(f"Published the model: {repo.url}")
-    base = adapter_base(str(folder)) if (folder / "adapter_config.json").exists() else None
-    if base is not None and not is_hub_name(base[0]):
+    base = local_base(folder)
+    if base is not None:
         print(
-            f"It is an adapter of {base[0]!r}, which is not on the Hub, so that nobody else can load it. Publish that "
+            f"It is an adapter of {base!r}, which is not on the Hub, so that nobody else can load it. Publish that "
             "model and train from its Hub name, or publish the whole model: `merge.py --push_to_hub true`."
         )
     return commit

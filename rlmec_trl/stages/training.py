@@ -171,6 +171,8 @@ def _train_and_save(trainer: Trainer, depends_on: dict[str, Any] | None, facts: 
     output_dir = Path(args.output_dir)
     repo = None
     if args.push_to_hub and trainer.is_world_process_zero():
+        if trainer.hub_model_id is None:  # asked for after the trainer was made
+            trainer.init_hf_repo()
         repo = Repo(trainer.hub_model_id, f"{HfApi().endpoint}/{trainer.hub_model_id}", "model")
 
     def decide() -> tuple[Start, dict[str, Any], str, Any, bool]:

@@ -41,7 +41,7 @@ def make(config, **kwargs):
 def other_value(field, value):
     if "price" in field.name or field.name == "max_cost":
         return 1.0
-    if isinstance(value, bool):
+    if isinstance(value, bool) or field.name == "hub_private_repo":
         return not value
     if "choices" in field.metadata:
         return next(choice for choice in field.metadata["choices"] if choice != value)

@@ -280,7 +280,9 @@ def test_a_finished_training_is_published_and_not_loaded_again(hub, folder, monk
     for name in ("train", "save_model", "_load_from_checkpoint"):
         monkeypatch.setattr(GRMTrainer, name, None)
     train_grm(folder)
-    assert "model.safetensors" in hub.files("model", "me/grm")
+    weights = (folder / "grm" / "model.safetensors").read_bytes()
+    assert hub.files("model", "me/grm")["model.safetensors"] == weights  # not those that the trainer starts from
+    assert weights != (folder / "policy" / "model.safetensors").read_bytes()
     assert list_files(folder / "grm") == before
 
 
