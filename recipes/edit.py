@@ -22,11 +22,12 @@ from trl import ModelConfig, TrlParser
 from rlmec_trl.generation.server import ServerConfig
 from rlmec_trl.stages import edit
 from rlmec_trl.stages.command import run_command
+from rlmec_trl.stages.publishing import PublishConfig
 from rlmec_trl.teachers.api.config import TeacherConfig
 
 
 def make_parser() -> TrlParser:
-    return TrlParser((edit.EditConfig, TeacherConfig, ServerConfig, ModelConfig))
+    return TrlParser((edit.EditConfig, TeacherConfig, ServerConfig, ModelConfig, PublishConfig))
 
 
 def main(*configs) -> None:

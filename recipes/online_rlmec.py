@@ -24,6 +24,7 @@ from rlmec_trl.generation.server import ServerConfig
 from rlmec_trl.stages.command import run_command
 from rlmec_trl.stages.contents import named_model, rows_hash
 from rlmec_trl.stages.keys import config_key, task_key
+from rlmec_trl.stages.model_cards import About
 from rlmec_trl.stages.outcomes import outcome_reward, rewrite_verifier
 from rlmec_trl.stages.refusals import check_generation_batch, check_training_settings, refused_settings
 from rlmec_trl.stages.training import set_model_init_kwargs, train_and_save, training_run
@@ -111,7 +112,7 @@ def main(
             "server": config_key(server_config) if has_server else None,
             "replay rows": None if replay is None else rows_hash(replay),
         }
-        train_and_save(trainer, args.dataset_name, depends_on)
+        train_and_save(trainer, args.dataset_name, depends_on, About(args.task, args.grm))
 
 
 if __name__ == "__main__":

@@ -20,11 +20,12 @@ from trl import TrlParser
 from rlmec_trl.generation.server import ServerConfig
 from rlmec_trl.stages import pairs
 from rlmec_trl.stages.command import run_command
+from rlmec_trl.stages.publishing import PublishConfig
 from rlmec_trl.teachers.api.config import TeacherConfig
 
 
 def make_parser() -> TrlParser:
-    return TrlParser((pairs.PairsConfig, TeacherConfig, ServerConfig))
+    return TrlParser((pairs.PairsConfig, TeacherConfig, ServerConfig, PublishConfig))
 
 
 def main(*configs) -> None:

@@ -43,6 +43,7 @@ from rlmec_trl.stages.ledger import Ledger
 from rlmec_trl.stages.output import is_result_file, write_atomically
 from rlmec_trl.stages.pipeline import Job, Pipeline, PipelineError, fill_run, plan_run, result_name
 from rlmec_trl.stages.pipeline_file import load_pipeline
+from rlmec_trl.stages.publishing import PUBLISHING
 from rlmec_trl.stages.settings import did_you_mean, make_configs, parse_settings
 
 
@@ -77,7 +78,7 @@ class Run:
                 chosen = self.chosen[step.name] = self.ledger.choose(step)
                 shown = ", ".join(f"{value}: {mean:.3f}" for value, mean in chosen["validation"].items())
                 say(f"{step.name}: {step.argument} = {chosen['value']} does best on validation ({shown})")
-            elif self.ledger.is_finished(step):
+            elif self.ledger.is_finished(step) and not self.ledger.lacks_publishing(step):
                 say(f"{self.folder / step.name}: already finished", style="dim")
             else:
                 console.rule(f"{step.name} (seed {self.seed})", align="left")
@@ -126,7 +127,7 @@ def settings_without_effect(pipeline: Pipeline) -> dict[str, set[str]]:
         if recipe in RECIPES:  # `check_settings` refuses others
             configs = load_recipe(recipe).make_parser().dataclass_types
             parts = [part for config in configs for part in getattr(config, "key_parts", {}).items()]
-            found[recipe] = {name for name, kind in parts if kind == "none"}
+            found[recipe] = PUBLISHING | {name for name, kind in parts if kind == "none"}
     return found
 
 

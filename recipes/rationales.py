@@ -16,12 +16,15 @@ from trl import ModelConfig, TrlParser
 from rlmec_trl.generation.server import ServerConfig
 from rlmec_trl.stages import rationales
 from rlmec_trl.stages.command import run_command
+from rlmec_trl.stages.publishing import PublishConfig
 from rlmec_trl.tasks.problems import ProblemConfig
 from rlmec_trl.teachers.api.config import TeacherConfig
 
 
 def make_parser() -> TrlParser:
-    return TrlParser((rationales.RationalesConfig, ProblemConfig, TeacherConfig, ServerConfig, ModelConfig))
+    return TrlParser(
+        (rationales.RationalesConfig, ProblemConfig, TeacherConfig, ServerConfig, ModelConfig, PublishConfig)
+    )
 
 
 def main(*configs) -> None:

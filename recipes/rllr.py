@@ -22,7 +22,7 @@ from rlmec_trl.data.loading import load_rows
 from rlmec_trl.data.schema import check_dataset
 from rlmec_trl.stages.command import run_command
 from rlmec_trl.stages.refusals import check_generation_batch, check_training_settings, refused_settings
-from rlmec_trl.stages.reward_settings import LabelSensitiveRewardConfig, load_reward
+from rlmec_trl.stages.reward_settings import LabelSensitiveRewardConfig, about_reward, load_reward
 from rlmec_trl.stages.training import set_model_init_kwargs, train_and_save, training_run
 
 
@@ -58,7 +58,7 @@ def main(
                 quantization_config=get_quantization_config(model_args),
                 peft_config=get_peft_config(model_args),
             )
-        train_and_save(trainer, args.dataset_name, depends_on)
+        train_and_save(trainer, args.dataset_name, depends_on, about_reward(reward_config))
 
 
 if __name__ == "__main__":

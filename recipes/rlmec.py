@@ -20,6 +20,7 @@ from rlmec_trl.data.errors import ConfigError
 from rlmec_trl.data.loading import load_rows
 from rlmec_trl.stages import score
 from rlmec_trl.stages.command import run_command
+from rlmec_trl.stages.model_cards import About
 from rlmec_trl.stages.refusals import check_training_settings, refused_settings
 from rlmec_trl.stages.score import ScoreConfig
 from rlmec_trl.stages.training import set_model_init_kwargs, train_and_save, training_run
@@ -69,7 +70,7 @@ def main(args: RLMECArguments, training_args: RLMECConfig, score_config: ScoreCo
                 peft_config=get_peft_config(model_args),
                 callbacks=[TokenCreditCallback(dataset)] if args.log_completions else None,
             )
-        train_and_save(trainer, args.dataset_name)
+        train_and_save(trainer, args.dataset_name, about=About(task=score_config.task, grm=score_config.grm))
 
 
 if __name__ == "__main__":

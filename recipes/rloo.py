@@ -17,6 +17,7 @@ from rlmec_trl.data.loading import load_rows
 from rlmec_trl.data.schema import check_dataset
 from rlmec_trl.stages.command import run_command
 from rlmec_trl.stages.keys import task_key
+from rlmec_trl.stages.model_cards import About
 from rlmec_trl.stages.outcomes import outcome_reward
 from rlmec_trl.stages.refusals import check_generation_batch, check_training_settings, refused_settings
 from rlmec_trl.stages.training import set_model_init_kwargs, train_and_save, training_run
@@ -53,7 +54,7 @@ def main(args: RLOOArguments, training_args: RLOOConfig, model_args: ModelConfig
                 quantization_config=get_quantization_config(model_args),
                 peft_config=get_peft_config(model_args),
             )
-        train_and_save(trainer, args.dataset_name, depends_on={"task": task_key(task, args.task)})
+        train_and_save(trainer, args.dataset_name, {"task": task_key(task, args.task)}, About(args.task))
 
 
 if __name__ == "__main__":

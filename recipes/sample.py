@@ -22,11 +22,12 @@ from trl import ModelConfig, TrlParser
 from rlmec_trl.generation.server import ServerConfig
 from rlmec_trl.stages import sample
 from rlmec_trl.stages.command import run_command
+from rlmec_trl.stages.publishing import PublishConfig
 from rlmec_trl.tasks.problems import ProblemConfig
 
 
 def make_parser() -> TrlParser:
-    return TrlParser((sample.SampleConfig, ProblemConfig, ModelConfig, ServerConfig))
+    return TrlParser((sample.SampleConfig, ProblemConfig, ModelConfig, ServerConfig, PublishConfig))
 
 
 def main(*configs) -> None:

@@ -20,6 +20,7 @@ from rlmec_trl.data.loading import load_rows
 from rlmec_trl.generation.server import ServerConfig
 from rlmec_trl.stages import score
 from rlmec_trl.stages.command import run_command
+from rlmec_trl.stages.publishing import PublishConfig
 
 
 @dataclass
@@ -37,14 +38,20 @@ class ScoreArguments:
 
 
 def make_parser() -> TrlParser:
-    return TrlParser((ScoreArguments, score.ScoreConfig, ModelConfig, ServerConfig))
+    return TrlParser((ScoreArguments, score.ScoreConfig, ModelConfig, ServerConfig, PublishConfig))
 
 
 def main(
-    args: ScoreArguments, score_config: score.ScoreConfig, model_args: ModelConfig, server_config: ServerConfig
+    args: ScoreArguments,
+    score_config: score.ScoreConfig,
+    model_args: ModelConfig,
+    server_config: ServerConfig,
+    publish_config: PublishConfig,
 ) -> None:
     samples = load_rows(args.dataset_name, args.dataset_split, args.max_rows)
-    score.run(score_config, samples, args.output_dir, model_args, server_config, args.trust_remote_code)
+    score.run(
+        score_config, samples, args.output_dir, model_args, server_config, args.trust_remote_code, publish_config
+    )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from rlmec_trl.data.loading import load_rows
 from rlmec_trl.generation.processes import process_state
 from rlmec_trl.stages.command import run_command
 from rlmec_trl.stages.grm_rows import gather_grm_rows
+from rlmec_trl.stages.model_cards import About
 from rlmec_trl.stages.refusals import check_training_settings, refused_settings
 from rlmec_trl.stages.through_journal import describe_outcomes
 from rlmec_trl.stages.training import set_model_init_kwargs, train_and_save, training_run
@@ -77,8 +78,7 @@ def main(args: GRMArguments, training_args: GRMConfig, model_args: ModelConfig) 
                 peft_config=get_peft_config(model_args),
                 wording=task.wording,
             )
-        # A model card has room for one dataset
-        train_and_save(trainer, args.dataset_name[0] if len(args.dataset_name) == 1 else None)
+        train_and_save(trainer, args.dataset_name, about=About(task=args.task))
 
 
 if __name__ == "__main__":

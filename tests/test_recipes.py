@@ -627,6 +627,7 @@ def test_batch_sizes_of_stages_are_in_no_key_of_a_pipeline_and_those_of_training
     assert {"score_batch_size", "shard_size"} <= without["score"]
     assert "batch_size" in without["evaluate"] and "temperature" not in without["sample"]
     assert not without["rlmec"] & {"per_device_train_batch_size", "learning_rate", "output_dir"}
+    assert {"push_to_hub", "hub_model_id"} <= without["rlmec"] and "hub_dataset_id" in without["score"]
 
 
 def test_a_second_pipeline_in_the_same_folder_fails(finished, scripts):

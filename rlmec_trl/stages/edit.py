@@ -23,8 +23,10 @@ from ..teachers.editors import Editor, edit_dataset, editor_inputs, load_editor,
 from ..teachers.journaled_editor import JournaledEditor, edit_through_journal
 from ..teachers.model_editor import ModelEditor
 from ..teachers.reference_editor import ReferenceEditor
+from .dataset_cards import DatasetFacts, card_settings, is_model, prompts_of, teacher_of
 from .keys import config_key, function_key, model_key, task_key
 from .output import check_path
+from .publishing import DatasetPublisher, PublishConfig
 from .runner import EmptyResultError, map_shards
 from .through_journal import check_local, describe_outcomes, work_through_journal
 
@@ -155,6 +157,7 @@ def run(
     teacher_config: TeacherConfig | None = None,
     server_config: ServerConfig | None = None,
     model_args: ModelConfig | None = None,
+    publish_config: PublishConfig | None = None,
 ) -> Dataset | None:
     """
     Have a teacher rewrite samples, and save the rows with what passed verification. Re-running resumes.
@@ -168,6 +171,8 @@ def run(
             How an API is reached.
         model_args ([`~trl.ModelConfig`], *optional*):
             How a local teacher is loaded: dtype, attention, quantization. Its name and revision are in `config`.
+        publish_config ([`~rlmec_trl.stages.publishing.PublishConfig`], *optional*):
+            Whether and where to publish the rows. They are not by default.
 
     Returns:
         [`~datasets.Dataset`]: The samples with `rewrite`, `error_step` and `edit_outcome`; `None` after a dry run.
@@ -179,9 +184,11 @@ def run(
         [`~rlmec_trl.stages.output.OutputError`]: If `output_dir` cannot be replaced, or another run is writing to it.
         [`~rlmec_trl.teachers.api.errors.TeacherError`]: If an API teacher cannot be used.
         [`~rlmec_trl.data.schema.DatasetError`]: If a row breaks the contract of its columns.
+        [`~rlmec_trl.stages.publishing.PublishError`]: If the rows cannot be published. What was saved stays.
     """
     teacher_config, server_config = teacher_config or TeacherConfig(), server_config or ServerConfig()
     check_path(config.output_dir)
+    publisher = DatasetPublisher(None if config.dry_run else publish_config, config.output_dir)
     task = load_task(config.task)
     samples = _load_samples(config)
     if config.provider == "local":
@@ -199,6 +206,16 @@ def run(
         + (f" A rewrite changes {distance:.1f} words on average." if distance is not None else "")
         + f" Saved to {config.output_dir}"
     )
+    prompt = "rewrite" if config.provider == "local" else "teacher"
+    facts = DatasetFacts(
+        "edits",
+        "Samples of a policy that a teacher has corrected with minimum edits. Rewrites that failed verification are "
+        "`None`.",
+        {**teacher_of(config.teacher, config.provider), "task": config.task, "samples": config.dataset_name},
+        card_settings(config),
+        prompts_of(task.wording, prompt) if is_model(config.teacher, config.provider) else {},
+    )
+    publisher.publish(edited, facts)
     return edited
 
 

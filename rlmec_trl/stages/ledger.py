@@ -13,6 +13,7 @@ import yaml
 from ..data.marks import find_damage, list_files
 from .output import a_few, is_cache, write_atomically
 from .pipeline import Choice, Job, PipelineError, fill_run
+from .publishing import PUBLISHING
 
 
 class Ledger:
@@ -58,13 +59,18 @@ class Ledger:
         """Whether the job's output is there, made with the same settings from the same steps."""
         return self._state(job) == "finished"
 
+    def lacks_publishing(self, job: Job) -> bool:
+        """Whether a finished output is to be published, and was not, or elsewhere."""
+        wanted = _publishing(job)
+        return bool(wanted.get("push_to_hub")) and self._read_marker(job.name).get("published") != wanted
+
     def seconds(self, name: str) -> float:
         """Seconds that a step took, over all calls until it was finished."""
         return self._read_marker(name)["seconds"]
 
     def run(self, job: Job, call: Callable[[Path], Any]) -> None:
         """
-        Run a job that is not finished, or resume it.
+        Run a job that is not finished, or resume it. The recipe of a finished one only publishes the output.
 
         Args:
             job ([`Job`]):
@@ -77,24 +83,32 @@ class Ledger:
         """
         state, output = self._state(job), self.folder / job.name
         marker = self._read_marker(job.name)
+        if state == "finished":
+            self._call(job, call)
+            self._write_marker(job.name, marker | {"published": _publishing(job)})
+            return
         if marker is None or marker["key"] != job.key or marker["finished"]:
             marker = {"key": job.key, "finished": False, "seconds": 0.0, "resumed": False, "files": {}}
         marker["resumed"] |= state == "unfinished"
         self._clear(job.name, state)
         self._write_marker(job.name, marker)
-        settings = self._path(job.name, ".yaml")
-        settings.write_text(yaml.safe_dump(fill_run(job.settings, self.folder), sort_keys=False), encoding="utf-8")
         output.parent.mkdir(parents=True, exist_ok=True)
 
         start = time.perf_counter()
         try:
-            call(settings)
+            self._call(job, call)
         finally:
             marker["seconds"] += time.perf_counter() - start
             self._write_marker(job.name, marker)
         if not os.path.lexists(output):
             raise PipelineError(f"{output}: the recipe `{job.recipe}` ended without writing it.")
-        self._write_marker(job.name, marker | {"finished": True, "files": _left_by(output)})
+        done = {"finished": True, "files": _left_by(output), "published": _publishing(job)}
+        self._write_marker(job.name, marker | done)
+
+    def _call(self, job: Job, call: Callable[[Path], Any]) -> None:
+        settings = self._path(job.name, ".yaml")
+        settings.write_text(yaml.safe_dump(fill_run(job.settings, self.folder), sort_keys=False), encoding="utf-8")
+        call(settings)
 
     def choose(self, choice: Choice) -> dict[str, Any]:
         """
@@ -176,6 +190,11 @@ class Ledger:
 
     def _write_marker(self, name: str, marker: dict[str, Any]) -> None:
         write_atomically(self._path(name, ".json"), json.dumps(marker))
+
+
+def _publishing(job: Job) -> dict[str, Any]:
+    """The settings of a job that say whether and where it is published."""
+    return {name: value for name, value in job.settings.items() if name in PUBLISHING}
 
 
 def _left_by(output: Path) -> dict[str, int]:

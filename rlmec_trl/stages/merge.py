@@ -18,7 +18,10 @@ from ..generation.merging import merge_adapter
 from ..generation.processes import process_state
 from ..grm.prompts import WORDING_FILE
 from .keys import model_key
+from .model_cards import ModelFacts
+from .model_publishing import push_model
 from .output import OutputError, claim, is_finished, publish, resolve
+from .publishing import open_repo
 
 
 @dataclass
@@ -31,15 +34,40 @@ class MergeConfig:
             Folder to save the merged model and its tokenizer to.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run Python code that the model's repository ships.
+        push_to_hub (`bool`, *optional*, defaults to `False`):
+            Whether to push the merged model to the Hub.
+        hub_model_id (`str`, *optional*):
+            Its name on the Hub, `name` or `user/name`. The name of the output folder if unset.
+        hub_private_repo (`bool`, *optional*):
+            Whether a model that does not exist on the Hub yet is created as a private one. The default of the account
+            or organization if unset.
     """
 
     output_dir: str = field(metadata={"help": "Folder to save the merged model and its tokenizer to."})
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Whether to run Python code that the model's repository ships."}
     )
+    push_to_hub: bool = field(default=False, metadata={"help": "Whether to push the merged model to the Hub."})
+    hub_model_id: str | None = field(
+        default=None,
+        metadata={"help": "Its name on the Hub, `name` or `user/name`. The name of the output folder if unset."},
+    )
+    hub_private_repo: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether a model that does not exist on the Hub yet is created as a private one. The default of "
+            "the account or organization if unset."
+        },
+    )
 
     # How each field enters the key of a result (see `stages/keys.py`)
-    key_parts: ClassVar[dict[str, str]] = {"output_dir": "none", "trust_remote_code": "none"}
+    key_parts: ClassVar[dict[str, str]] = {
+        "output_dir": "none",
+        "trust_remote_code": "none",
+        "push_to_hub": "none",
+        "hub_model_id": "none",
+        "hub_private_repo": "none",
+    }
 
     def __post_init__(self):
         check_config(self)
@@ -60,6 +88,7 @@ def run(config: MergeConfig, model_args: ModelConfig) -> None:
         [`~rlmec_trl.data.errors.ModelError`]: If the adapter or its base model cannot be loaded.
         [`~rlmec_trl.stages.output.OutputError`]: If `output_dir` cannot be replaced, or another run is writing to it.
             Also if it is the adapter's or the base model's folder.
+        [`~rlmec_trl.stages.publishing.PublishError`]: If it cannot be pushed. What was merged stays.
     """
     name_or_path, revision = model_args.model_name_or_path, model_args.model_revision
     if model_args.load_in_4bit or model_args.load_in_8bit:
@@ -69,6 +98,10 @@ def run(config: MergeConfig, model_args: ModelConfig) -> None:
     check_model(name_or_path, revision, trust_remote_code=config.trust_remote_code)
     _check_not_replaced(config.output_dir, [name_or_path, *(adapter_base(name_or_path, revision) or ())[:1]])
     tokenizer = load_tokenizer(model_args, config.trust_remote_code)
+    state = process_state()
+    repo = None
+    if config.push_to_hub and state.is_main_process:
+        repo = open_repo("model", config.hub_model_id, config.output_dir, config.hub_private_repo)
 
     def save(folder: Path) -> None:
         merge_adapter(model_args, config.trust_remote_code).save_pretrained(folder)
@@ -81,7 +114,6 @@ def run(config: MergeConfig, model_args: ModelConfig) -> None:
             shutil.copyfile(wording, folder / WORDING_FILE)
 
     key = json.dumps({"merged": model_key(model_args, tokenizer)}, sort_keys=True)
-    state = process_state()
     if state.is_main_process:
         with claim(config.output_dir, key) as work_dir:
             if is_finished(config.output_dir, key):
@@ -89,7 +121,15 @@ def run(config: MergeConfig, model_args: ModelConfig) -> None:
             else:
                 publish(save, config.output_dir, key, work_dir, costs={})
                 state.print(f"Merged {name_or_path}. Saved to {config.output_dir}")
+        if repo is not None:
+            push_model(resolve(config.output_dir), _facts(name_or_path, revision), repo)
     state.wait_for_everyone()
+
+
+def _facts(adapter: str, revision: str) -> ModelFacts:
+    """What the card says. How the adapter was trained is in its own."""
+    base, _ = adapter_base(adapter, revision)
+    return ModelFacts("an adapter, which was merged into its base model", base, made_by={"adapter": adapter})
 
 
 def _check_not_replaced(output_dir: str, models: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from datasets import Dataset, Features, Json, Value
 
+from ..credit.paper import RLLR_PAPER
 from ..data.checks import check_config
 from ..data.errors import ConfigError
 from ..data.loading import load_rows
@@ -21,9 +22,11 @@ from ..teachers.api.config import TeacherConfig
 from ..teachers.api.journaled_teacher import JournaledTeacher
 from ..teachers.raters import JournaledRater, NoRating, Rater, Rating, TaskRater, load_rater, rate_responses
 from .confusable import problem_key
+from .dataset_cards import DatasetFacts, card_settings, prompts_of, teacher_of
 from .keys import config_key, function_key, task_key
 from .output import check_not_input, check_path
 from .pairing import Responses, label_pairs, rationale_pairs
+from .publishing import DatasetPublisher, PublishConfig
 from .rationales import check_labels
 from .responses import TEMPLATE_KWARGS, gather_problems
 from .runner import EmptyResultError, map_shards
@@ -149,7 +152,10 @@ class PairsConfig:
 
 
 def run(
-    config: PairsConfig, teacher_config: TeacherConfig | None = None, server_config: ServerConfig | None = None
+    config: PairsConfig,
+    teacher_config: TeacherConfig | None = None,
+    server_config: ServerConfig | None = None,
+    publish_config: PublishConfig | None = None,
 ) -> Dataset | None:
     """
     Make pairs of responses, and save them. Re-running resumes.
@@ -161,6 +167,8 @@ def run(
             Requests and cost limit of an API teacher that rates.
         server_config ([`~rlmec_trl.generation.server.ServerConfig`], *optional*):
             How an API is reached.
+        publish_config ([`~rlmec_trl.stages.publishing.PublishConfig`], *optional*):
+            Whether and where to publish the rows. They are not by default.
 
     Returns:
         [`~datasets.Dataset`]: One row a pair: `prompt`, `chosen` and `rejected` in TRL's preference format, `kind`
@@ -174,6 +182,7 @@ def run(
         [`~rlmec_trl.teachers.api.errors.TeacherError`]: If an API teacher cannot be used.
         [`~rlmec_trl.teachers.raters.RaterError`]: If a rater does not return a rating for each response.
         [`~rlmec_trl.data.schema.DatasetError`]: If a row breaks the contract of its columns.
+        [`~rlmec_trl.stages.publishing.PublishError`]: If the rows cannot be published. What was saved stays.
     """
     teacher_config, server_config = teacher_config or TeacherConfig(), server_config or ServerConfig()
     check_path(config.output_dir)
@@ -183,6 +192,7 @@ def run(
     if config.provider == "local":
         check_local(config, server_config)
         rater, rater_key = _load_rater(config, task)
+    publisher = DatasetPublisher(None if config.dry_run else publish_config, config.output_dir)
     inputs = {name: load_rows(name, config.dataset_split) for name in config.dataset_names}
     for dataset in inputs.values():
         check_not_input(config.output_dir, dataset)
@@ -204,6 +214,19 @@ def run(
         f"{made} of {len(problems)} problems ({_describe(outcomes, config)}; responses left out: "
         f"{describe_outcomes(left_out) or 'none'}). Saved to {config.output_dir}"
     )
+    facts = DatasetFacts(
+        "pairs",
+        "Pairs of responses to the same problem, a better one and a worse one, in TRL's preference format.",
+        {
+            **(teacher_of(config.rater, config.provider, "rater") if config.rater is not None else {}),
+            "task": config.task,
+            **{f"responses {number}": name for number, name in enumerate(config.dataset_names, 1)},
+        },
+        card_settings(config),
+        prompts_of(task.wording, "rate") if config.provider != "local" else {},
+        RLLR_PAPER,
+    )
+    publisher.publish(pairs, facts)
     return pairs
 
 

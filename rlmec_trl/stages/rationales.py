@@ -8,6 +8,7 @@ from typing import ClassVar
 from datasets import Dataset, Value
 from trl import ModelConfig
 
+from ..credit.paper import RLLR_PAPER
 from ..data.checks import check_config
 from ..data.errors import ConfigError
 from ..data.schema import check_dataset, column_features
@@ -29,8 +30,10 @@ from ..teachers.rationales import (
     load_justifier,
 )
 from .confusable import StatedLabels, problem_key
+from .dataset_cards import DatasetFacts, card_settings, is_model, prompts_of, teacher_of
 from .keys import config_key, function_key, model_key, task_key
 from .output import check_not_input, check_path
+from .publishing import DatasetPublisher, PublishConfig
 from .runner import EmptyResultError, map_shards
 from .through_journal import check_local, describe_outcomes, work_through_journal
 
@@ -156,6 +159,7 @@ def run(
     teacher_config: TeacherConfig | None = None,
     server_config: ServerConfig | None = None,
     model_args: ModelConfig | None = None,
+    publish_config: PublishConfig | None = None,
 ) -> Dataset | None:
     """
     Have a teacher justify labels, and save the rows with the responses that passed verification. Re-running resumes.
@@ -172,6 +176,8 @@ def run(
             How an API is reached.
         model_args ([`~trl.ModelConfig`], *optional*):
             How a local teacher is loaded: dtype, attention, quantization. Its name and revision are in `config`.
+        publish_config ([`~rlmec_trl.stages.publishing.PublishConfig`], *optional*):
+            Whether and where to publish the rows. They are not by default.
 
     Returns:
         [`~datasets.Dataset`]: One row for each problem and label: the columns of the problem, `label`, `completion`
@@ -185,6 +191,7 @@ def run(
         [`~rlmec_trl.stages.output.OutputError`]: If `output_dir` cannot be replaced, or another run is writing to it.
         [`~rlmec_trl.teachers.api.errors.TeacherError`]: If an API teacher cannot be used.
         [`~rlmec_trl.data.schema.DatasetError`]: If a row breaks the contract of its columns.
+        [`~rlmec_trl.stages.publishing.PublishError`]: If the rows cannot be published. What was saved stays.
     """
     teacher_config, server_config = teacher_config or TeacherConfig(), server_config or ServerConfig()
     check_path(config.output_dir)
@@ -192,6 +199,7 @@ def run(
     check_labels(task)
     if config.provider == "local":
         check_local(config, server_config)
+    publisher = DatasetPublisher(None if config.dry_run else publish_config, config.output_dir)
     problems = _load_problems(config, problem_config, task)
     rows, left_out = rows_to_justify(problems, task, config.labels, config.max_problems)
     if len(rows) == 0:
@@ -229,6 +237,19 @@ def run(
         f"{num_accepted} of {len(rationales)} labels have a verified rationale (written now: "
         f"{describe_outcomes(outcomes) or 'none'}).{skipped} Saved to {config.output_dir}"
     )
+    facts = DatasetFacts(
+        "rationales",
+        "Labels that a teacher has justified, correct or not. A response that failed verification is `None`.",
+        {
+            **teacher_of(config.teacher, config.provider),
+            "task": config.task,
+            "problems": problem_config.dataset_name,
+        },
+        card_settings(config),
+        prompts_of(task.wording, "justify") if is_model(config.teacher, config.provider) else {},
+        RLLR_PAPER,
+    )
+    publisher.publish(rationales, facts)
     return rationales
 
 

@@ -42,6 +42,11 @@ def check_training_settings(training_args: TrainingArguments, eval_dataset_name:
     Raises:
         [`~rlmec_trl.data.errors.ConfigError`]: If a setting cannot work.
     """
+    if training_args.hub_token is not None:
+        raise ConfigError(
+            "`hub_token` would be saved with the other settings, in `training_args.bin`. Leave it out, and set "
+            "HF_TOKEN or log in with `hf auth login`."
+        )
     evaluates = training_args.eval_strategy != "no" or training_args.eval_on_start
     if evaluates and eval_dataset_name is None:
         name = "eval_on_start" if training_args.eval_strategy == "no" else "eval_strategy"

@@ -7,6 +7,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from trl import ModelConfig
 
+from ..credit.paper import RLLR_PAPER
 from ..data.checks import check_config
 from ..data.errors import ConfigError, errors_of_dataset
 from ..data.loading import load_rows
@@ -27,6 +28,7 @@ from .label_rewards import (
     rllr_reward,
     running_normalized,
 )
+from .model_cards import About
 from .rationales import check_labels
 
 
@@ -132,6 +134,19 @@ class LabelSensitiveRewardConfig:
             )
 
 
+_USED = {
+    "rlhf": ("quality_reward_model",),
+    "rllr": ("label_reward_model",),
+    "rllr_mixed": ("label_reward_model", "quality_reward_model"),
+}
+
+
+def about_reward(config: LabelSensitiveRewardConfig) -> About:
+    """What the card of a model that was trained with a reward says of it."""
+    models = {name.replace("_", " "): getattr(config, name) for name in _USED[config.reward]}
+    return About(config.task, reward_models=models, paper=RLLR_PAPER if config.reward != "rlhf" else None)
+
+
 def load_reward(
     config: LabelSensitiveRewardConfig, model_args: ModelConfig, trust_remote_code: bool = False
 ) -> tuple[Callable[..., list[float]], dict[str, Any]]:
@@ -157,15 +172,10 @@ def load_reward(
         [`~rlmec_trl.data.schema.DatasetError`]: If a row of `cap_dataset_name` is invalid.
     """
     depends_on: dict[str, Any] = {"reward": config.reward, "normalized": config.normalize_reward}
-    used = {
-        "rlhf": ["quality_reward_model"],
-        "rllr": ["label_reward_model"],
-        "rllr_mixed": ["label_reward_model", "quality_reward_model"],
-    }
     tokenizer = load_tokenizer(model_args, trust_remote_code)
     models: dict[str, SequenceRewardModel] = {}
     loaded: dict[tuple[str, str], SequenceRewardModel] = {}  # by path or name, and revision
-    for name in used[config.reward]:
+    for name in _USED[config.reward]:
         source = path, revision = getattr(config, name), getattr(config, f"{name}_revision")
         if source not in loaded:
             loaded[source] = SequenceRewardModel.from_pretrained(

@@ -20,8 +20,10 @@ from ..generation.server import ServerConfig, TokenServer
 from ..tasks.problems import ProblemConfig, load_problems
 from ..tasks.task import Task, load_task
 from .bad_rows import check_prompts, leave_out_bad_rows
+from .dataset_cards import DatasetFacts, card_settings, prompts_of
 from .keys import config_key, model_key, task_key
 from .output import check_path
+from .publishing import DatasetPublisher, PublishConfig
 from .runner import EmptyResultError, map_shards
 
 
@@ -112,6 +114,7 @@ def run(
     problem_config: ProblemConfig,
     model_args: ModelConfig,
     server_config: ServerConfig | None = None,
+    publish_config: PublishConfig | None = None,
 ) -> Dataset:
     """
     Sample completions from a policy, check their answers, and save the rows. Re-running resumes.
@@ -125,6 +128,8 @@ def run(
             The policy.
         server_config ([`~rlmec_trl.generation.server.ServerConfig`], *optional*):
             With a `base_url`, the policy runs behind that server.
+        publish_config ([`~rlmec_trl.stages.publishing.PublishConfig`], *optional*):
+            Whether and where to publish the rows. They are not by default.
 
     Returns:
         [`~datasets.Dataset`]: One row a completion: the columns of its problem, `completion`, `completion_ids` (token
@@ -134,8 +139,10 @@ def run(
         [`~rlmec_trl.stages.runner.EmptyResultError`]: If no completion can be used. An earlier result stays.
         [`~rlmec_trl.stages.output.OutputError`]: If `output_dir` cannot be replaced, or another run is writing to it.
         [`~rlmec_trl.data.schema.DatasetError`]: If a problem breaks the contract of its columns.
+        [`~rlmec_trl.stages.publishing.PublishError`]: If the rows cannot be published. What was saved stays.
     """
     check_path(config.output_dir)
+    publisher = DatasetPublisher(publish_config, config.output_dir)
     task = load_task(config.task)
     tokenizer = load_tokenizer(model_args, config.trust_remote_code)
     in_process = server_config is None or server_config.base_url is None
@@ -232,6 +239,14 @@ def run(
         f"{len(samples)} samples, {sum(samples['correct'])} with a correct answer; {requested - len(samples)} left "
         f"out (truncated at {config.max_new_tokens} tokens, or empty{reasons}). Saved to {config.output_dir}"
     )
+    facts = DatasetFacts(
+        "samples",
+        "Completions that a policy has sampled, with their answers checked.",
+        {"policy": model_args.model_name_or_path, "task": config.task, "problems": problem_config.dataset_name},
+        card_settings(config),
+        prompts_of(task.wording, "policy"),
+    )
+    publisher.publish(samples, facts)
     return samples
 
 

@@ -29,8 +29,10 @@ from ..grm.prompts import load_wording
 from ..tasks.task import Task, load_task
 from ..teachers.editors import verify_rewrite
 from .bad_rows import check_completion_ids, check_prompts, leave_out_bad_rows
+from .dataset_cards import DatasetFacts, card_settings, prompts_of
 from .keys import config_key, model_key, task_key, wording_key
 from .output import check_path
+from .publishing import DatasetPublisher, PublishConfig
 from .runner import EmptyResultError, map_shards
 
 
@@ -235,6 +237,7 @@ def run(
     model_args: ModelConfig,
     server_config: ServerConfig | None = None,
     trust_remote_code: bool = False,
+    publish_config: PublishConfig | None = None,
 ) -> Dataset:
     """
     Score a dataset shard by shard, on as many processes as there are, and save the rows. Re-running resumes.
@@ -253,6 +256,8 @@ def run(
             computed in this process, unless `grm_on_server` is set.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run Python code that the repositories of policy and reward model ship.
+        publish_config ([`~rlmec_trl.stages.publishing.PublishConfig`], *optional*):
+            Whether and where to publish the rows. They are not by default.
 
     Returns:
         [`~datasets.Dataset`]: The rows with the columns of [`score_dataset`].
@@ -269,6 +274,7 @@ def run(
             and policy and reward model have different tokenizers.
         [`~rlmec_trl.stages.output.OutputError`]: If `output_dir` cannot be replaced, or another run is writing to it.
         [`~rlmec_trl.data.schema.DatasetError`]: If a row breaks the contract of its columns.
+        [`~rlmec_trl.stages.publishing.PublishError`]: If the rows cannot be published. What was saved stays.
     """
     check_path(output_dir)
     if config.grm is None:
@@ -288,6 +294,7 @@ def run(
             "`rewrite_topk` and `attempt_topk` store distributions, which are computed from the reward model's "
             "weights. Leave both at 0, or set `grm_on_server` to False."
         )
+    publisher = DatasetPublisher(publish_config, output_dir)
     task = load_task(config.task)
     grm_args = config.grm_model_args(model_args)
     policy_tokenizer = load_tokenizer(model_args, trust_remote_code)
@@ -412,6 +419,15 @@ def run(
     process_state().print(
         f"{verified} of {len(scored)} samples have a verified rewrite{sampled}. Saved to {output_dir}"
     )
+    facts = DatasetFacts(
+        "scored samples",
+        "Samples of a policy of which a generative reward model has scored every token, and which it has rewritten. "
+        "Train on them with `RLMECTrainer`.",
+        {"policy": model_args.model_name_or_path, "generative reward model": config.grm, "task": config.task},
+        card_settings(config),
+        prompts_of(wording, "locate", "rewrite"),
+    )
+    publisher.publish(scored, facts)
     return scored
 
 

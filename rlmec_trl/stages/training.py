@@ -5,13 +5,14 @@ import gc
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
+from huggingface_hub import HfApi
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 from trl import ModelConfig
@@ -23,7 +24,10 @@ from ..data.marks import read_object
 from ..generation.loading import check_model, load_tokenizer
 from ..generation.processes import process_state
 from .checkpoints import MODEL_FILES, RECORD, STATE, best_checkpoint, is_checkpoint_name, read_record, read_state
+from .model_cards import About, ModelFacts, model_card, trainer_facts
+from .model_publishing import README, push_model, pushing_checkpoints
 from .output import OutputError, hold, resolve, write_atomically
+from .publishing import Repo, open_repo
 from .refusals import refused_settings
 from .resuming import NothingToTrain, ResumableTraining
 from .run_folder import Start, begin, find_start, take_over
@@ -88,6 +92,7 @@ def training_run(training_args: TrainingArguments) -> Iterator[None]:
         [`~rlmec_trl.stages.output.OutputError`]: If another run is writing to the folder, it cannot be used, or it
             holds files that training would replace and no training of ours began there.
         [`~rlmec_trl.data.errors.ConfigError`]: If `resume_from_checkpoint` does not name a complete checkpoint.
+        [`~rlmec_trl.stages.publishing.PublishError`]: If the model is to be pushed, and the Hub refuses.
     """
     with ExitStack() as stack:
 
@@ -97,13 +102,24 @@ def training_run(training_args: TrainingArguments) -> Iterator[None]:
             folder = resolve(training_args.output_dir)
             _held.add(folder)
             stack.callback(_held.discard, folder)
+            if training_args.push_to_hub:
+                open_repo(
+                    "model",
+                    training_args.hub_model_id,
+                    training_args.output_dir,
+                    training_args.hub_private_repo,
+                    training_args.hub_token,
+                )
 
         _on_main_process(training_args, enter)
         yield
 
 
 def train_and_save(
-    trainer: Trainer, dataset_name: str | None = None, depends_on: dict[str, Any] | None = None
+    trainer: Trainer,
+    dataset_name: str | Sequence[str] | None = None,
+    depends_on: dict[str, Any] | None = None,
+    about: About | None = None,
 ) -> None:
     """
     Train and save the model. Training resumes from the last complete checkpoint in the output directory, if there is
@@ -117,13 +133,16 @@ def train_and_save(
     Args:
         trainer ([`~transformers.Trainer`]):
             A TRL trainer.
-        dataset_name (`str`, *optional*):
-            Name of the dataset for the model card.
+        dataset_name (`str` or `Sequence[str]`, *optional*):
+            Name of the dataset, or of several, for the model card.
         depends_on (`dict`, *optional*):
             What else the result depends on, beside the trainer's model, rows and arguments: JSON values, such as the
             task of a reward function.
+        about ([`~rlmec_trl.stages.model_cards.About`], *optional*):
+            What the model card says that the trainer does not know.
 
     Raises:
+        [`~rlmec_trl.stages.publishing.PublishError`]: If the model cannot be uploaded. It is saved all the same.
         [`~rlmec_trl.stages.output.OutputError`]: If another run is writing to the output directory, or it holds files
             that training would replace and no training of ours began there.
         [`~rlmec_trl.data.errors.ConfigError`]: If `resume_from_checkpoint` does not name a complete checkpoint, there
@@ -143,12 +162,18 @@ def train_and_save(
                 stack.enter_context(hold(trainer.args.output_dir))
 
         _on_main_process(trainer.args, enter)
-        _train_and_save(trainer, dataset_name, depends_on)
+        datasets = [dataset_name] if isinstance(dataset_name, str) else list(dataset_name or ())
+        _train_and_save(trainer, depends_on, lambda: trainer_facts(trainer, datasets, about or About()))
 
 
-def _train_and_save(trainer: Trainer, dataset_name: str | None, depends_on: dict[str, Any] | None) -> None:
+def _train_and_save(trainer: Trainer, depends_on: dict[str, Any] | None, facts: Callable[[], ModelFacts]) -> None:
     args = trainer.args
     output_dir = Path(args.output_dir)
+    repo = None
+    if args.push_to_hub and trainer.is_world_process_zero():
+        if trainer.hub_model_id is None:  # asked for after the trainer was made
+            trainer.init_hf_repo()
+        repo = Repo(trainer.hub_model_id, f"{HfApi().endpoint}/{trainer.hub_model_id}", "model")
 
     def decide() -> tuple[Start, dict[str, Any], str, Any, bool]:
         start = find_start(args, report=logger.warning)
@@ -171,11 +196,16 @@ def _train_and_save(trainer: Trainer, dataset_name: str | None, depends_on: dict
             f"The training in {output_dir} is already finished ({start.num_done} steps). Nothing is trained. To train "
             "again, choose another `--output_dir`."
         )
-    if done != "saved" or lacks_evaluation or args.push_to_hub:
+    if done != "saved" or lacks_evaluation:
         resumable = ResumableTraining(trainer, start, settings, finished=done != "nothing")
         trainer.add_callback(resumable)
         try:
-            with resumable.handling_sigterm(), refused_settings(trainer), _checking_batches(trainer):
+            with (
+                resumable.handling_sigterm(),
+                refused_settings(trainer),
+                _checking_batches(trainer),
+                pushing_checkpoints(trainer, facts, repo),
+            ):
                 checkpoint = start.checkpoint
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except NothingToTrain:
@@ -197,7 +227,7 @@ def _train_and_save(trainer: Trainer, dataset_name: str | None, depends_on: dict
                     **resumable.record.tokens(),
                 }
             }
-            _save(trainer, start)
+            _save(trainer, start, facts)
         if args.eval_strategy != "no" and (done != "saved" or lacks_evaluation):
             metrics = trainer.evaluate()
             if trainer.is_world_process_zero() and read_object(output_dir / ALL_RESULTS) is None:
@@ -206,8 +236,10 @@ def _train_and_save(trainer: Trainer, dataset_name: str | None, depends_on: dict
             record = trainer.state.stateful_callbacks.setdefault(RECORD, {}).setdefault("attributes", {})
             record["evaluation rows"] = evaluation_rows
             _save_state(trainer)  # the evaluation is in its log
-    if args.push_to_hub:
-        trainer.push_to_hub(revision=args.hub_revision, dataset_name=dataset_name)
+    if repo is not None:
+        trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
+        trainer._finish_current_push()
+        push_model(output_dir, facts(), repo, args.hub_revision, args.hub_token)
     _end(trainer)
 
 
@@ -329,8 +361,8 @@ def _raise_no_batch(trainer: Trainer) -> NoReturn:
     ) from None
 
 
-def _save(trainer: Trainer, start: Start) -> None:
-    """Save the model, and then the trainer's state, which says that it is there."""
+def _save(trainer: Trainer, start: Start, facts: Callable[[], ModelFacts]) -> None:
+    """Save the model, then the trainer's state, which says that it is there, and the card."""
     output_dir = Path(trainer.args.output_dir)
     if trainer.is_world_process_zero():
         take_over(output_dir, start)
@@ -341,6 +373,8 @@ def _save(trainer: Trainer, start: Start) -> None:
     # Not pushed yet: if this fails, the model would have to be trained again
     trainer.save_model(str(output_dir), _internal_call=True)
     _save_state(trainer)
+    if trainer.is_world_process_zero():
+        write_atomically(output_dir / README, model_card(output_dir, facts(), resolve(output_dir).name))
     trainer.accelerator.print(f"Model saved to {output_dir}")
 
 

@@ -9,7 +9,8 @@ import pytest
 from datasets import Dataset, Features, Json, Value
 
 from rlmec_trl.credit.preparation import RewardSettings, prepare_row
-from rlmec_trl.data.schema import DatasetError, StreamCheck, check_dataset
+from rlmec_trl.data.columns import MEANINGS
+from rlmec_trl.data.schema import DatasetError, StreamCheck, check_dataset, column_features
 from rlmec_trl.data.tokens import encode_prompt
 from rlmec_trl.tasks.problems import to_task_rows
 from rlmec_trl.tasks.task import Task, load_task
@@ -203,3 +204,16 @@ def test_every_other_error_quotes_a_message_that_is_in_the_code():
         for text in re.findall(r"`(.+?)`(?:,|$)", quoted):
             expression = ".*".join(re.escape(part.strip()) for part in text.split("..."))
             assert any(re.search(expression, message) for message in messages), f"no message says {text!r}"
+
+
+# --- Columns ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_descriptions_of_columns_begin_with_those_of_dataset_cards():
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|.*\| ([^|]+) \|$", PAGE.split("## Columns\n")[1], re.MULTILINE)
+    documented = [
+        (re.findall(r"`(\w+)`", names), re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", text)) for names, text in rows
+    ]
+    for name, meaning in MEANINGS.items():
+        assert any(name in names and text.startswith(meaning) for names, text in documented), name
+    assert MEANINGS.keys() >= column_features().keys()

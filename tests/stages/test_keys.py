@@ -15,6 +15,7 @@ from rlmec_trl.stages.evaluate_pairs import EvaluatePairsConfig
 from rlmec_trl.stages.keys import MODEL_FIELDS, config_key, model_key, task_key
 from rlmec_trl.stages.merge import MergeConfig
 from rlmec_trl.stages.pairs import PairsConfig
+from rlmec_trl.stages.publishing import PublishConfig
 from rlmec_trl.stages.rationales import RationalesConfig
 from rlmec_trl.stages.sample import SampleConfig
 from rlmec_trl.stages.score import ScoreConfig
@@ -24,7 +25,7 @@ from rlmec_trl.teachers.api.config import TeacherConfig
 
 
 CONFIGS = [SampleConfig, EditConfig, ScoreConfig, EvaluateConfig, ServerConfig, ProblemConfig, TeacherConfig]
-CONFIGS += [RationalesConfig, PairsConfig, MergeConfig, EvaluatePairsConfig]
+CONFIGS += [RationalesConfig, PairsConfig, MergeConfig, EvaluatePairsConfig, PublishConfig]
 FIELDS = [(config, field) for config in CONFIGS for field in dataclasses.fields(config)]
 REQUIRED = {"output_dir": "out", "task": "math", "dataset_name": "data", "teacher": "model", "dataset_names": ["data"]}
 
@@ -40,7 +41,7 @@ def make(config, **kwargs):
 def other_value(field, value):
     if "price" in field.name or field.name == "max_cost":
         return 1.0
-    if isinstance(value, bool):
+    if isinstance(value, bool) or field.name == "hub_private_repo":
         return not value
     if "choices" in field.metadata:
         return next(choice for choice in field.metadata["choices"] if choice != value)

@@ -162,6 +162,27 @@ def test_a_link_to_a_folder_inside_an_outdated_output_is_foreign(ledger, tmp_pat
     assert_refused(ledger, CHANGED, "data")
 
 
+def test_a_finished_job_is_called_again_to_be_published_and_only_once(ledger):
+    ledger.run(JOB, writes(ledger, "model"))
+    before = content(ledger), ledger.seconds("policy")
+    published = replace(JOB, settings={**JOB.settings, "push_to_hub": True, "hub_model_id": "me/policy"})
+    assert ledger.is_finished(published) and ledger.lacks_publishing(published) and not ledger.lacks_publishing(JOB)
+    seen = []
+    ledger.run(published, lambda config: seen.append(yaml.safe_load(config.read_text())))
+    assert seen[0]["push_to_hub"] is True
+    assert (content(ledger), ledger.seconds("policy")) == before
+    assert not ledger.lacks_publishing(published)
+    elsewhere = replace(JOB, settings={**published.settings, "hub_model_id": "me/other"})
+    assert ledger.lacks_publishing(elsewhere)
+    assert not ledger.refusals([replace(published, key="key-2")])  # its files are still known
+
+
+def test_a_job_that_is_published_at_once_is_not_called_again(ledger):
+    published = replace(JOB, settings={**JOB.settings, "push_to_hub": True})
+    ledger.run(published, writes(ledger, "model"))
+    assert ledger.is_finished(published) and not ledger.lacks_publishing(published)
+
+
 def test_many_foreign_files_are_counted(ledger):
     ledger.run(JOB, writes(ledger, "model"))
     for index in range(5):

@@ -613,22 +613,6 @@ def test_epochs_without_a_batch_are_refused_beside_a_checkpoint_too(make, tmp_pa
         run(make(kind="sft", **settings))
 
 
-def test_a_finished_model_is_pushed_with_its_own_weights(make, tmp_path, monkeypatch):
-    run(make(save_strategy="no"))
-    weights = saved(tmp_path / "run")
-    pushed = []
-    again = make(save_strategy="no")
-    again.args.push_to_hub = True
-    monkeypatch.setattr(again, "push_to_hub", lambda **kwargs: pushed.append(kwargs))
-    again.save_model(str(tmp_path / "start"), _internal_call=True)
-    assert saved(tmp_path / "start") != weights
-    at_push = str(tmp_path / "at_push")
-    monkeypatch.setattr(again.accelerator, "end_training", lambda: again.save_model(at_push, _internal_call=True))
-    train_and_save(again, "some/dataset")
-    assert pushed == [{"revision": None, "dataset_name": "some/dataset"}]
-    assert saved(tmp_path / "at_push") == weights
-
-
 # --- Where to resume from --------------------------------------------------------------------------------------------
 
 

@@ -331,6 +331,21 @@ def test_the_model_card_is_made_of_the_class_attributes_we_set():
     assert set(RLMECTrainer._paper) == {"title", "id", "citation"}
 
 
+def test_a_checkpoint_is_pushed_by_one_method_and_the_push_is_waited_for(make_sft_trainer):
+    for kind in (SFTTrainer, GRPOTrainer, DPOTrainer, RewardTrainer):
+        assert kind._push_from_checkpoint is Trainer._push_from_checkpoint
+    assert parameters(Trainer._push_from_checkpoint) == ["self", "checkpoint_folder"]
+    trainer = make_sft_trainer(save_strategy="steps", save_steps=1)
+    pushed, waited = [], []
+    trainer.args.push_to_hub = True  # after the repository would have been created
+    trainer._push_from_checkpoint = pushed.append
+    trainer.train()
+    assert [path.rpartition("/")[2] for path in pushed] == ["checkpoint-1", "checkpoint-2"]
+    trainer.push_in_progress = SimpleNamespace(is_done=lambda: False, wait_until_done=lambda: waited.append(1))
+    trainer._finish_current_push()
+    assert waited == [1] and trainer.hub_model_id is None and callable(trainer.init_hf_repo)
+
+
 def test_the_config_of_sft_trainer_has_the_options_we_refuse(tmp_path):
     config = RLMECConfig(str(tmp_path), **OFF_LINE)
     for name in (
