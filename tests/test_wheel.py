@@ -90,9 +90,10 @@ def installed(tmp_path_factory):
 
 
 def test_the_wheel_has_every_module_and_every_recipe(installed):
-    expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "rlmec_trl").rglob("*.py")}
+    files = (path for path in (ROOT / "rlmec_trl").rglob("*") if path.is_file() and path.suffix != ".pyc")
+    expected = {path.relative_to(ROOT).as_posix() for path in files}
     recipes = [path for kind in ("py", "yaml") for path in (ROOT / "recipes").rglob(f"*.{kind}")]
-    expected |= {f"rlmec_trl/{path.relative_to(ROOT).as_posix()}" for path in recipes} | {"rlmec_trl/py.typed"}
+    expected |= {f"rlmec_trl/{path.relative_to(ROOT).as_posix()}" for path in recipes}
     with zipfile.ZipFile(installed.wheel) as wheel:
         found = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert found == expected, "`packages` and `package_data` in setup.cfg say what a wheel has"
@@ -125,6 +126,9 @@ def test_the_demo_of_the_wheel_runs_in_a_folder_of_the_user(installed):
     assert report["accuracy"].keys() == {"start", "rlmec_paper"}
     assert (installed.work / "out" / "seed-3" / "rlmec_paper" / "model.safetensors").is_file()
     assert {path.name for path in installed.work.iterdir()} == {"small.yaml", "out"}
+    assert "16 samples, " in done.stdout and "Saved to out/seed-3/samples in " in done.stdout
+    assert "Next:" not in done.stdout, "the pipeline goes on by itself"
+    assert "is deprecated" not in done.stderr and "kernels" not in done.stderr
 
 
 def test_an_unknown_stage_of_the_console_script_fails(installed):

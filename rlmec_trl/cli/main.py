@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..data.errors import ConfigError, UserError, did_you_mean
+from ..data.library_warnings import hide_library_warnings
 from ..data.shipped import recipes_folder
 from .stages import describe_stages, find_stages
 from .words import find_configs, name_of, split_options
@@ -68,6 +69,7 @@ def run_stage(name: str, words: list[str]) -> None:
         for variable, value in _DEMO_ENVIRONMENT.items():
             os.environ.setdefault(variable, value)
         words = ["--config", str(recipes_folder() / "arithmetic" / "pipeline.yaml"), *words]
+    hide_library_warnings()  # before the recipe imports the libraries
     script = str(stages[name])
     launcher_words, words = divide(name, script, find_configs(split_options(words)))
     if launcher_words:

@@ -19,6 +19,7 @@ from ..generation.processes import process_state
 from ..grm.prompts import WORDING_FILE
 from .keys import model_key
 from .output import OutputError, claim, is_finished, publish, resolve
+from .summary import print_summary, timed
 
 
 @dataclass
@@ -45,6 +46,7 @@ class MergeConfig:
         check_config(self)
 
 
+@timed
 def run(config: MergeConfig, model_args: ModelConfig) -> None:
     """
     Merge an adapter, and save the model. A finished merge is not repeated.
@@ -88,7 +90,7 @@ def run(config: MergeConfig, model_args: ModelConfig) -> None:
                 state.print(f"{config.output_dir} already holds this merged model.")
             else:
                 publish(save, config.output_dir, key, work_dir, costs={})
-                state.print(f"Merged {name_or_path}. Saved to {config.output_dir}")
+                print_summary(f"Merged {name_or_path}.", config.output_dir)
     state.wait_for_everyone()
 
 

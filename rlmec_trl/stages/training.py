@@ -14,7 +14,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
-from trl import ModelConfig
+from trl import ModelConfig, RewardTrainer
 from trl.trainer.base_trainer import _BaseTrainer
 
 from ..data.adapters import adapter_base
@@ -22,11 +22,13 @@ from ..data.errors import ConfigError, UserError
 from ..data.marks import read_object
 from ..generation.loading import check_model, load_tokenizer
 from ..generation.processes import process_state
+from ..grm.grm_trainer import GRMTrainer
 from .checkpoints import MODEL_FILES, RECORD, STATE, best_checkpoint, is_checkpoint_name, read_record, read_state
 from .output import OutputError, hold, resolve, write_atomically
 from .refusals import refused_settings
 from .resuming import NothingToTrain, ResumableTraining
 from .run_folder import Start, begin, find_start, take_over
+from .summary import print_summary, timed
 from .training_settings import (
     BATCH,
     changed_settings,
@@ -102,6 +104,7 @@ def training_run(training_args: TrainingArguments) -> Iterator[None]:
         yield
 
 
+@timed
 def train_and_save(
     trainer: Trainer, dataset_name: str | None = None, depends_on: dict[str, Any] | None = None
 ) -> None:
@@ -341,7 +344,13 @@ def _save(trainer: Trainer, start: Start) -> None:
     # Not pushed yet: if this fails, the model would have to be trained again
     trainer.save_model(str(output_dir), _internal_call=True)
     _save_state(trainer)
-    trainer.accelerator.print(f"Model saved to {output_dir}")
+    print_summary(f"Trained {trainer.state.global_step:,} steps.", output_dir, _next_step(trainer))
+
+
+def _next_step(trainer: Trainer) -> str:
+    if isinstance(trainer, GRMTrainer):
+        return "score.py --grm"
+    return f"{'evaluate_pairs' if isinstance(trainer, RewardTrainer) else 'evaluate'}.py --model_name_or_path"
 
 
 def _save_state(trainer: Trainer) -> None:
