@@ -10,7 +10,7 @@ from ..data.errors import UserError
 from ..data.library_warnings import hide_library_warnings
 from ..generation.processes import end_processes
 from .settings import parse_settings
-from .summary import print_next
+from .summary import naming_next
 
 
 def run_command(make_parser: Callable[[], TrlParser], main: Callable[..., Any]) -> Any:
@@ -29,9 +29,9 @@ def run_command(make_parser: Callable[[], TrlParser], main: Callable[..., Any]) 
     """
     hide_library_warnings()
     try:
-        result = main(*parse_settings(make_parser()))
+        with naming_next():
+            result = main(*parse_settings(make_parser()))
     except UserError as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    print_next()
     end_processes()
     return result

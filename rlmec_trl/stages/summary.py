@@ -4,7 +4,8 @@ import functools
 import os
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import ParamSpec, TypeVar
 
@@ -49,13 +50,19 @@ def print_summary(done: str, output: str | os.PathLike | None = None, then: str 
     _next.set(None if None in (output, then) else f"Next: {then} {shlex.quote(str(output))}")
 
 
-def print_next() -> None:
+@contextmanager
+def naming_next() -> Iterator[None]:
     """
-    Print the command that follows the last stage. Recipes that run from the command line call it when they have
-    finished; a pipeline runs its next stage itself.
+    At the end, print the command that follows the last stage: for recipes that run from the command line, unlike those
+    in a pipeline, which runs the next stage itself.
     """
-    if _next.get() is not None:
-        process_state().print(_next.get())
+    token = _next.set(None)
+    try:
+        yield
+        if _next.get() is not None:
+            process_state().print(_next.get())
+    finally:
+        _next.reset(token)
 
 
 def describe_seconds(seconds: float) -> str:

@@ -82,5 +82,9 @@ def test_a_recipe_names_the_command_after_its_last_stage(clock, monkeypatch, cap
         "Trained. Saved to my policy in 0.0 s.",
         "Next: evaluate.py --model_name_or_path 'my policy'",
     ]
+    scoring()  # which does not belong to the next command
+    capsys.readouterr()
+    run_command(lambda: TrlParser((MergeConfig,)), lambda config: None)
+    assert capsys.readouterr().out == ""
     run_command(lambda: TrlParser((MergeConfig,)), lambda config: timed(lambda: print_summary("Read."))())
     assert capsys.readouterr().out == "Read. Took 0.0 s.\n"
