@@ -26,7 +26,8 @@ def main(config: audit.AuditConfig) -> audit.GRMAudit:
 
 
 def show(result: audit.GRMAudit) -> None:
-    Console().print(audit_table(pool_audits([asdict(result)]), "Generative reward model, on unseen problems"))
+    figures = {name: None if value != value else value for name, value in asdict(result).items()}  # without NaN
+    Console().print(audit_table(pool_audits([figures]), "Generative reward model, on unseen problems"))
 
 
 if __name__ == "__main__":
