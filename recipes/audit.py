@@ -7,8 +7,12 @@ python recipes/audit.py --task arithmetic --dataset_name runs/arithmetic/seed-0/
 ```
 """
 
+from dataclasses import asdict
+
+from rich.console import Console
 from trl import TrlParser
 
+from rlmec_trl.reports.tables import audit_table, pool_audits
 from rlmec_trl.stages import audit
 from rlmec_trl.stages.command import run_command
 
@@ -21,5 +25,10 @@ def main(config: audit.AuditConfig) -> audit.GRMAudit:
     return audit.run(config)
 
 
+def show(result: audit.GRMAudit) -> None:
+    figures = {name: None if value != value else value for name, value in asdict(result).items()}  # without NaN
+    Console().print(audit_table(pool_audits([figures]), "Generative reward model, on unseen problems"))
+
+
 if __name__ == "__main__":
-    print(run_command(make_parser, main))
+    show(run_command(make_parser, main))

@@ -17,6 +17,7 @@ from rlmec_trl.data.checks import check_config
 from rlmec_trl.data.errors import ConfigError
 from rlmec_trl.stages.command import run_command
 from rlmec_trl.stages.output import claim, is_finished, publish
+from rlmec_trl.stages.summary import print_summary, timed
 from rlmec_trl.tasks import arithmetic, verdicts
 
 
@@ -56,6 +57,7 @@ def make_parser() -> TrlParser:
     return TrlParser((TaskArguments,))
 
 
+@timed
 def main(args: TaskArguments) -> None:
     def save(folder: Path) -> None:
         sizes = (args.warmup_size, args.train_size, args.validation_size, args.test_size)
@@ -77,6 +79,11 @@ def main(args: TaskArguments) -> None:
     with claim(args.output_dir, key) as work_dir:
         if not is_finished(args.output_dir, key):
             publish(save, args.output_dir, key, work_dir, costs={})
+    print_summary(
+        f"Task {args.task}: {args.warmup_size:,} problems for the warm-up, {args.train_size:,} for training, "
+        f"{args.validation_size:,} for validation, {args.test_size:,} for the test, and an untrained policy.",
+        args.output_dir,
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ import yaml
 from trl import SFTConfig
 
 from rlmec_trl import RLMECConfig
+from rlmec_trl.cli.main import divide
+from rlmec_trl.cli.stages import find_stages
+from rlmec_trl.cli.words import find_configs, split_options
 
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +59,9 @@ def head_command(path):
 
 def launched(words):
     """The recipe that a command launches and the words for it, or `None`."""
+    if words[0] == "rlmec-trl" and words[1] != "demo" and not words[1].startswith("-"):
+        recipe = find_stages()[words[1]]
+        return recipe.stem, divide(words[1], str(recipe), find_configs(split_options(words[2:])))[1]
     place = next((index for index, word in enumerate(words) if re.fullmatch(r"recipes/\w+\.py", word)), None)
     return None if place is None else (Path(words[place]).stem, words[place + 1 :])
 
@@ -108,8 +114,10 @@ def test_a_command_that_is_shown_works(words):
     elif words[0] == "python" and re.fullmatch(r"recipes/\w+/\w+\.py", words[1]):  # of one pipeline
         source = (ROOT / words[1]).read_text(encoding="utf-8")
         assert all(word.removeprefix("--") in source for word in words if word.startswith("--"))
-    elif words[:3] == ["pip", "install", "-e"]:
-        extras = re.search(r"\[(.*)\]", words[3])
+    elif words[0] == "rlmec-trl":
+        assert words[1] in {"demo", "--help", "--version"}
+    elif words[:2] == ["pip", "install"] and words[-1].partition("[")[0] in {".", "rlmec-trl"}:
+        extras = re.search(r"\[(.*)\]", words[-1])
         known = (ROOT / "setup.cfg").read_text(encoding="utf-8")
         assert all(f"\n{extra} =\n" in known for extra in (extras[1].split(",") if extras else []))
     else:

@@ -59,7 +59,7 @@ def finished(train):
     }
     for name, run in finished.items():
         assert run.exit_code == 0, run.stderr[-3000:]
-        assert f"Model saved to {name}" in run.stdout
+        assert f"Saved to {name}" in run.stdout
     return finished
 
 

@@ -56,7 +56,7 @@ def test_the_recipe_trains_with_its_yaml_file_and_a_reward_model(folder):
         text=True,
     )
     assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-3000:]
-    assert f"Model saved to {folder / 'out'}" in result.stdout
+    assert f"Saved to {folder / 'out'}" in result.stdout
     steps = logs(folder)
     assert len(steps) == 2
     for step in steps:

@@ -693,7 +693,7 @@ def train(unscored, scripts):
             launch = ["-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file", config]
             recipe = [ROOT / "tests" / "on_two.py", recipe]
             output = run_command(*launch, *recipe, *words, cwd=unscored, ACCELERATE_USE_CPU="true")
-        assert output.count(f"Model saved to {output_dir}") == 1
+        assert output.count(f"Saved to {output_dir} in ") == 1
         assert output.count("─ Step 2 ─") == 1, "only the main process shows completions"
         assert len(list(output_dir.glob("completions/completions_0000[12].parquet"))) == 2
         return output_dir

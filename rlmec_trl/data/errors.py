@@ -1,7 +1,9 @@
 """Errors that a user has to fix."""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class UserError(Exception):
@@ -49,3 +51,9 @@ def errors_of_dataset(name: str) -> Iterator[None]:
 
 class ModelError(UserError, ValueError):
     """A model or tokenizer cannot be loaded. The message has its path and what is wrong there."""
+
+
+def did_you_mean(name: Any, known: Collection[str]) -> str:
+    """A hint at names that an unknown one is close to."""
+    close = difflib.get_close_matches(str(name), known)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""

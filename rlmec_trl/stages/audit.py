@@ -21,6 +21,7 @@ from ..reports.accuracy import Accuracy
 from ..tasks.task import Task, load_task
 from ..teachers.editors import Editor
 from .output import claim_file, write_atomically
+from .summary import print_summary, timed
 
 
 @dataclass
@@ -100,6 +101,7 @@ class GRMAudit:
     edits_made_over_needed: float
 
 
+@timed
 def run(config: AuditConfig) -> GRMAudit:
     """
     Audit a generative reward model on the scored samples of problems that it was not trained on.
@@ -130,6 +132,10 @@ def run(config: AuditConfig) -> GRMAudit:
             # JSON has no NaN: what could not be measured is null
             values = {name: None if value != value else value for name, value in asdict(audit).items()}
             write_atomically(config.output_file, json.dumps(values, indent=2) + "\n")
+        print_summary(
+            f"Audited {len(unseen):,} samples of problems that the reward model was not trained on.",
+            config.output_file,
+        )
     return audit
 
 

@@ -1,15 +1,16 @@
 """How every recipe runs from the command line."""
 
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 from trl import TrlParser
 
 from ..data.errors import UserError
+from ..data.library_warnings import hide_library_warnings
 from ..generation.processes import end_processes
 from .settings import parse_settings
+from .summary import naming_next
 
 
 def run_command(make_parser: Callable[[], TrlParser], main: Callable[..., Any]) -> Any:
@@ -26,11 +27,10 @@ def run_command(make_parser: Callable[[], TrlParser], main: Callable[..., Any]) 
     Returns:
         What `main` returns.
     """
-    # Transformers 5.23 deprecates this name, but it is the one in TRL's configs, and older releases know no other.
-    # There is nothing that a user could do about the warning.
-    warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
+    hide_library_warnings()
     try:
-        result = main(*parse_settings(make_parser()))
+        with naming_next():
+            result = main(*parse_settings(make_parser()))
     except UserError as error:
         sys.exit(f"{type(error).__name__}: {error}")
     end_processes()

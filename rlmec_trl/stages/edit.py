@@ -14,7 +14,7 @@ from ..data.errors import ConfigError
 from ..data.loading import load_rows
 from ..data.schema import check_dataset
 from ..generation.loading import load_model, load_tokenizer
-from ..generation.processes import gather_counts, process_state
+from ..generation.processes import gather_counts
 from ..generation.server import ServerConfig
 from ..tasks.task import Task, load_task, source_hash
 from ..teachers.api.config import TeacherConfig
@@ -28,6 +28,7 @@ from .keys import config_key, function_key, model_key, task_key
 from .output import check_path
 from .publishing import DatasetPublisher, PublishConfig
 from .runner import EmptyResultError, map_shards
+from .summary import print_summary, timed
 from .through_journal import check_local, describe_outcomes, work_through_journal
 
 
@@ -152,6 +153,7 @@ class EditConfig:
         check_config(self)
 
 
+@timed
 def run(
     config: EditConfig,
     teacher_config: TeacherConfig | None = None,
@@ -201,10 +203,11 @@ def run(
     counts = describe_outcomes(outcomes)
     usable = len(edited) - edited.data["rewrite"].null_count
     distance = mean_edit_distance(edited)
-    process_state().print(
-        f"{usable} of {len(edited)} samples have a verified rewrite (edited now: {counts or 'none'})."
-        + (f" A rewrite changes {distance:.1f} words on average." if distance is not None else "")
-        + f" Saved to {config.output_dir}"
+    print_summary(
+        f"{usable:,} of {len(edited):,} samples have a verified rewrite (edited now: {counts or 'none'})."
+        + (f" A rewrite changes {distance:.1f} words on average." if distance is not None else ""),
+        config.output_dir,
+        "train_grm.py --dataset_name",
     )
     prompt = "rewrite" if config.provider == "local" else "teacher"
     facts = DatasetFacts(

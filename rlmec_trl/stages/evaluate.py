@@ -26,6 +26,7 @@ from ..tasks.problems import ProblemConfig, load_problems
 from ..tasks.task import Task, load_task
 from ..teachers.raters import NoRating, TaskRater, rate_responses
 from .output import claim_file, resolve, write_atomically
+from .summary import print_summary, timed
 
 
 _NAMES = ("correct", "total", "mean", "interval")
@@ -120,6 +121,7 @@ class EvaluateConfig:
             )
 
 
+@timed
 def run(config: EvaluateConfig, problem_config: ProblemConfig, model_args: ModelConfig) -> Accuracy:
     """
     Evaluate a policy.
@@ -156,10 +158,6 @@ def run(config: EvaluateConfig, problem_config: ProblemConfig, model_args: Model
         result = dict(zip(_NAMES, values, strict=True))
         result |= describe_labels(predictions, task) | describe_rationales(predictions, task)
         result |= outcomes_of_rows(predictions, problems, task)
-        state.print(
-            f"{model_args.model_name_or_path}: {accuracy.mean:.3f} ({accuracy.correct} of {accuracy.total} correct, "
-            f"95% interval {low:.3f} to {high:.3f})"
-        )
         for line in (*_label_lines(result), *_rationale_lines(result)):
             state.print(line)
         if state.is_main_process:
@@ -168,6 +166,12 @@ def run(config: EvaluateConfig, problem_config: ProblemConfig, model_args: Model
             if config.predictions_file is not None:
                 lines = (json.dumps(asdict(prediction)) + "\n" for prediction in predictions)
                 write_atomically(config.predictions_file, "".join(lines))
+        print_summary(
+            f"{model_args.model_name_or_path}: {accuracy.mean:.3f} ({accuracy.correct:,} of {accuracy.total:,} "
+            f"correct, 95% interval {low:.3f} to {high:.3f}).",
+            config.output_file,
+            "compare_results.py --results",
+        )
     return accuracy
 
 

@@ -20,6 +20,7 @@ from ..generation.processes import process_state
 from ..generation.reward_models import SequenceRewardModel
 from ..reports.accuracy import Accuracy
 from .output import claim_file, write_atomically
+from .summary import print_summary, timed
 
 
 @dataclass
@@ -63,6 +64,7 @@ class EvaluatePairsConfig:
             raise ConfigError("`dataset_names` is empty: name pairs of responses, as `pairs.py` writes them.")
 
 
+@timed
 def run(config: EvaluatePairsConfig, model_args: ModelConfig) -> dict[str, Accuracy]:
     """
     Evaluate a reward model on pairs. It scores them as in reinforcement learning: prompt and response are encoded
@@ -110,19 +112,22 @@ def run(config: EvaluatePairsConfig, model_args: ModelConfig) -> dict[str, Accur
         result = {
             kind: Accuracy(sum(counts[kind]), len(counts[kind])) for kind in (*PAIR_KINDS, "all") if kind in counts
         }
-        for kind, accuracy in result.items():
-            low, high = accuracy.interval
-            state.print(
-                f"{model_args.model_name_or_path}, {kind} pairs: {accuracy.mean:.3f} ({accuracy.correct} of "
-                f"{accuracy.total} correct, 95% interval {low:.3f} to {high:.3f})"
-            )
         if config.output_file is not None and state.is_main_process:
             values = {
                 kind: {**asdict(accuracy), "mean": accuracy.mean, "interval": list(accuracy.interval)}
                 for kind, accuracy in result.items()
             }
             write_atomically(config.output_file, json.dumps({"pairs": values}, indent=2) + "\n")
+        print_summary(f"{model_args.model_name_or_path}: {_describe(result)}.", config.output_file)
     return result
+
+
+def _describe(result: dict[str, Accuracy]) -> str:
+    return ", ".join(
+        f"{kind} pairs {accuracy.mean:.3f} ({accuracy.correct:,} of {accuracy.total:,} correct, 95% interval "
+        f"{accuracy.interval[0]:.3f} to {accuracy.interval[1]:.3f})"
+        for kind, accuracy in result.items()
+    )
 
 
 def prefers_chosen(reward_model: SequenceRewardModel, pairs: Dataset) -> list[bool]:

@@ -22,6 +22,7 @@ from .model_cards import ModelFacts
 from .model_publishing import push_model
 from .output import OutputError, claim, is_finished, publish, resolve
 from .publishing import open_repo
+from .summary import print_summary, timed
 
 
 @dataclass
@@ -73,6 +74,7 @@ class MergeConfig:
         check_config(self)
 
 
+@timed
 def run(config: MergeConfig, model_args: ModelConfig) -> None:
     """
     Merge an adapter, and save the model. A finished merge is not repeated.
@@ -120,7 +122,7 @@ def run(config: MergeConfig, model_args: ModelConfig) -> None:
                 state.print(f"{config.output_dir} already holds this merged model.")
             else:
                 publish(save, config.output_dir, key, work_dir, costs={})
-                state.print(f"Merged {name_or_path}. Saved to {config.output_dir}")
+                print_summary(f"Merged {name_or_path}.", config.output_dir)
         if repo is not None:
             push_model(resolve(config.output_dir), _facts(name_or_path, revision), repo)
     state.wait_for_everyone()

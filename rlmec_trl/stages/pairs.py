@@ -15,7 +15,7 @@ from ..data.errors import ConfigError
 from ..data.loading import load_rows
 from ..data.messages import is_conversational
 from ..data.schema import column_features
-from ..generation.processes import gather_counts, process_state
+from ..generation.processes import gather_counts
 from ..generation.server import ServerConfig
 from ..tasks.task import Task, load_task, source_hash
 from ..teachers.api.config import TeacherConfig
@@ -30,6 +30,7 @@ from .publishing import DatasetPublisher, PublishConfig
 from .rationales import check_labels
 from .responses import TEMPLATE_KWARGS, gather_problems
 from .runner import EmptyResultError, map_shards
+from .summary import print_summary, timed
 from .through_journal import check_local, describe_outcomes, work_through_journal
 
 
@@ -151,6 +152,7 @@ class PairsConfig:
         check_config(self)
 
 
+@timed
 def run(
     config: PairsConfig,
     teacher_config: TeacherConfig | None = None,
@@ -209,10 +211,12 @@ def run(
         if pairs is None:
             return None
     counts = Counter(pairs["kind"])
-    made = " and ".join(f"{counts[kind]} {kind} pairs" for kind in _kinds(config))
-    process_state().print(
-        f"{made} of {len(problems)} problems ({_describe(outcomes, config)}; responses left out: "
-        f"{describe_outcomes(left_out) or 'none'}). Saved to {config.output_dir}"
+    made = " and ".join(f"{counts[kind]:,} {kind} pairs" for kind in _kinds(config))
+    print_summary(
+        f"{made} of {len(problems):,} problems ({_describe(outcomes, config)}; responses left out: "
+        f"{describe_outcomes(left_out) or 'none'}).",
+        config.output_dir,
+        "train_label_reward.py --dataset_name",
     )
     facts = DatasetFacts(
         "pairs",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.errors import UserError
+from ..data.shipped import find_file
 
 
 # What a YAML file writes for the folder of a run, and for its seed
@@ -299,7 +300,7 @@ def _read_choice(stage: Stage) -> tuple[str, list]:
 
 def _with_content(value: Any) -> Any:
     """A setting and, where it names an object in a Python file (`path/to/file.py:NAME`), the content of that file."""
-    file = value.rpartition(":")[0] if isinstance(value, str) else ""
+    file = find_file(value.rpartition(":")[0]) if isinstance(value, str) else ""
     if not file.endswith(".py") or not Path(file).expanduser().is_file():
         return value
     return [value, hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest()]

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from ..data.checks import check_setting
-from ..data.errors import ConfigError
+from ..data.errors import ConfigError, did_you_mean
 from .pipeline import RUN, Evaluation, Pipeline, PipelineError, Stage, paths_in, plan_run, source_of
-from .settings import did_you_mean, read_yaml
+from .settings import read_yaml
 
 
 # Keys, of whatever part of a file, whose values are texts or mappings

@@ -13,7 +13,7 @@ from ..data.checks import check_config
 from ..data.errors import ConfigError
 from ..data.schema import check_dataset, column_features
 from ..generation.loading import load_model, load_tokenizer
-from ..generation.processes import gather_counts, process_state
+from ..generation.processes import gather_counts
 from ..generation.server import ServerConfig
 from ..tasks.problems import ProblemConfig, load_problems
 from ..tasks.task import Task, load_task, source_hash
@@ -35,6 +35,7 @@ from .keys import config_key, function_key, model_key, task_key
 from .output import check_not_input, check_path
 from .publishing import DatasetPublisher, PublishConfig
 from .runner import EmptyResultError, map_shards
+from .summary import print_summary, timed
 from .through_journal import check_local, describe_outcomes, work_through_journal
 
 
@@ -153,6 +154,7 @@ class RationalesConfig:
         check_config(self)
 
 
+@timed
 def run(
     config: RationalesConfig,
     problem_config: ProblemConfig,
@@ -233,9 +235,11 @@ def run(
             return None
     num_accepted = rationales["rationale_outcome"][:].count(ACCEPTED)
     skipped = f" {left_out} problems without a confusable label were left out." if left_out else ""
-    process_state().print(
-        f"{num_accepted} of {len(rationales)} labels have a verified rationale (written now: "
-        f"{describe_outcomes(outcomes) or 'none'}).{skipped} Saved to {config.output_dir}"
+    print_summary(
+        f"{num_accepted:,} of {len(rationales):,} labels have a verified rationale (written now: "
+        f"{describe_outcomes(outcomes) or 'none'}).{skipped}",
+        config.output_dir,
+        "pairs.py --dataset_names",
     )
     facts = DatasetFacts(
         "rationales",

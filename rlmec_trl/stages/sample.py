@@ -14,7 +14,7 @@ from ..data.checks import check_config
 from ..data.messages import is_conversational, template_kwargs
 from ..data.schema import column_features
 from ..generation.loading import load_eos_token_ids, load_max_length, load_model, load_tokenizer
-from ..generation.processes import gather_counts, process_state
+from ..generation.processes import gather_counts
 from ..generation.sampling import sample_completions, sample_from_server
 from ..generation.server import ServerConfig, TokenServer
 from ..tasks.problems import ProblemConfig, load_problems
@@ -25,6 +25,7 @@ from .keys import config_key, model_key, task_key
 from .output import check_path
 from .publishing import DatasetPublisher, PublishConfig
 from .runner import EmptyResultError, map_shards
+from .summary import print_summary, timed
 
 
 @dataclass
@@ -109,6 +110,7 @@ class SampleConfig:
         check_config(self)
 
 
+@timed
 def run(
     config: SampleConfig,
     problem_config: ProblemConfig,
@@ -235,9 +237,11 @@ def run(
         costs=costs,
     )
     reasons = "".join(f"; {reason}: {count}" for reason, count in count_left_out().most_common())
-    process_state().print(
-        f"{len(samples)} samples, {sum(samples['correct'])} with a correct answer; {requested - len(samples)} left "
-        f"out (truncated at {config.max_new_tokens} tokens, or empty{reasons}). Saved to {config.output_dir}"
+    print_summary(
+        f"{len(samples):,} samples, {sum(samples['correct']):,} with a correct answer; "
+        f"{requested - len(samples):,} left out (truncated at {config.max_new_tokens} tokens, or empty{reasons}).",
+        config.output_dir,
+        "edit.py --dataset_name",
     )
     facts = DatasetFacts(
         "samples",

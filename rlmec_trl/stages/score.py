@@ -34,6 +34,7 @@ from .keys import config_key, model_key, task_key, wording_key
 from .output import check_path
 from .publishing import DatasetPublisher, PublishConfig
 from .runner import EmptyResultError, map_shards
+from .summary import print_summary, timed
 
 
 logger = get_logger(__name__)
@@ -230,6 +231,7 @@ class ScoreConfig:
         )
 
 
+@timed
 def run(
     config: ScoreConfig,
     dataset: Dataset,
@@ -415,9 +417,11 @@ def run(
     sampled = ""
     if config.num_rewrites > 1:
         num_sampled = pc.sum(pc.greater(scored.data["rewrite_index"], 0)).as_py() or 0
-        sampled = f", {num_sampled} of them a sampled one"
-    process_state().print(
-        f"{verified} of {len(scored)} samples have a verified rewrite{sampled}. Saved to {output_dir}"
+        sampled = f", {num_sampled:,} of them a sampled one"
+    print_summary(
+        f"{verified:,} of {len(scored):,} samples have a verified rewrite{sampled}.",
+        output_dir,
+        "rlmec.py --dataset_name",
     )
     facts = DatasetFacts(
         "scored samples",

@@ -1,6 +1,5 @@
 """Settings of a recipe, from its command line and its YAML file: each is checked before anything is loaded."""
 
-import difflib
 import os
 import sys
 from argparse import ArgumentTypeError
@@ -13,7 +12,7 @@ import yaml
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from ..data.checks import check_setting, is_numeric
-from ..data.errors import ConfigError, UserError
+from ..data.errors import ConfigError, UserError, did_you_mean
 from ..data.messages import is_storable
 from .library_errors import refused_by
 
@@ -137,12 +136,6 @@ def _number(text: str) -> str | float:
         except ValueError:
             continue
     return text
-
-
-def did_you_mean(name: Any, known: Collection[str]) -> str:
-    """A hint at names that an unknown one is close to."""
-    close = difflib.get_close_matches(str(name), known)
-    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def read_yaml(path: str | os.PathLike) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from huggingface_hub import HfApi
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
-from trl import ModelConfig
+from trl import ModelConfig, RewardTrainer
 from trl.trainer.base_trainer import _BaseTrainer
 
 from ..data.adapters import adapter_base
@@ -23,6 +23,7 @@ from ..data.errors import ConfigError, UserError
 from ..data.marks import read_object
 from ..generation.loading import check_model, load_tokenizer
 from ..generation.processes import process_state
+from ..grm.grm_trainer import GRMTrainer
 from .checkpoints import MODEL_FILES, RECORD, STATE, best_checkpoint, is_checkpoint_name, read_record, read_state
 from .model_cards import About, ModelFacts, model_card, trainer_facts
 from .model_publishing import README, push_model, pushing_checkpoints
@@ -31,6 +32,7 @@ from .publishing import Repo, open_repo
 from .refusals import refused_settings
 from .resuming import NothingToTrain, ResumableTraining
 from .run_folder import Start, begin, find_start, take_over
+from .summary import print_summary, timed
 from .training_settings import (
     BATCH,
     changed_settings,
@@ -115,6 +117,7 @@ def training_run(training_args: TrainingArguments) -> Iterator[None]:
         yield
 
 
+@timed
 def train_and_save(
     trainer: Trainer,
     dataset_name: str | Sequence[str] | None = None,
@@ -375,7 +378,13 @@ def _save(trainer: Trainer, start: Start, facts: Callable[[], ModelFacts]) -> No
     _save_state(trainer)
     if trainer.is_world_process_zero():
         write_atomically(output_dir / README, model_card(output_dir, facts(), resolve(output_dir).name))
-    trainer.accelerator.print(f"Model saved to {output_dir}")
+    print_summary(f"Trained {trainer.state.global_step:,} steps.", output_dir, _next_step(trainer))
+
+
+def _next_step(trainer: Trainer) -> str:
+    if isinstance(trainer, GRMTrainer):
+        return "score.py --grm"
+    return f"{'evaluate_pairs' if isinstance(trainer, RewardTrainer) else 'evaluate'}.py --model_name_or_path"
 
 
 def _save_state(trainer: Trainer) -> None:

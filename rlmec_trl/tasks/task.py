@@ -21,6 +21,7 @@ import numpy as np
 
 from ..data.errors import ConfigError, UserError
 from ..data.messages import problem_text
+from ..data.shipped import find_file
 from ..data.steps import split_steps
 from .equations import Operation
 from .labels import POSITIONS, check_label, stated_label
@@ -347,9 +348,10 @@ def _load_source(path: str) -> tuple[ModuleType, str]:
 
 
 def _load_file(file_name: str, name: str) -> ModuleType:
-    if not os.path.isfile(os.path.expanduser(file_name)):
+    file = find_file(file_name)
+    if not os.path.isfile(os.path.expanduser(file)):
         raise ConfigError(f"There is no file {file_name!r} to load {name!r} from.")
-    file = Path(file_name).expanduser().resolve()
+    file = Path(file).expanduser().resolve()
     # Registered, so that what the file defines can be pickled, under a name that changes with its content, because
     # caches such as that of `Dataset.map` identify a function by its name
     digest = hashlib.sha256(bytes(file) + file.read_bytes()).hexdigest()[:16]

@@ -1,5 +1,6 @@
 """Every figure of the audit against cases small enough to count by hand."""
 
+import importlib
 import math
 
 import pytest
@@ -220,3 +221,12 @@ def test_a_task_without_an_editor_cannot_be_audited():
     config = AuditConfig(dataset_name="scored", seen_dataset_name="edits", tokenizer="policy", task="math")
     with pytest.raises(ValueError, match="needs a task with an editor; 'math' has none"):
         run(config)
+
+
+def test_the_recipe_prints_a_table_and_what_could_not_be_measured_as_a_dash(audit, capsys):
+    found = audit((CORRECT, {}, CORRECT))
+    assert math.isnan(found.auc)
+    importlib.import_module("recipes.audit").show(found)
+    printed = capsys.readouterr().out
+    assert "Generative reward model, on unseen problems" in printed and "0 of 0" in printed
+    assert "nan" not in printed.lower()
