@@ -314,7 +314,7 @@ SMALL = {
     "grm": {"max_steps": 4, "save_steps": 4, "per_device_train_batch_size": 8},
     "scored": {"rewrite_max_new_tokens": 8, "rewrite_topk": 2, "shard_size": 20},
     "audit.json": {},
-    "report.html": {"max_rows": 20},
+    "report.html": {"max_rows": 20, "runs": ["start={run}/warmup", "rewrite_all={run}/samples,{run}/rewrite_all"]},
     "reference_sft": {"max_steps": 2, "per_device_train_batch_size": 8},
     "rewrite_all": {"max_steps": 2, "per_device_train_batch_size": 8},
     "grpo": {

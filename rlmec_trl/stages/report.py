@@ -1,15 +1,25 @@
 """Scored samples as one HTML file, for people to look at."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
+from typing import Any
 
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from ..data.checks import check_config, check_reward_ranges
+from ..data.errors import ConfigError
 from ..data.loading import load_rows
 from ..generation.loading import load_tokenizer
+from ..reports.chart_data import scored_charts
 from ..reports.html_report import is_report, paper_settings, write_html
+from ..reports.run_charts import run_charts
+from ..tasks.task import load_task
+from .judgements import judge_scores
 from .output import claim_own_file, writing
+from .run_logs import read_runs
 
 
 @dataclass
@@ -43,6 +53,12 @@ class ReportConfig:
             Weight of the edited tokens of the rewrite.
         unedited_weight (`float`, *optional*, defaults to `0.5`):
             Weight of the other tokens of the rewrite.
+        task (`str`, *optional*):
+            Task of the samples, as a name, `package.module:NAME` or `file.py:NAME`. If it can check steps, the charts
+            include calibration and ROC of the reward models.
+        runs (`list[str]`, *optional*):
+            Trainings to compare in charts, each as `name=folder`. `name=folder,folder,result.json` counts the
+            completions of the datasets that the training read, and adds results of the evaluate stage.
     """
 
     dataset_name: str = field(metadata={"help": "Scored samples, as `score.py` writes them."})
@@ -80,6 +96,20 @@ class ReportConfig:
     )
     edited_weight: float = field(default=1.0, metadata={"help": "Weight of the edited tokens of the rewrite."})
     unedited_weight: float = field(default=0.5, metadata={"help": "Weight of the other tokens of the rewrite."})
+    task: str | None = field(
+        default=None,
+        metadata={
+            "help": "Task of the samples. If it can check steps, the charts include calibration and ROC of the reward "
+            "models."
+        },
+    )
+    runs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Trainings to compare in charts, each as `name=folder`, or as `name=folder,folder,result.json` "
+            "with the datasets that it read before it and results of `evaluate.py`."
+        },
+    )
 
     def __post_init__(self):
         check_config(self)
@@ -100,6 +130,7 @@ def run(config: ReportConfig) -> str:
     Raises:
         [`~rlmec_trl.data.errors.DatasetError`]: If a row breaks the contract of its columns, or the two datasets have
             no sample in common.
+        [`~rlmec_trl.data.errors.ConfigError`]: If a run is not written as above, or has no logs.
         [`~rlmec_trl.stages.output.OutputError`]: If `output_file` is a file of something else.
     """
     with claim_own_file(config.output_file, is_report):
@@ -116,9 +147,44 @@ def run(config: ReportConfig) -> str:
             unedited_weight=config.unedited_weight,
         )
         title = " and ".join(names) if config.title is None else config.title
+        scored = dict(zip(names, (rows,) if other is None else (rows, other), strict=True))
+        charts = make_charts(config, scored, tokenizer)
         with writing(config.output_file):
-            write_html(config.output_file, rows, tokenizer, settings, other=other, names=names, title=title)
+            write_html(
+                config.output_file, rows, tokenizer, settings, other=other, names=names, title=title, charts=charts
+            )
     return str(config.output_file)
+
+
+def make_charts(
+    config: ReportConfig, scored: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, Any]]:
+    """Charts of the scored samples by their names, and of the trainings that the settings name."""
+    judged = {}
+    if config.task is not None:
+        task = load_task(config.task)
+        judged = {name: judge_scores(rows, task, tokenizer) for name, rows in scored.items()}
+    judged = {name: judgements for name, judgements in judged.items() if judgements is not None}
+    charts = scored_charts(scored, judged, config.reward_baseline)
+    return charts if config.runs is None else charts + run_charts(read_runs(parse_runs(config.runs)))
+
+
+def parse_runs(runs: Sequence[str]) -> dict[str, list[str]]:
+    """
+    The paths of each run by its name.
+
+    Raises:
+        [`~rlmec_trl.data.errors.ConfigError`]: If a run has no name or no path, or two have the same name.
+    """
+    parsed = {}
+    for run in runs:
+        name, _, paths = run.partition("=")
+        if not name or not all(paths.split(",")):
+            raise ConfigError(f"`runs`: found {run!r}. Write a run as `name=folder` or `name=folder,result.json`.")
+        if name in parsed:
+            raise ConfigError(f"`runs`: two runs are named {name!r}. Give each its own name.")
+        parsed[name] = paths.split(",")
+    return parsed
 
 
 def short_names(*paths: str | None) -> list[str]:

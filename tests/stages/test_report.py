@@ -1,5 +1,7 @@
 """The report stage: a file of its own, from one or two datasets."""
 
+import json
+
 import pytest
 from datasets import Dataset
 
@@ -8,7 +10,7 @@ from rlmec_trl.data.errors import ConfigError
 from rlmec_trl.data.tokens import encode_completion
 from rlmec_trl.reports.html_report import is_report
 from rlmec_trl.stages.output import OutputError
-from rlmec_trl.stages.report import ReportConfig, run, short_names
+from rlmec_trl.stages.report import ReportConfig, make_charts, parse_runs, run, short_names
 from rlmec_trl.stages.settings import parse_settings
 
 
@@ -74,3 +76,37 @@ def test_settings_are_checked_as_those_of_the_trainer(setting, value):
 )
 def test_datasets_are_called_by_as_few_parts_of_their_paths_as_needed(paths, names):
     assert short_names(*paths) == names
+
+
+def test_the_charts_are_of_the_samples_their_steps_and_the_trainings(paths, tokenizer, tmp_path):
+    row = {"reference": "59 - 16 = 43", "answer": "43", "correct": False, "rewrite_ids": None}
+    texts = {"prompt": "Tom has 59 nuts, loses 16.", "completion": "59 - 16 is 44 ; The answer is 44"}
+    ids = encode_completion(tokenizer, texts["completion"])
+    rows = Dataset.from_list([row | texts | {"completion_ids": ids, "token_probs": [0.9] * len(ids)}])
+    (tmp_path / "policy").mkdir()
+    state = {"global_step": 2, "log_history": [{"step": step, "reward": 0.5} for step in (1, 2)]}
+    (tmp_path / "policy" / "trainer_state.json").write_text(json.dumps(state))
+
+    def titles(**settings):
+        config = ReportConfig(**paths, output_file="report.html", **settings)
+        return [chart["title"] for chart in make_charts(config, {"scored": rows}, tokenizer)]
+
+    of_samples = titles()
+    assert "Token probability by outcome" in of_samples
+    more = titles(task="arithmetic", runs=[f"policy={tmp_path / 'policy'}"])
+    assert more[: len(of_samples)] == of_samples
+    assert more[len(of_samples) :][:3] == [
+        "Calibration of the reward model",
+        "ROC of the reward model",
+        "Reward by step",
+    ]
+
+
+def test_runs_are_names_with_paths():
+    assert parse_runs(["a=runs/a", "b=data,runs/b=2,b.json"]) == {"a": ["runs/a"], "b": ["data", "runs/b=2", "b.json"]}
+
+
+@pytest.mark.parametrize("runs", [["runs/a"], ["=runs/a"], ["a="], ["a=runs/a,"], ["a=runs/a", "a=runs/b"]])
+def test_runs_without_a_name_or_a_path_are_refused(runs):
+    with pytest.raises(ConfigError, match="`runs`: "):
+        parse_runs(runs)
