@@ -20,6 +20,7 @@ from ..tasks.task import load_task
 from .judgements import judge_scores
 from .output import claim_own_file, writing
 from .run_logs import read_runs
+from .summary import print_summary, timed
 
 
 @dataclass
@@ -116,6 +117,7 @@ class ReportConfig:
         check_reward_ranges(self)
 
 
+@timed
 def run(config: ReportConfig) -> str:
     """
     Write the report.
@@ -153,6 +155,7 @@ def run(config: ReportConfig) -> str:
             write_html(
                 config.output_file, rows, tokenizer, settings, other=other, names=names, title=title, charts=charts
             )
+        print_summary(f"Report of {len(rows):,} samples, to open in a browser.", config.output_file)
     return str(config.output_file)
 
 
