@@ -6,6 +6,12 @@ from ..data.errors import ConfigError, did_you_mean
 from ..data.shipped import find_file, recipes_folder
 
 
+# Where the files that an option may name ship
+_FOLDERS = {"--config": "configs"}
+_FOLDERS |= dict.fromkeys(("--config_file", "--config-file", "--accelerate_config"), "accelerate_configs")
+_RENAMED = {"--accelerate_config": "--config_file"}  # as TRL's own command calls it
+
+
 def split_options(words: list[str]) -> list[list[str]]:
     """Each option with its values."""
     options = []
@@ -29,14 +35,13 @@ def find_configs(options: list[list[str]]) -> list[list[str]]:
         [`~rlmec_trl.data.errors.ConfigError`]: If there is no such file.
     """
     found = []
-    for name, *values in options:
-        if name == "--accelerate_config":  # as TRL's own command calls it
-            name = "--config_file"
-        if name == "--config" and len(values) == 1:
-            values = [_find_yaml(values[0], "configs")]
-        elif name in ("--config_file", "--config-file") and len(values) == 1:
-            values = [_find_yaml(values[0], "accelerate_configs")]
-        found.append([name, *values])
+    for option in options:
+        name, values = name_of(option), option[1:]
+        if "=" in option[0]:
+            values = [option[0].partition("=")[2]]
+        if name in _FOLDERS and len(values) == 1:
+            option = [_RENAMED.get(name, name), _find_yaml(values[0], _FOLDERS[name])]
+        found.append(option)
     return found
 
 

@@ -111,6 +111,12 @@ def test_a_shipped_file_is_found_by_its_name(started, stage, name, file):
     assert started.script == find_stages()[stage] and started.launcher is None
 
 
+def test_a_shipped_file_is_found_where_its_name_follows_an_equals_sign(started):
+    cli.main(["rlmec", "--config=rlmec", "--config_file=ddp.yaml", "--output_dir=runs/a=b"])
+    assert started.launcher.config_file == str(RECIPES / "accelerate_configs" / "ddp.yaml")
+    assert started.words == ["--config", str(RECIPES / "configs" / "rlmec.yaml"), "--output_dir=runs/a=b"]
+
+
 def test_a_file_of_the_user_wins(started, tmp_path):
     (tmp_path / "rlmec.yaml").touch()
     cli.main(["rlmec", "--config", "rlmec.yaml"])
