@@ -2,6 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
+
+from ..data.marks import read_object
 
 
 def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
@@ -70,3 +73,12 @@ class Accuracy:
     def interval(self) -> tuple[float, float]:
         """95% Wilson interval of `mean`."""
         return wilson_interval(self.correct, self.total)
+
+
+def read_accuracy(path: str | Path) -> Accuracy | None:
+    """The accuracy in a result of `evaluate.py`, `None` if a file is something else."""
+    result = read_object(path) or {}
+    correct, total = result.get("correct"), result.get("total")
+    if not (type(correct) is int and type(total) is int and 0 <= correct <= total and "interval" in result):
+        return None
+    return Accuracy(correct, total)

@@ -14,7 +14,7 @@ from transformers import Trainer
 from ..data.marks import read_object
 from ..data.public_names import is_hub_name, public_name, without_paths
 from ..grm.prompts import WORDING_FILE
-from ..reports.accuracy import Accuracy
+from ..reports.accuracy import Accuracy, read_accuracy
 from ..reports.tables import AUDIT_LABELS, pool_audits
 from .dataset_cards import fenced, shown_name, table, versions
 from .training_settings import EVALUATION, NO_EFFECT
@@ -193,11 +193,11 @@ def find_evaluations(folder: Path) -> list[tuple[str, Accuracy]]:
     ]
     found = []
     for path in paths:
-        result = read_object(path) or {}
-        if {"correct", "total", "mean", "interval"} <= result.keys():
-            found.append((path.stem, Accuracy(result["correct"], result["total"])))
-        elif isinstance(result.get("pairs"), dict):
-            found += [(f"{path.stem}, {kind}", _accuracy(counts)) for kind, counts in result["pairs"].items()]
+        accuracy = read_accuracy(path)
+        if accuracy is not None:
+            found.append((path.stem, accuracy))
+        elif isinstance(pairs := (read_object(path) or {}).get("pairs"), dict):
+            found += [(f"{path.stem}, {kind}", _accuracy(counts)) for kind, counts in pairs.items()]
     return found
 
 
