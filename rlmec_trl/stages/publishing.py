@@ -198,7 +198,7 @@ class DatasetPublisher:
                 repo_type="dataset",
                 commit_message="Upload the card",
             )
-        print(f"Published {len(dataset)} rows: {repo.url}")
+        print(f"Published {len(dataset):,} rows: {repo.url}")
 
 
 def _without_messages_of_providers(dataset: Dataset) -> Dataset:
