@@ -55,8 +55,8 @@ class ReportConfig:
         unedited_weight (`float`, *optional*, defaults to `0.5`):
             Weight of the other tokens of the rewrite.
         task (`str`, *optional*):
-            Task of the samples, as a name, `package.module:NAME` or `file.py:NAME`. If it can check steps, the charts
-            include calibration and ROC of the reward models.
+            Built-in task, `package.module:NAME` or `path/to/file.py:NAME`. If it can check steps, the charts include
+            calibration and ROC of the reward models.
         runs (`list[str]`, *optional*):
             Trainings to compare in charts, each as `name=folder`. `name=folder,folder,result.json` counts the
             completions of the datasets that the training read, and adds results of the evaluate stage.
@@ -100,8 +100,8 @@ class ReportConfig:
     task: str | None = field(
         default=None,
         metadata={
-            "help": "Task of the samples. If it can check steps, the charts include calibration and ROC of the reward "
-            "models."
+            "help": "Built-in task, `package.module:NAME` or `path/to/file.py:NAME`. If it can check steps, the "
+            "charts include calibration and ROC of the reward models."
         },
     )
     runs: list[str] | None = field(
