@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..data.errors import ConfigError
 from ..data.marks import read_object
-from ..reports.accuracy import Accuracy
+from ..reports.accuracy import Accuracy, read_result
 from ..reports.run_charts import RunLog
 from .checkpoints import checkpoints, read_record, read_state
 from .costs import num_generated, output_costs
@@ -89,8 +89,4 @@ def _results_of(folder: Path) -> dict[str, Accuracy]:
 
 
 def _read_result(path: Path) -> Accuracy | None:
-    result = read_object(path) or {}
-    correct, total = result.get("correct"), result.get("total")
-    if not (type(correct) is int and type(total) is int and 0 <= correct <= total and "interval" in result):
-        return None
-    return Accuracy(correct, total)
+    return read_result(read_object(path) or {})
