@@ -60,7 +60,7 @@ def _read_run(name: str, paths: Sequence[Path]) -> RunLog:
         own = _num_completions(state, step)
         return None if start is None or own is None else start + own
 
-    logs = state.get("log_history", [])
+    logs = _logs_of(state)
     done = [completions_at(log.get("step", 0)) for log in logs]
     return RunLog(logs, done, results, completions_at(state["global_step"]))
 
@@ -71,13 +71,19 @@ def _last_state(folder: Path) -> dict | None:
     return next((state for state in map(read_state, folders) if state is not None), None)
 
 
+def _logs_of(state: dict) -> list[dict]:
+    """What a training has logged. Another program's file may have something else under this name."""
+    logs = state.get("log_history")
+    return [log for log in logs if isinstance(log, dict)] if isinstance(logs, list) else []
+
+
 def _num_completions(state: dict, num_steps: int) -> int | None:
     """Completions that a training has generated after so many steps, `None` if its settings are not recorded."""
     settings = (read_record(state) or {}).get("settings")
     if settings is not None:
         return num_generated(settings, num_steps)
     # TRL's online trainers log lengths of their completions
-    return None if any("completions/mean_length" in log for log in state.get("log_history", [])) else 0
+    return None if any("completions/mean_length" in log for log in _logs_of(state)) else 0
 
 
 def _results_of(folder: Path) -> dict[str, Accuracy]:
