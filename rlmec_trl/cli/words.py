@@ -6,6 +6,9 @@ from ..data.errors import ConfigError, did_you_mean
 from ..data.shipped import find_file, recipes_folder
 
 
+_FILES = ("--config", "--accelerate_config", "--config_file", "--config-file")
+
+
 def split_options(words: list[str]) -> list[list[str]]:
     """Each option with its values."""
     options = []
@@ -29,7 +32,11 @@ def find_configs(options: list[list[str]]) -> list[list[str]]:
         [`~rlmec_trl.data.errors.ConfigError`]: If there is no such file.
     """
     found = []
-    for name, *values in options:
+    for option in options:
+        name, *values = option
+        if "=" in name and name_of(option) in _FILES:
+            name, value = name.split("=", 1)
+            values = [value, *values]
         if name == "--accelerate_config":  # as TRL's own command calls it
             name = "--config_file"
         if name == "--config" and len(values) == 1:

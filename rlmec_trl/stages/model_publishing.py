@@ -41,6 +41,8 @@ _TO_RESUME = re.compile(
     r"|zero_to_fp32\.py|(global_step\d+|(pytorch_model_fsdp|optimizer)_\d+)/.*|synced_grm\.safetensors"
     r"|entropy_ctrl_state\.json"
 )
+# Arguments of trainings that are a secret, or may have a password in them
+_PRIVATE = frozenset({"hub_token", "vllm_server_base_url"})
 # Settings that name files. The texts of other JSON files are data, such as a vocabulary
 _SETTINGS = re.compile(
     r"(.*/)?((adapter_|generation_|quantization_|tokenizer_|((video_)?pre)?processor_)?config|trainer_state)\.json"
@@ -191,7 +193,9 @@ def _public_settings(content: dict, name: str) -> dict:
 def _public_args(path: Path) -> bytes:
     """The arguments of a training, of which a checkpoint must have some, without paths and the token."""
     args = copy.copy(torch.load(path, weights_only=False))
-    vars(args).update({name: without_paths(value) for name, value in vars(args).items()}, hub_token=None)
+    vars(args).update({name: without_paths(value) for name, value in vars(args).items()})
+    for name in _PRIVATE & vars(args).keys():
+        setattr(args, name, None)
     buffer = io.BytesIO()
     torch.save(args, buffer)
     return buffer.getvalue()

@@ -111,6 +111,15 @@ def test_a_shipped_file_is_found_by_its_name(started, stage, name, file):
     assert started.script == find_stages()[stage] and started.launcher is None
 
 
+def test_a_file_may_follow_its_option_after_an_equals_sign(started):
+    cli.main(["rlmec", "--config=rlmec.yaml"])
+    assert started.words == ["rlmec-trl rlmec", "--config", str(RECIPES / "configs" / "rlmec.yaml")]
+    cli.main(["rlmec", "--accelerate_config=fsdp2.yaml"])
+    assert started.launcher.config_file == str(RECIPES / "accelerate_configs" / "fsdp2.yaml")
+    with pytest.raises(SystemExit, match="There is no file 'nope.yaml'"):
+        cli.main(["rlmec", "--config=nope.yaml"])
+
+
 def test_a_file_of_the_user_wins(started, tmp_path):
     (tmp_path / "rlmec.yaml").touch()
     cli.main(["rlmec", "--config", "rlmec.yaml"])

@@ -10,13 +10,21 @@ from pathlib import Path
 import datasets
 import huggingface_hub
 import pytest
+import torch
 from datasets import Dataset, Features, load_from_disk
 from huggingface_hub import DatasetCard, HfApi, ModelCard
 from peft import LoraConfig
 from transformers.utils import hub as transformers_hub
 from trl import DPOConfig, ModelConfig, SFTConfig, SFTTrainer
 
-from rlmec_trl import GenerativeRewardModel, GRMConfig, GRMTrainer, RLMECConfig, RLMECTrainer
+from rlmec_trl import (
+    GenerativeRewardModel,
+    GRMConfig,
+    GRMTrainer,
+    OnlineRLMECConfig,
+    RLMECConfig,
+    RLMECTrainer,
+)
 from rlmec_trl.data.errors import ConfigError
 from rlmec_trl.data.marks import list_files
 from rlmec_trl.data.schema import column_features
@@ -26,7 +34,8 @@ from rlmec_trl.reports.tables import AUDIT_LABELS
 from rlmec_trl.stages import edit, merge, pairs, rationales, sample, score
 from rlmec_trl.stages.dataset_cards import DatasetFacts
 from rlmec_trl.stages.model_cards import About, ModelFacts
-from rlmec_trl.stages.model_publishing import push_model
+from rlmec_trl.stages.model_publishing import _public_content, push_model
+from rlmec_trl.stages.output import OutputError, claim
 from rlmec_trl.stages.publishing import DatasetPublisher, PublishConfig, PublishError, open_repo
 from rlmec_trl.stages.refusals import check_training_settings
 from rlmec_trl.stages.training import train_and_save, training_run
@@ -411,6 +420,32 @@ def test_checkpoints_are_pushed_as_asked_without_paths(hub, folder, strategy):
     assert not {"training_args.bin", "trainer_state.json", "optimizer.pt"} & files.keys()
     assert ModelCard(files["README.md"].decode()).data.datasets == ["me/rows"]
     check_clean(hub, folder)
+
+
+def test_the_arguments_of_a_checkpoint_have_neither_token_nor_address(tmp_path):
+    private = {"hub_token": "hf_1", "vllm_server_base_url": "http://me:secret@10.0.0.1"}
+    args = config_of(OnlineRLMECConfig, tmp_path, num_generations=2, **private)
+    torch.save(args, tmp_path / "training_args.bin")
+    pushed = _public_content(tmp_path, "training_args.bin")
+    assert b"hf_1" not in pushed and b"secret" not in pushed and str(tmp_path).encode() not in pushed
+
+
+def test_a_merged_model_cannot_be_replaced_while_it_is_pushed(hub, folder, monkeypatch):
+    rows = Dataset.from_dict({"prompt": ["4 + 3"] * 4, "completion": [" = 7"] * 4})
+    args = config_of(SFTConfig, folder / "lora", push_to_hub=False)
+    lora = LoraConfig(r=2, target_modules="all-linear")
+    train_and_save(SFTTrainer(str(folder / "policy"), args, train_dataset=rows, peft_config=lora))
+
+    def push(path, facts, repo):
+        with pytest.raises(OutputError, match="Another run is writing"), claim(path):
+            raise AssertionError
+        pushed.append(path.name)
+
+    pushed = []
+    monkeypatch.setattr(merge, "push_model", push)
+    config = merge.MergeConfig(str(folder / "merged"), push_to_hub=True)
+    merge.run(config, ModelConfig(str(folder / "lora"), dtype="float32"))
+    assert pushed == ["merged"]
 
 
 def test_an_adapter_is_pushed_without_the_path_of_its_base_model_and_merged_without_its_files(hub, folder, capsys):
