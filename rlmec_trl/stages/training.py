@@ -240,6 +240,7 @@ def _train_and_save(trainer: Trainer, depends_on: dict[str, Any] | None, facts: 
 
 
 def _open_repo(args: TrainingArguments, name: str | None) -> Repo:
+    name = name or Path(args.output_dir).absolute().name  # as `Trainer` does: of a link, its own name
     return open_repo("model", name, args.output_dir, args.hub_private_repo, args.hub_token, args.hub_revision)
 
 

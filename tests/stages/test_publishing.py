@@ -393,6 +393,16 @@ def test_a_training_that_may_not_push_ends_before_anything_is_loaded(hub, folder
         raise AssertionError
 
 
+def test_a_training_into_a_link_has_one_repository(hub, folder):
+    (folder / "sft-1").mkdir()
+    (folder / "latest").symlink_to(folder / "sft-1")
+    rows = Dataset.from_dict({"prompt": ["4 + 3"] * 4, "completion": [" = 7"] * 4})
+    args = config_of(SFTConfig, folder / "latest")
+    with training_run(args):
+        train_and_save(SFTTrainer(str(folder / "policy"), args, train_dataset=rows))
+    assert hub.repos.keys() == {("model", "me/latest")}
+
+
 def test_a_token_among_the_settings_is_refused():
     for kind in (SFTConfig, DPOConfig):
         with pytest.raises(ConfigError, match="set HF_TOKEN"):
