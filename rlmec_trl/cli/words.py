@@ -38,7 +38,7 @@ def find_configs(options: list[list[str]]) -> list[list[str]]:
     for option in options:
         name, values = name_of(option), option[1:]
         if "=" in option[0]:
-            values = [option[0].partition("=")[2]]
+            values = [option[0].partition("=")[2], *values]
         if name in _FOLDERS and len(values) == 1:
             option = [_RENAMED.get(name, name), _find_yaml(values[0], _FOLDERS[name])]
         found.append(option)

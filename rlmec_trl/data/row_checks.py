@@ -228,11 +228,10 @@ def _read(name: str, value: Any) -> Any:
 
 def _check_vocabulary(lists: "_FlatLists", name: str, vocab_size: int | None) -> None:
     ids = lists.values.to_numpy()
-    wrong = ids < 0
-    if vocab_size is not None:
-        wrong |= ids >= vocab_size
-    for index in np.flatnonzero(wrong)[:1]:
-        known = "from 0" if vocab_size is None else f"from 0 to {vocab_size - 1}"
+    # Where the vocabulary is not known, a tokenizer still takes no larger ids
+    size = 2**31 if vocab_size is None else vocab_size
+    for index in np.flatnonzero((ids < 0) | (ids >= size))[:1]:
+        known = "from 0" if vocab_size is None and ids[index] < 0 else f"from 0 to {size - 1}"
         found = f"the id {ids[index]}, where the ids of the model's vocabulary are {known}"
         fix = "Use the model and the tokenizer that the ids were made with, or drop the row."
         raise row_error(lists.rows[index], name, found, fix, quote=False)

@@ -2,9 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-
-from ..data.marks import read_object
+from typing import Any
 
 
 def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
@@ -75,10 +73,19 @@ class Accuracy:
         return wilson_interval(self.correct, self.total)
 
 
-def read_accuracy(path: str | Path) -> Accuracy | None:
-    """The accuracy in a result of `evaluate.py`, `None` if a file is something else."""
-    result = read_object(path) or {}
-    correct, total = result.get("correct"), result.get("total")
-    if not (type(correct) is int and type(total) is int and 0 <= correct <= total and "interval" in result):
+def read_accuracy(counts: Any) -> Accuracy | None:
+    """The accuracy that a value of a JSON file has as `correct` and `total`, `None` where it is no such value."""
+    if not isinstance(counts, dict):
+        return None
+    correct, total = counts.get("correct"), counts.get("total")
+    if type(correct) is not int or type(total) is not int or not 0 <= correct <= total:
         return None
     return Accuracy(correct, total)
+
+
+def read_result(result: dict[str, Any]) -> Accuracy | None:
+    """
+    The accuracy in a result of `evaluate.py`, `None` in another JSON object. In a vocabulary, the names of one may
+    have numbers, too, but no interval.
+    """
+    return read_accuracy(result) if isinstance(result.get("interval"), list) else None

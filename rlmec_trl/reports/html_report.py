@@ -104,7 +104,7 @@ def write_html(
         "own_rewards": "token_rewards" in dataset.column_names,
         "charts": list(charts),
     }
-    path = Path(path)
+    path = Path(os.path.realpath(os.path.expanduser(path)))  # what a link leads to, not the link, is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
     unfinished.write_text(make_page(pack(header, arrays), title), encoding="utf-8")

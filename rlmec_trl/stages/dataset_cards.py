@@ -23,6 +23,8 @@ _COUNTED = {
     "kind": "kind",
 }
 
+_MAX_COUNTED = 20  # values of a column
+
 
 @dataclass(frozen=True)
 class DatasetFacts:
@@ -83,7 +85,7 @@ def dataset_card(dataset: Dataset, facts: DatasetFacts, repo_id: str) -> str:
     """The text of a dataset's card, below its metadata."""
     name = repo_id.rpartition("/")[2]
     made_by = {what: shown_name(value) for what, value in facts.made_by.items() if value is not None}
-    settings = {f"`{name}`": f"`{value}`" for name, value in facts.settings.items() if value is not None}
+    settings = {code(name): code(value) for name, value in facts.settings.items() if value is not None}
     sections = [
         f"# {name}\n\n{facts.text} Written by rlmec-trl, a package for TRL, for "
         f"[{facts.paper['title']}](https://huggingface.co/papers/{facts.paper['id']}).",
@@ -110,13 +112,22 @@ def dataset_card(dataset: Dataset, facts: DatasetFacts, repo_id: str) -> str:
 
 def shown_name(name: str) -> str:
     """A model, a dataset or a Python object for a card, without the path that leads to it."""
-    return f"`{public_name(name)}`"
+    return code(public_name(name))
 
 
 def table(head: tuple[str, ...], rows) -> str:
-    """A table in Markdown."""
+    """A table in Markdown, each row of which is one line."""
     lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    cells = ([" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def code(value: Any) -> str:
+    """A value as code within a line, whatever it contains."""
+    text, fence = str(value), "`"
+    while fence in text:
+        fence += "`"
+    return f"{fence}{text}{fence}" if fence == "`" else f"{fence} {text} {fence}"
 
 
 def fenced(text: str, language: str = "") -> str:
@@ -137,7 +148,10 @@ def _counts(dataset: Dataset) -> str:
     for name, shown in _COUNTED.items():
         if name in dataset.column_names:
             counts = Counter(map(str, dataset[name][:]))
-            rows += [(shown, f"`{value}`", f"{count:,}") for value, count in counts.most_common()]
+            rows += [(shown, code(value), f"{count:,}") for value, count in counts.most_common()[:_MAX_COUNTED]]
+            others = sum(count for _, count in counts.most_common()[_MAX_COUNTED:])
+            if others > 0:  # a column of the problems that only has this name
+                rows.append((shown, "others", f"{others:,}"))
     if "rewrite" in dataset.column_names:
         verified = len(dataset) - dataset.data["rewrite"].null_count
         rows.append(("rewrite", "verified", f"{verified:,}"))
@@ -146,6 +160,6 @@ def _counts(dataset: Dataset) -> str:
 
 def _columns(dataset: Dataset) -> list[tuple[str, str, str]]:
     return [
-        (f"`{name}`", type_name(feature), MEANINGS.get(name, "a column of the problems"))
+        (code(name), type_name(feature), MEANINGS.get(name, "a column of the problems"))
         for name, feature in dataset.features.items()
     ]

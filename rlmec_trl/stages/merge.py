@@ -123,8 +123,8 @@ def run(config: MergeConfig, model_args: ModelConfig) -> None:
             else:
                 publish(save, config.output_dir, key, work_dir, costs={})
                 print_summary(f"Merged {name_or_path}.", config.output_dir)
-        if repo is not None:
-            push_model(resolve(config.output_dir), _facts(name_or_path, revision), repo)
+            if repo is not None:  # while no other run may replace it
+                push_model(resolve(config.output_dir), _facts(name_or_path, revision), repo)
     state.wait_for_everyone()
 
 

@@ -14,9 +14,9 @@ from transformers import Trainer
 from ..data.marks import read_object
 from ..data.public_names import is_hub_name, public_name, without_paths
 from ..grm.prompts import WORDING_FILE
-from ..reports.accuracy import Accuracy, read_accuracy
+from ..reports.accuracy import Accuracy, read_accuracy, read_result
 from ..reports.tables import AUDIT_LABELS, pool_audits
-from .dataset_cards import fenced, shown_name, table, versions
+from .dataset_cards import code, fenced, shown_name, table, versions
 from .training_settings import EVALUATION, NO_EFFECT
 
 
@@ -148,7 +148,7 @@ def model_card(folder: Path, facts: ModelFacts, name: str, repo_id: str | None =
     state = read_object(folder / "trainer_state.json") or {}
     settings = ({"steps": state["global_step"]} if "global_step" in state else {}) | dict(facts.settings)
     if settings:
-        shown = ((f"`{key}`", f"`{value}`") for key, value in settings.items())
+        shown = ((code(key), code(value)) for key, value in settings.items())
         sections.append("### Settings\n\n" + table(("setting", "value"), shown))
     if evaluations := find_evaluations(folder):
         sections.append(
@@ -193,11 +193,11 @@ def find_evaluations(folder: Path) -> list[tuple[str, Accuracy]]:
     ]
     found = []
     for path in paths:
-        accuracy = read_accuracy(path)
-        if accuracy is not None:
-            found.append((path.stem, accuracy))
-        elif isinstance(pairs := (read_object(path) or {}).get("pairs"), dict):
-            found += [(f"{path.stem}, {kind}", _accuracy(counts)) for kind, counts in pairs.items()]
+        result = read_object(path) or {}
+        of_pairs = result["pairs"] if isinstance(result.get("pairs"), dict) else {}
+        read = {path.stem: read_result(result)}
+        read |= {f"{path.stem}, {kind}": read_accuracy(counts) for kind, counts in of_pairs.items()}
+        found += [(name, accuracy) for name, accuracy in read.items() if accuracy is not None]
     return found
 
 
@@ -214,7 +214,15 @@ def find_audits(grm: Path) -> list[tuple[str, dict[str, Any]]]:
     else:
         paths = [grm / "audit.json", grm.parent / "audit.json"]
     audits = [(path.stem, read_object(path) or {}) for path in paths]
-    return [(name, audit) for name, audit in audits if AUDIT_LABELS.keys() <= audit.keys()]
+    return [(name, {figure: audit[figure] for figure in AUDIT_LABELS}) for name, audit in audits if _is_audit(audit)]
+
+
+def _is_audit(audit: dict[str, Any]) -> bool:
+    """Whether a JSON object has all figures of an audit, each of which is a count, a number or not measured."""
+    return AUDIT_LABELS.keys() <= audit.keys() and all(
+        value is None or isinstance(value, (int, float)) or read_accuracy(value) is not None
+        for value in (audit[figure] for figure in AUDIT_LABELS)
+    )
 
 
 def _audited(audit: Path) -> Path | None:
@@ -222,10 +230,6 @@ def _audited(audit: Path) -> Path | None:
     scored = stage_settings(str(audit)).get("dataset_name")
     grm = stage_settings(scored).get("grm") if isinstance(scored, str) else None
     return Path(grm).expanduser().absolute() if isinstance(grm, str) else None
-
-
-def _accuracy(counts: dict[str, int]) -> Accuracy:
-    return Accuracy(counts["correct"], counts["total"])
 
 
 def _row(evaluation: tuple[str, Accuracy]) -> tuple[str, ...]:

@@ -27,21 +27,25 @@ from ..data.marks import list_files, read_object
 from ..data.public_names import without_paths
 from .checkpoints import MODEL_FILES, STATE, WRITTEN
 from .model_cards import ModelFacts, local_base, model_card
-from .publishing import Repo, uploading
+from .publishing import README, Repo, earlier_metadata, uploading
 
 
 logger = logging.getLogger(__name__)
 
-README, ARGS = "README.md", "training_args.bin"
+ARGS = "training_args.bin"
+# What our cards say of a model in their metadata. Whatever else is there is its owner's
+_OURS = frozenset({"base_model", "datasets", "library_name", "model_name", "tags"})
 # Of a checkpoint, what only a training that resumes from it needs
 _TO_RESUME = re.compile(
     r"(optimizer|scheduler|scaler|rng_state(_\d+)?)\.(pt|pth|bin)|training_args\.bin|trainer_state\.json|latest"
     r"|zero_to_fp32\.py|(global_step\d+|(pytorch_model_fsdp|optimizer)_\d+)/.*|synced_grm\.safetensors"
     r"|entropy_ctrl_state\.json"
 )
+# Arguments of trainings that are a secret, or may have a password in them
+_PRIVATE = frozenset({"hub_token", "vllm_server_base_url"})
 # Settings that name files. The texts of other JSON files are data, such as a vocabulary
 _SETTINGS = re.compile(
-    r"(.*/)?((adapter_|generation_|tokenizer_|((video_)?pre)?processor_)?config|trainer_state)\.json"
+    r"(.*/)?((adapter_|generation_|quantization_|tokenizer_|((video_)?pre)?processor_)?config|trainer_state)\.json"
 )
 
 
@@ -129,9 +133,13 @@ def _commit(
     api = HfApi(token=token)
     if revision is not None and not revision.startswith("refs/pr/"):
         api.create_branch(repo.id, branch=revision, exist_ok=True)
+    metadata = earlier_metadata(api, repo, revision)
     present = api.list_repo_files(repo.id, revision=revision)
-    card = _keep_license(api, repo, revision, present, model_card(folder, facts, repo.id.rpartition("/")[2], repo.id))
-    operations = [CommitOperationAdd(README, card.encode())]
+    card = ModelCard(model_card(folder, facts, repo.id.rpartition("/")[2], repo.id))
+    # Of its owner: the license, and who gets access
+    for name in metadata.keys() - _OURS:
+        card.data[name] = metadata[name]
+    operations = [CommitOperationAdd(README, str(card).encode())]
     written = [name for name in list_files(folder) if WRITTEN.fullmatch(name) and Path(name).name != README]
     for name in written:
         content = _public_content(folder, name)
@@ -156,18 +164,6 @@ def _report_failure(checkpoint: Path, job: Future) -> None:
         )
 
 
-def _keep_license(api: HfApi, repo: Repo, revision: str | None, present: list[str], card: str) -> str:
-    """The card with the license of the one that it replaces."""
-    if README not in present:
-        return card
-    before = ModelCard(Path(api.hf_hub_download(repo.id, README, revision=revision)).read_text(encoding="utf-8"))
-    if before.data.get("license") is None:
-        return card
-    new = ModelCard(card)
-    new.data.license = before.data.license
-    return str(new)
-
-
 def _public_content(folder: Path, name: str) -> str | bytes:
     """A file to push: its path, or its content without what is of this machine alone."""
     path = folder / name
@@ -184,16 +180,22 @@ def _public_settings(content: dict, name: str) -> dict:
     if Path(name).name == STATE:
         return without_paths(content)
     # Not in all texts: a tokenizer may have a token that looks like a path
-    return {
-        key: without_paths(value) if re.search(r"path|file|dir", key) and isinstance(value, str) else value
-        for key, value in content.items()
-    }
+    public = {}
+    for key, value in content.items():
+        if isinstance(value, dict):  # a model of several parts has a configuration for each
+            public[key] = _public_settings(value, name)
+        else:
+            is_path = re.search(r"path|file|dir", key) and isinstance(value, str)
+            public[key] = without_paths(value) if is_path else value
+    return public
 
 
 def _public_args(path: Path) -> bytes:
     """The arguments of a training, of which a checkpoint must have some, without paths and the token."""
     args = copy.copy(torch.load(path, weights_only=False))
-    vars(args).update({name: without_paths(value) for name, value in vars(args).items()}, hub_token=None)
+    vars(args).update({name: without_paths(value) for name, value in vars(args).items()})
+    for name in _PRIVATE & vars(args).keys():
+        setattr(args, name, None)
     buffer = io.BytesIO()
     torch.save(args, buffer)
     return buffer.getvalue()

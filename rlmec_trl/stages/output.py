@@ -347,7 +347,8 @@ def check_result_file(
 def _check_own_file(
     output_file: str | os.PathLike, is_ours: Callable[[str | os.PathLike], bool], setting: str
 ) -> None:
-    if Path(output_file).exists() and not is_ours(output_file):
+    path = resolve(output_file)
+    if path.exists() and not is_ours(path):
         raise OutputError(
             f"{str(output_file)!r} exists and is not a result of this stage. Nothing was changed. Choose another "
             f"`{setting}`."
@@ -404,7 +405,7 @@ def claim_own_file(
         [`OutputError`]: If the file may not or cannot be written, or another run is about to write it.
     """
     _check_own_file(output_file, is_ours, setting)
-    path = Path(output_file)
+    path = resolve(output_file)  # of a link, the file behind it, which is what is replaced
     message = f"Another run will write {str(output_file)!r}. Wait for it to end, or choose another `{setting}`."
     with hold_lock(path.with_name(f".{path.name}.lock"), output_file, message):
         yield
@@ -434,7 +435,7 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
     Raises:
         [`OutputError`]: If it cannot be written.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.unfinished")

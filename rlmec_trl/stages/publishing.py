@@ -10,23 +10,30 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
+import yaml
 from datasets import Dataset
-from huggingface_hub import DatasetCard, HfApi
-from huggingface_hub.errors import HTTPError
+from huggingface_hub import DatasetCard, HfApi, RepoCard
+from huggingface_hub.errors import HTTPError, RevisionNotFoundError
 
 from ..data.checks import check_config
 from ..data.errors import UserError
 from ..generation.processes import process_state
 from .dataset_cards import DatasetFacts, dataset_card, dataset_tags
-from .output import resolve
+from .output import a_few, resolve
 
 
 # What the client raises where the Hub refuses something or cannot be reached. `HTTPError` is that of the HTTP library,
 # of which each release of the client may use another one. An invalid name, or a card with invalid metadata, is a
 # `ValueError`, and a failed upload of a large file a `RuntimeError`
 _FAILURES = (OSError, HTTPError, ValueError, RuntimeError)
+README = "README.md"
+# In the metadata of our cards: what has it was published by this package, and may be replaced
+TAG = "rlmec-trl"
+# What the Hub itself puts into a new repository
+_OF_THE_HUB = frozenset({".gitattributes", README})
 # Reasons that rows were left out for. What follows the colon quotes a provider's message
 _OUTCOMES = ("edit_outcome", "rationale_outcome")
 # Settings that decide where a result is published, and change nothing about it
@@ -90,10 +97,15 @@ class Repo:
 
 
 def open_repo(
-    kind: str, name: str | None, output_dir: str | os.PathLike, private: bool | None = None, token: str | None = None
+    kind: str,
+    name: str | None,
+    output_dir: str | os.PathLike,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
 ) -> Repo:
     """
-    Create a repository, or check that it is there, before any expensive work.
+    Create a repository, or check that it is there and holds nothing of others, before any expensive work.
 
     Args:
         kind (`str`):
@@ -106,9 +118,11 @@ def open_repo(
             Whether a new repository is private.
         token (`str`, *optional*):
             Token of a trainer's own arguments. By default, that of `HF_TOKEN` or `hf auth login`.
+        revision (`str`, *optional*):
+            Branch to push to.
 
     Raises:
-        [`PublishError`]: If the Hub cannot be reached, or refuses.
+        [`PublishError`]: If the Hub cannot be reached, or refuses, or the repository holds something else.
     """
     name = name or resolve(output_dir).name
     with _translated(
@@ -116,8 +130,51 @@ def open_repo(
         "Log in with `hf auth login` or set HF_TOKEN to a token that may write there, check the name and the "
         "connection, or leave `--push_to_hub` out.",
     ):
-        url = HfApi(token=token).create_repo(name, repo_type=kind, private=private, exist_ok=True)
-    return Repo(url.repo_id, url.url, kind)
+        api = HfApi(token=token)
+        url = api.create_repo(name, repo_type=kind, private=private, exist_ok=True)
+        repo = Repo(url.repo_id, url.url, kind)
+        earlier_metadata(api, repo, revision)
+    return repo
+
+
+def earlier_metadata(api: HfApi, repo: Repo, revision: str | None = None) -> dict[str, Any]:
+    """
+    The metadata of the card that a push will replace, such as the license.
+
+    Args:
+        api ([`~huggingface_hub.HfApi`]):
+            The client.
+        repo ([`Repo`]):
+            The repository.
+        revision (`str`, *optional*):
+            Branch to push to. One that does not exist begins with the files of the main branch. A pull request may be
+            pushed to whatever it is for.
+
+    Raises:
+        [`PublishError`]: If the repository holds something that this package did not publish.
+    """
+    try:
+        present = api.list_repo_files(repo.id, repo_type=repo.kind, revision=revision)
+    except RevisionNotFoundError:
+        return earlier_metadata(api, repo) if revision is not None else {}
+    metadata, text = {}, ""
+    if README in present:
+        path = Path(api.hf_hub_download(repo.id, README, repo_type=repo.kind, revision=revision))
+        text = path.read_text(encoding="utf-8", errors="replace")
+        try:
+            card = RepoCard(text)
+            metadata, text = card.data.to_dict(), card.text
+        except (TypeError, ValueError, yaml.YAMLError):
+            pass  # metadata that is no mapping of names: not a card of ours
+    foreign = [name for name in present if name not in _OF_THE_HUB] + ([README] if text.strip() else [])
+    is_proposed = revision is not None and revision.startswith("refs/pr/")
+    if foreign and TAG not in (metadata.get("tags") or ()) and not is_proposed:
+        raise PublishError(
+            f"{repo.url} holds something that rlmec-trl did not publish ({a_few(foreign)}). Nothing was changed. "
+            f"Choose another `--hub_{repo.kind}_id`. If all of it may be replaced, add `{TAG}` to the `tags` in the "
+            "metadata of its README.md."
+        )
+    return metadata
 
 
 @contextmanager
@@ -139,6 +196,8 @@ def uploading(repo: Repo, output_dir: str | os.PathLike) -> Iterator[None]:
 def _translated(what: str, advice: str) -> Iterator[None]:
     try:
         yield
+    except PublishError:
+        raise
     except _FAILURES as error:
         # Only the first line: what follows are request ids and links
         text = " ".join(str(error).partition("\n\n")[0].split()).rstrip(".")
@@ -167,7 +226,7 @@ class DatasetPublisher:
 
     def publish(self, dataset: Dataset, facts: DatasetFacts) -> None:
         """
-        Upload a finished dataset as Parquet, with its card. The license in a card that is there is kept.
+        Upload a finished dataset as Parquet, with its card. The metadata of a card that is there is kept.
 
         Args:
             dataset ([`~datasets.Dataset`]):
@@ -184,20 +243,21 @@ class DatasetPublisher:
         dataset = _without_messages_of_providers(dataset)
         api = HfApi()
         with uploading(repo, self.output_dir):
-            dataset.push_to_hub(repo.id, split="train", commit_message=f"Upload {facts.what}")
-            # It has described the files in the card's metadata, and kept what was there
-            path = api.hf_hub_download(repo.id, "README.md", repo_type="dataset")
-            with open(path, encoding="utf-8") as file:
-                card = DatasetCard(file.read())
-            card.data["tags"] = sorted({*(card.data.get("tags") or ()), *dataset_tags(facts)})
+            metadata = earlier_metadata(api, repo)
+            tags = metadata.get("tags") or ()
+            metadata["tags"] = sorted({*([tags] if isinstance(tags, str) else tags), *dataset_tags(facts)})
+            card = DatasetCard(f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n")
             card.text = dataset_card(dataset, facts, repo.id)
+            # First the card: by its tag, the same command knows what it has begun to upload
             api.upload_file(
                 path_or_fileobj=str(card).encode(),
-                path_in_repo="README.md",
+                path_in_repo=README,
                 repo_id=repo.id,
                 repo_type="dataset",
                 commit_message="Upload the card",
             )
+            # It describes the files in the card's metadata, and keeps the rest of the card
+            dataset.push_to_hub(repo.id, split="train", commit_message=f"Upload {facts.what}")
         print(f"Published {len(dataset):,} rows: {repo.url}")
 
 
@@ -206,7 +266,7 @@ def _without_messages_of_providers(dataset: Dataset) -> Dataset:
     names = dataset.column_names
     for name in _OUTCOMES:
         if name in names:
-            kinds = [None if outcome is None else outcome.partition(":")[0] for outcome in dataset[name]]
+            kinds = [outcome.partition(":")[0] if isinstance(outcome, str) else outcome for outcome in dataset[name]]
             feature = dataset.features[name]
             # Not by `map`, which would write its cache next to the dataset
             dataset = dataset.remove_columns(name).add_column(name, kinds, feature=feature)

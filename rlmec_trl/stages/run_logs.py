@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..data.errors import ConfigError
-from ..reports.accuracy import Accuracy, read_accuracy
+from ..data.marks import read_object
+from ..reports.accuracy import Accuracy, read_result
 from ..reports.run_charts import RunLog
 from .checkpoints import checkpoints, read_record, read_state
 from .costs import num_generated, output_costs
@@ -35,7 +36,7 @@ def _read_run(name: str, paths: Sequence[Path]) -> RunLog:
         if not path.exists():
             raise ConfigError(f"There is no file or folder {str(path)!r}, which run '{name}' names. Correct the path.")
         if path.is_file():
-            accuracy = read_accuracy(path)
+            accuracy = _read_result(path)
             if accuracy is None:
                 raise ConfigError(f"{str(path)!r}, which run '{name}' names, is not a result of `evaluate.py`.")
             results[path.stem] = accuracy
@@ -59,7 +60,7 @@ def _read_run(name: str, paths: Sequence[Path]) -> RunLog:
         own = _num_completions(state, step)
         return None if start is None or own is None else start + own
 
-    logs = state.get("log_history", [])
+    logs = _logs_of(state)
     done = [completions_at(log.get("step", 0)) for log in logs]
     return RunLog(logs, done, results, completions_at(state["global_step"]))
 
@@ -70,18 +71,28 @@ def _last_state(folder: Path) -> dict | None:
     return next((state for state in map(read_state, folders) if state is not None), None)
 
 
+def _logs_of(state: dict) -> list[dict]:
+    """What a training has logged. Another program's file may have something else under this name."""
+    logs = state.get("log_history")
+    return [log for log in logs if isinstance(log, dict)] if isinstance(logs, list) else []
+
+
 def _num_completions(state: dict, num_steps: int) -> int | None:
     """Completions that a training has generated after so many steps, `None` if its settings are not recorded."""
     settings = (read_record(state) or {}).get("settings")
     if settings is not None:
         return num_generated(settings, num_steps)
     # TRL's online trainers log lengths of their completions
-    return None if any("completions/mean_length" in log for log in state.get("log_history", [])) else 0
+    return None if any("completions/mean_length" in log for log in _logs_of(state)) else 0
 
 
 def _results_of(folder: Path) -> dict[str, Accuracy]:
     """Evaluations in the output folder of a training, and the test of a pipeline, which has a folder for them."""
     of_pipeline = folder.parent / "results" / f"{folder.name}-test.json"
-    found = {path.stem: read_accuracy(path) for path in sorted(folder.glob("*.json"))}
-    found["test"] = read_accuracy(of_pipeline) or found.get("test")
+    found = {path.stem: _read_result(path) for path in sorted(folder.glob("*.json"))}
+    found["test"] = _read_result(of_pipeline) or found.get("test")
     return {name: accuracy for name, accuracy in found.items() if accuracy is not None}
+
+
+def _read_result(path: Path) -> Accuracy | None:
+    return read_result(read_object(path) or {})

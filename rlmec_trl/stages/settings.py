@@ -34,7 +34,7 @@ def parse_settings(parser: TrlParser, words: list[str] | None = None) -> tuple:
     Raises:
         [`ConfigError`]: If a setting does not exist, or cannot have its value.
     """
-    words = list(sys.argv[1:] if words is None else words)
+    words = [part for word in (sys.argv[1:] if words is None else words) for part in _parts(word)]
     if "--config" not in words:
         return make_configs(parser, {}, words)
     place = words.index("--config")
@@ -47,6 +47,11 @@ def parse_settings(parser: TrlParser, words: list[str] | None = None) -> tuple:
         raise ConfigError(f"{path}: `env` must be a mapping of environment variables, got {environment!r}.")
     os.environ.update({name: str(value) for name, value in environment.items()})
     return make_configs(parser, settings, words[:place] + words[place + 2 :], f"{path}: ")
+
+
+def _parts(word: str) -> list[str]:
+    name, has_value, value = word.partition("=")
+    return [name, value] if name == "--config" and has_value else [word]
 
 
 def make_configs(parser: TrlParser, settings: dict[str, Any], words: Collection[str] = (), where: str = "") -> tuple:

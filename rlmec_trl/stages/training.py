@@ -12,7 +12,6 @@ from typing import Any, NoReturn, TypeVar
 
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
-from huggingface_hub import HfApi
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 from trl import ModelConfig, RewardTrainer
@@ -26,9 +25,9 @@ from ..generation.processes import process_state
 from ..grm.grm_trainer import GRMTrainer
 from .checkpoints import MODEL_FILES, RECORD, STATE, best_checkpoint, is_checkpoint_name, read_record, read_state
 from .model_cards import About, ModelFacts, model_card, trainer_facts
-from .model_publishing import README, push_model, pushing_checkpoints
+from .model_publishing import push_model, pushing_checkpoints
 from .output import OutputError, hold, resolve, write_atomically
-from .publishing import Repo, open_repo
+from .publishing import README, Repo, open_repo
 from .refusals import refused_settings
 from .resuming import NothingToTrain, ResumableTraining
 from .run_folder import Start, begin, find_start, take_over
@@ -105,13 +104,7 @@ def training_run(training_args: TrainingArguments) -> Iterator[None]:
             _held.add(folder)
             stack.callback(_held.discard, folder)
             if training_args.push_to_hub:
-                open_repo(
-                    "model",
-                    training_args.hub_model_id,
-                    training_args.output_dir,
-                    training_args.hub_private_repo,
-                    training_args.hub_token,
-                )
+                _open_repo(training_args, training_args.hub_model_id)
 
         _on_main_process(training_args, enter)
         yield
@@ -176,7 +169,7 @@ def _train_and_save(trainer: Trainer, depends_on: dict[str, Any] | None, facts: 
     if args.push_to_hub and trainer.is_world_process_zero():
         if trainer.hub_model_id is None:  # asked for after the trainer was made
             trainer.init_hf_repo()
-        repo = Repo(trainer.hub_model_id, f"{HfApi().endpoint}/{trainer.hub_model_id}", "model")
+        repo = _open_repo(args, trainer.hub_model_id)
 
     def decide() -> tuple[Start, dict[str, Any], str, Any, bool]:
         start = find_start(args, report=logger.warning)
@@ -244,6 +237,11 @@ def _train_and_save(trainer: Trainer, depends_on: dict[str, Any] | None, facts: 
         trainer._finish_current_push()
         push_model(output_dir, facts(), repo, args.hub_revision, args.hub_token)
     _end(trainer)
+
+
+def _open_repo(args: TrainingArguments, name: str | None) -> Repo:
+    name = name or Path(args.output_dir).absolute().name  # as `Trainer` does: of a link, its own name
+    return open_repo("model", name, args.output_dir, args.hub_private_repo, args.hub_token, args.hub_revision)
 
 
 def _on_main_process(args: TrainingArguments, function: Callable[[], T]) -> T:

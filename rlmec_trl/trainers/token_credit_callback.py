@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 from ..credit.preparation import RewardSettings, prepare_row
 from ..data.errors import ConfigError, DatasetError
 from ..data.messages import message_text
+from ..data.schema import check_dataset
 from ..reports.token_credit import (
     CompletionReporter,
     CreditedCompletion,
@@ -42,7 +43,8 @@ class TokenCreditCallback(TrainerCallback):
     Raises:
         [`~rlmec_trl.data.errors.ConfigError`]: If a number is less than 1; when training begins, if the trainer's
             arguments are not an [`RLMECConfig`].
-        [`~rlmec_trl.data.errors.DatasetError`]: If there are no rows, or a column is missing.
+        [`~rlmec_trl.data.errors.DatasetError`]: If there are no rows, a column is missing, or a row breaks the
+            contract of its columns.
 
     Example:
 
@@ -64,6 +66,8 @@ class TokenCreditCallback(TrainerCallback):
             raise DatasetError(
                 "It is missing, and `TokenCreditCallback` shows it. Score the samples first.", column=missing[0]
             )
+        # A value that cannot be shown would end the training in the middle
+        check_dataset(dataset, "policy")
         self.dataset = dataset.with_format(None)
         self.num_completions = num_completions
         self.every = every
@@ -101,7 +105,10 @@ class TokenCreditCallback(TrainerCallback):
         folder = os.path.join(args.output_dir, "completions")
         os.makedirs(folder, exist_ok=True)
         path = os.path.join(folder, f"completions_{state.global_step:05d}.parquet")
-        completions_frame(completions, state.global_step).to_parquet(path)
+        # A process may be killed while it writes, and whoever reads the folder needs whole files
+        unfinished = os.path.join(folder, f".{os.path.basename(path)}.unfinished")
+        completions_frame(completions, state.global_step).to_parquet(unfinished)
+        os.replace(unfinished, path)
         if self._reporter is None:
             self._reporter = CompletionReporter(args.report_to, args.output_dir)
         self._reporter.report(completions, state.global_step)

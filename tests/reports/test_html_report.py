@@ -174,6 +174,13 @@ def test_a_bad_row_of_the_second_dataset_is_refused_by_name(write):
         write([make_row()], other=Dataset.from_list([make_row(token_probs=[0.5])]), names=("first", "second"))
 
 
+def test_ids_that_are_too_large_for_any_tokenizer_are_refused_by_row(write):
+    row = make_row()
+    for name in ("completion_ids", "rewrite_ids"):
+        with pytest.raises(DatasetError, match=rf"Row 0, column '{name}': found the id 1099511627776"):
+            write([row | {name: [2**40, *row[name][1:]]}])
+
+
 def test_an_interrupted_write_keeps_the_old_file(write, monkeypatch):
     path = write([make_row()])
     before = path.read_bytes()

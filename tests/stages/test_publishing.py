@@ -10,28 +10,39 @@ from pathlib import Path
 import datasets
 import huggingface_hub
 import pytest
+import torch
 from datasets import Dataset, Features, load_from_disk
-from huggingface_hub import DatasetCard, ModelCard
+from huggingface_hub import DatasetCard, HfApi, ModelCard
 from peft import LoraConfig
 from transformers.utils import hub as transformers_hub
 from trl import DPOConfig, ModelConfig, SFTConfig, SFTTrainer
 
-from rlmec_trl import GenerativeRewardModel, GRMConfig, GRMTrainer, RLMECConfig, RLMECTrainer
+from rlmec_trl import (
+    GenerativeRewardModel,
+    GRMConfig,
+    GRMTrainer,
+    OnlineRLMECConfig,
+    RLMECConfig,
+    RLMECTrainer,
+)
 from rlmec_trl.data.errors import ConfigError
 from rlmec_trl.data.marks import list_files
 from rlmec_trl.data.schema import column_features
 from rlmec_trl.generation.server import ServerConfig
 from rlmec_trl.grm.prompts import save_wording
+from rlmec_trl.reports.tables import AUDIT_LABELS
 from rlmec_trl.stages import edit, merge, pairs, rationales, sample, score
 from rlmec_trl.stages.dataset_cards import DatasetFacts
-from rlmec_trl.stages.model_cards import About
-from rlmec_trl.stages.publishing import DatasetPublisher, PublishConfig, PublishError
+from rlmec_trl.stages.model_cards import About, ModelFacts
+from rlmec_trl.stages.model_publishing import _public_content, push_model
+from rlmec_trl.stages.output import OutputError, claim
+from rlmec_trl.stages.publishing import DatasetPublisher, PublishConfig, PublishError, open_repo
 from rlmec_trl.stages.refusals import check_training_settings
 from rlmec_trl.stages.training import train_and_save, training_run
 from rlmec_trl.tasks import verdicts
 from rlmec_trl.tasks.arithmetic import WORDING
 from rlmec_trl.tasks.problems import ProblemConfig
-from tests.fake_hub import FakeHub
+from tests.fake_hub import FakeHub, Repo
 
 
 ROOT = Path(__file__).parents[2]
@@ -253,6 +264,86 @@ def test_a_dry_run_publishes_nothing(hub, folder):
     assert not hub.num_calls
 
 
+CARD_OF_A_USER = b"---\nlicense: other\nlicense_name: mine\nextra_gated_prompt: Why?\n---\n"
+
+
+@pytest.mark.parametrize("kind", ["dataset", "model"])
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"README.md": CARD_OF_A_USER + b"# What I wrote"},
+        {"README.md": CARD_OF_A_USER, "data/train-00000-of-00002.parquet": b"rows", "adapter_config.json": b"{}"},
+        {"README.md": b"---\nlicense: [mit\n---\n"},
+        {"README.md": b"---\n1: mit\n---\n", "notes.txt": b""},
+        {"README.md": b"\xff\xfe"},
+    ],
+)
+def test_what_is_not_ours_on_the_hub_is_not_replaced_and_known_before_any_work(hub, folder, monkeypatch, kind, files):
+    repo = hub.repos[kind, "me/mine"] = Repo(False)
+    repo.add("main", {".gitattributes": b"", **files}, "by its owner")
+    with pytest.raises(PublishError, match=rf"me/mine holds something .* Choose another `--hub_{kind}_id`"):
+        if kind == "dataset":
+            monkeypatch.setattr(edit, "edit_dataset", None)
+            run_edit(folder, PublishConfig(True, "me/mine"))
+        else:
+            args = config_of(SFTConfig, folder / "sft", hub_model_id="mine", hub_revision="a_new_branch")
+            with training_run(args):
+                raise AssertionError
+    assert repo.messages == ["by its owner"]
+    # It is the owner who says that all may be replaced
+    repo.add("main", {**files, "README.md": b"---\ntags: rlmec-trl\n---\n"}, "by its owner")
+    DatasetPublisher(PUBLISH, folder / "mine") if kind == "dataset" else open_repo("model", "me/mine", folder)
+
+
+def test_what_the_owner_says_in_the_metadata_of_a_card_stays(hub, folder):
+    for kind, name in (("dataset", "edits"), ("model", "grm")):
+        hub.repos[kind, f"me/{name}"] = Repo(False)
+        hub.repos[kind, f"me/{name}"].add("main", {"README.md": CARD_OF_A_USER}, "created on the site")
+    run_edit(folder)
+    for _ in range(2):
+        train_grm(folder)
+    for kind, name, card_type in (("dataset", "edits", DatasetCard), ("model", "grm", ModelCard)):
+        data = card_type(hub.files(kind, f"me/{name}")["README.md"].decode()).data
+        assert (data["license"], data["license_name"], data["extra_gated_prompt"]) == ("other", "mine", "Why?")
+        assert "rlmec-trl" in data["tags"]
+
+
+@pytest.mark.parametrize("step", ["upload_file", "create_commit"])
+def test_an_upload_that_broke_off_is_continued(hub, folder, monkeypatch, step):
+    upload = getattr(HfApi, step)
+
+    def break_off(*args, **kwargs):
+        upload(*args, **kwargs)
+        raise ConnectionResetError("broken off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HfApi, step, break_off)
+        with pytest.raises(PublishError, match="broken off .*Run the same command again"):
+            run_edit(folder)
+    run_edit(folder)
+    assert "data/train-00000-of-00001.parquet" in hub.files("dataset", "me/edits")
+
+
+def test_whatever_columns_and_values_are_named_a_card_is_a_card(hub, folder):
+    rows = Dataset.from_dict(
+        {
+            "---": ["x"] * 30,
+            "a\n---\nlicense: mit": [1] * 30,
+            "`|<b>": [None] * 30,
+            "{{ x }}": [[1]] * 30,
+            "kind": [f"kind {number}\n# No heading" for number in range(30)],
+            "edit_outcome": [1] * 30,
+        }
+    )
+    facts = DatasetFacts("edits", "Some.", {"teacher": "x\n---\nlicense: mit"}, {"a": "`b`\n\n# No heading"})
+    for _ in range(2):
+        DatasetPublisher(PUBLISH, folder / "edits").publish(rows, facts)
+    card = DatasetCard(hub.files("dataset", "me/edits")["README.md"].decode())
+    assert card.data.get("license") is None and "\n# No" not in card.text and "\nlicense" not in card.text
+    assert "| `a --- license: mit` | int | " in card.text and "| `` `\\|<b> `` | " in card.text
+    assert "| kind | `kind 19 # No heading` | 1 |\n| kind | others | 10 |" in card.text
+
+
 # --- Models ----------------------------------------------------------------------------------------------------------
 
 
@@ -302,6 +393,16 @@ def test_a_training_that_may_not_push_ends_before_anything_is_loaded(hub, folder
         raise AssertionError
 
 
+def test_a_training_into_a_link_has_one_repository(hub, folder):
+    (folder / "sft-1").mkdir()
+    (folder / "latest").symlink_to(folder / "sft-1")
+    rows = Dataset.from_dict({"prompt": ["4 + 3"] * 4, "completion": [" = 7"] * 4})
+    args = config_of(SFTConfig, folder / "latest")
+    with training_run(args):
+        train_and_save(SFTTrainer(str(folder / "policy"), args, train_dataset=rows))
+    assert hub.repos.keys() == {("model", "me/latest")}
+
+
 def test_a_token_among_the_settings_is_refused():
     for kind in (SFTConfig, DPOConfig):
         with pytest.raises(ConfigError, match="set HF_TOKEN"):
@@ -329,6 +430,32 @@ def test_checkpoints_are_pushed_as_asked_without_paths(hub, folder, strategy):
     assert not {"training_args.bin", "trainer_state.json", "optimizer.pt"} & files.keys()
     assert ModelCard(files["README.md"].decode()).data.datasets == ["me/rows"]
     check_clean(hub, folder)
+
+
+def test_the_arguments_of_a_checkpoint_have_neither_token_nor_address(tmp_path):
+    private = {"hub_token": "hf_1", "vllm_server_base_url": "http://me:secret@10.0.0.1"}
+    args = config_of(OnlineRLMECConfig, tmp_path, num_generations=2, **private)
+    torch.save(args, tmp_path / "training_args.bin")
+    pushed = _public_content(tmp_path, "training_args.bin")
+    assert b"hf_1" not in pushed and b"secret" not in pushed and str(tmp_path).encode() not in pushed
+
+
+def test_a_merged_model_cannot_be_replaced_while_it_is_pushed(hub, folder, monkeypatch):
+    rows = Dataset.from_dict({"prompt": ["4 + 3"] * 4, "completion": [" = 7"] * 4})
+    args = config_of(SFTConfig, folder / "lora", push_to_hub=False)
+    lora = LoraConfig(r=2, target_modules="all-linear")
+    train_and_save(SFTTrainer(str(folder / "policy"), args, train_dataset=rows, peft_config=lora))
+
+    def push(path, facts, repo):
+        with pytest.raises(OutputError, match="Another run is writing"), claim(path):
+            raise AssertionError
+        pushed.append(path.name)
+
+    pushed = []
+    monkeypatch.setattr(merge, "push_model", push)
+    config = merge.MergeConfig(str(folder / "merged"), push_to_hub=True)
+    merge.run(config, ModelConfig(str(folder / "lora"), dtype="float32"))
+    assert pushed == ["merged"]
 
 
 def test_an_adapter_is_pushed_without_the_path_of_its_base_model_and_merged_without_its_files(hub, folder, capsys):
@@ -364,3 +491,32 @@ def test_evaluations_and_audits_that_lie_by_a_model_are_in_its_card(hub, folder)
     assert "| grm | 0.900 | 9 of 10 | 0.596 to 0.982 |" in card
     assert "| first incorrect tokens that are flagged | 0.750 | 0.301 to 0.954 |" in card
     assert "| AUC, first incorrect against clean tokens | 0.980 |  |" in card
+
+
+def test_json_files_of_others_beside_a_model_are_no_results(hub, folder):
+    train_grm(folder, push_to_hub=False)
+    figures = dict.fromkeys(AUDIT_LABELS)
+    contents = {
+        "vocab": {"correct": 3, "total": 5, "mean": 1, "interval": 4},  # ids of tokens
+        "words": {"correct": "3", "total": None, "mean": 1, "interval": []},
+        "pairs": {"pairs": {"a": 1, "b": {"correct": 3}}},
+        "audit": {**figures, "auc": "high"},
+    }
+    for name, content in contents.items():
+        (folder / "grm" / f"{name}.json").write_text(json.dumps(content))
+    (folder / "audit.json").write_text(json.dumps({**figures, "auc": 0.5, "by": "me"}))
+    train_grm(folder)
+    card = hub.files("model", "me/grm")["README.md"].decode()
+    assert "## Evaluation" not in card and card.count("## Audit") == 1 and "| 0.500 |" in card
+
+
+def test_the_configurations_within_a_configuration_have_no_paths(hub, folder):
+    train_grm(folder, push_to_hub=False)
+    config = json.loads((folder / "grm" / "config.json").read_text())
+    config["text_config"] = {"_name_or_path": str(folder / "policy"), "hidden_size": 4}
+    (folder / "grm" / "config.json").write_text(json.dumps(config))
+    facts = ModelFacts("SFT")
+    push_model(folder / "grm", facts, open_repo("model", "grm", folder / "grm"))
+    pushed = json.loads(hub.files("model", "me/grm")["config.json"])
+    assert pushed["text_config"] == {"_name_or_path": "policy", "hidden_size": 4}
+    check_clean(hub, folder)

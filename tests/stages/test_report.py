@@ -56,6 +56,25 @@ def test_a_report_that_cannot_be_written_is_refused_by_name(paths, tmp_path):
         run(ReportConfig(**paths, output_file=str(tmp_path / "file" / "report.html")))
 
 
+def test_a_link_stays_and_what_it_leads_to_is_replaced(paths, tmp_path, monkeypatch):
+    (tmp_path / "site").mkdir()
+    target, link = tmp_path / "site" / "index.html", tmp_path / "report.html"
+    link.symlink_to(target)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for title in ("One", "Two"):
+        run(ReportConfig(**paths, output_file="~/report.html", title=title))
+        assert link.is_symlink() and f"<title>{title}</title>" in target.read_text()
+    target.write_text("mine")
+    with pytest.raises(OutputError, match="is not a result of this stage"):
+        run(ReportConfig(**paths, output_file=str(link)))
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300])
+def test_a_name_that_no_file_can_have_is_refused(paths, tmp_path, name):
+    with pytest.raises(OutputError, match="is not a path"):
+        run(ReportConfig(**paths, output_file=str(tmp_path / name)))
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [("positive_reward_range", [0.5, 0.0]), ("reward_baseline", 1.5), ("negative_credit", "last"), ("max_rows", 0)],

@@ -73,3 +73,16 @@ def test_what_is_no_run_is_named(tmp_path):
     for path, message in messages.items():
         with pytest.raises(ConfigError, match=message):
             read_runs({"run": tmp_path / path})
+
+
+@pytest.mark.parametrize("logs", [{"step": 1}, [1, "a", None, [2]], None, "a"])
+def test_logs_of_another_form_are_left_out(tmp_path, logs):
+    folder = training(tmp_path / "run", [1], None)
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 1, "log_history": logs}))
+    assert read_runs({"run": folder})["run"].logs == []
+
+
+def test_a_vocabulary_beside_a_model_is_no_result(tmp_path):
+    folder = training(tmp_path / "run", [1], None)
+    (folder / "vocab.json").write_text(json.dumps({"correct": 3, "total": 5, "mean": 1, "interval": 4}))
+    assert read_runs({"run": folder})["run"].results == {}

@@ -206,6 +206,7 @@ def test_a_value_that_cannot_work_is_refused_when_it_is_parsed(parse_text, recip
         ("sft", ["--learning_rat", "1", "--nothing", "3"], "There is no argument '--nothing'."),
         ("sft", ["--max_stepz", "3"], "There is no argument '--max_stepz'. Did you mean 'max_steps'"),
         ("sft", ["--config"], "`--config` needs a YAML file"),
+        ("sft", ["--config=missing.yaml"], "There is no file 'missing.yaml'."),
     ],
 )
 def test_the_command_line_is_checked_too(recipe, words, message):

@@ -1,5 +1,6 @@
 """What the trainers print, report and write of the credit of tokens while they train."""
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -103,9 +104,36 @@ def test_what_cannot_be_shown_is_refused(make_rows, tokenizer, config):
         TokenCreditCallback(Dataset.from_list([]))
     with pytest.raises(DatasetError, match="Column 'token_probs'"):
         TokenCreditCallback(Dataset.from_list(rows).remove_columns("token_probs"))
+    for bad in (math.nan, 1.5):  # which has no color, and would end the training in the middle
+        row = rows[1] | {"token_probs": [bad, *rows[1]["token_probs"][1:]]}
+        with pytest.raises(DatasetError, match="Row 1, column 'token_probs'"):
+            TokenCreditCallback(Dataset.from_list([rows[0], row]))
     with pytest.raises(ConfigError, match="got `SFTConfig`"):
         callback = TokenCreditCallback(Dataset.from_list(rows))
         callback.on_train_begin(config(SFTConfig), TrainerState(), TrainerControl())
+
+
+def test_a_file_is_whole_or_not_there(make_rows, tokenizer, config, monkeypatch):
+    args = config(max_length=200)
+    callback = TokenCreditCallback(Dataset.from_list(make_rows(2)))
+    state = TrainerState(global_step=1, is_world_process_zero=True)
+
+    def log():
+        callback.on_log(args, state, TrainerControl(), {"loss": 1.0}, tokenizer)
+
+    log()
+    before = files(args)
+
+    def be_killed(frame, path):
+        Path(path).write_bytes(b"PAR1")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pd.DataFrame, "to_parquet", be_killed)
+        log()
+    assert files(args).keys() == before.keys() == {"completions_00001.parquet"}
+    log()
+    assert len(list(Path(args.output_dir, "completions").iterdir())) == 1
 
 
 # --- Online ----------------------------------------------------------------------------------------------------------
