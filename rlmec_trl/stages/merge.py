@@ -18,7 +18,7 @@ from ..generation.merging import merge_adapter
 from ..generation.processes import process_state
 from ..grm.prompts import WORDING_FILE
 from .keys import model_key
-from .model_cards import ModelFacts
+from .model_cards import ModelFacts, read_card
 from .model_publishing import push_model
 from .output import OutputError, claim, is_finished, publish, resolve
 from .publishing import open_repo
@@ -129,9 +129,17 @@ def run(config: MergeConfig, model_args: ModelConfig) -> None:
 
 
 def _facts(adapter: str, revision: str) -> ModelFacts:
-    """What the card says. How the adapter was trained is in its own."""
+    """What the card says: with the adapter's own card, also how that was trained."""
     base, _ = adapter_base(adapter, revision)
-    return ModelFacts("an adapter, which was merged into its base model", base, made_by={"adapter": adapter})
+    path = cached_file(adapter, "README.md", revision=revision, _raise_exceptions_for_missing_entries=False)
+    card = None if path is None else read_card(path)
+    return ModelFacts(
+        "an adapter, which was merged into its base model",
+        base,
+        made_by={"adapter": adapter},
+        tags=() if card is None else card.data.tags,
+        adapter_card=card,
+    )
 
 
 def _check_not_replaced(output_dir: str, models: Sequence[str]) -> None:

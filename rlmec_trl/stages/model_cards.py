@@ -1,6 +1,7 @@
 """Cards of models, in the form of TRL's: method, data, reward model, settings, and what was measured."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from .dataset_cards import code, fenced, shown_name, table, versions
 from .training_settings import EVALUATION, NO_EFFECT
 
 
+_TAGS = ("generated_from_trainer", "rlmec-trl")
 # What a reader of a card wants to know of every training; of the others, those that are not the default
 _SETTINGS = ("learning_rate", "lr_scheduler_type", "max_length", "loss_type", "beta", "seed")
 # The settings of TRL's own classes that only say how a training runs are not in the card
@@ -55,6 +57,8 @@ class ModelFacts:
             Title, id and citation of the method's paper.
         tags (`list[str]`, *optional*, defaults to `[]`):
             Tags of the card.
+        adapter_card (`ModelCard`, *optional*):
+            Of a merged model, the card of its adapter, which says how that was trained.
     """
 
     method: str
@@ -65,6 +69,7 @@ class ModelFacts:
     settings: Mapping[str, Any] = field(default_factory=dict)
     paper: Mapping[str, str] = field(default_factory=dict)
     tags: Sequence[str] = ()
+    adapter_card: ModelCard | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ def model_card(folder: Path, facts: ModelFacts, name: str, repo_id: str | None =
         datasets=[dataset for dataset in facts.datasets if is_hub_name(dataset)] or None,
         library_name="peft" if (folder / "adapter_config.json").exists() else "transformers",
         model_name=name,
-        tags=["generated_from_trainer", "rlmec-trl", *facts.tags],
+        tags=list(dict.fromkeys((*_TAGS, *facts.tags))),
     )
     made_by = {
         "base model": facts.base_model,
@@ -150,6 +155,9 @@ def model_card(folder: Path, facts: ModelFacts, name: str, repo_id: str | None =
     if settings:
         shown = ((code(key), code(value)) for key, value in settings.items())
         sections.append("### Settings\n\n" + table(("setting", "value"), shown))
+    training = _section(facts.adapter_card, "Training procedure")
+    if training is not None:
+        sections.append(f"## Training of the adapter\n\n{training}")
     if evaluations := find_evaluations(folder):
         sections.append(
             "## Evaluation\n\n" + table(("evaluation", "accuracy", "correct", "95% interval"), map(_row, evaluations))
@@ -165,8 +173,25 @@ def model_card(folder: Path, facts: ModelFacts, name: str, repo_id: str | None =
     packages = ("trl", "transformers", "torch", "datasets", "tokenizers")
     sections.append(f"### Framework versions\n\n{versions(*packages)}")
     citations = [paper["citation"]] if paper else []
-    sections.append("## Citations\n\n" + "\n\n".join(fenced(text, "bibtex") for text in [*citations, _TRL_CITATION]))
+    cited = "\n\n".join(fenced(text, "bibtex") for text in [*citations, _TRL_CITATION])
+    sections.append(f"## Citations\n\n{_section(facts.adapter_card, 'Citations') or cited}")
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"))
+
+
+def read_card(path: str | Path) -> ModelCard | None:
+    """A card that [`model_card`] has written, `None` if the file is another's."""
+    try:
+        card = ModelCard(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return card if set(_TAGS) <= {*(card.data.get("tags") or ())} else None
+
+
+def _section(card: ModelCard | None, title: str) -> str | None:
+    """A section of a card, without the versions of packages. `None` if there is none."""
+    pattern = rf"^## {title}\n(.*?)(?=^## |^### Framework versions|\Z)"
+    found = None if card is None else re.search(pattern, card.text, re.MULTILINE | re.DOTALL)
+    return None if found is None else found[1].strip()
 
 
 def stage_settings(output: str) -> dict[str, Any]:

@@ -475,7 +475,14 @@ def test_an_adapter_is_pushed_without_the_path_of_its_base_model_and_merged_with
     files = hub.files("model", "me/adapted")
     assert "model.safetensors" in files and "rlmec_trl.json" not in files
     assert not any(path.startswith("adapter_") for path in files)  # which would be loaded instead
-    assert "| adapter | `lora` |" in files["README.md"].decode()
+    card = ModelCard(files["README.md"].decode())
+    assert "| adapter | `lora` |" in card.text
+    # How the adapter was trained
+    of_adapter = (folder / "lora" / "README.md").read_text(encoding="utf-8")
+    procedure = of_adapter[of_adapter.index("## Training procedure") : of_adapter.index("### Framework")]
+    assert procedure.replace("## Training procedure", "## Training of the adapter").strip() in card.text
+    assert set(ModelCard(of_adapter).data.tags) <= set(card.data.tags)
+    assert card.text.count("### Framework versions") == card.text.count("## Citations") == 1
     check_clean(hub, folder)
 
 
