@@ -7,8 +7,6 @@ python recipes/audit.py --task arithmetic --dataset_name runs/arithmetic/seed-0/
 ```
 """
 
-from dataclasses import asdict
-
 from rich.console import Console
 from trl import TrlParser
 
@@ -26,8 +24,7 @@ def main(config: audit.AuditConfig) -> audit.GRMAudit:
 
 
 def show(result: audit.GRMAudit) -> None:
-    figures = {name: None if value != value else value for name, value in asdict(result).items()}  # without NaN
-    Console().print(audit_table(pool_audits([figures]), "Generative reward model, on unseen problems"))
+    Console().print(audit_table(pool_audits([result.to_dict()]), "Generative reward model, on unseen problems"))
 
 
 if __name__ == "__main__":

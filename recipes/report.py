@@ -19,7 +19,7 @@ def make_parser() -> TrlParser:
 
 
 def main(config: report.ReportConfig) -> None:
-    print(f"To see the samples, open {report.run(config)} in a browser")
+    report.run(config)
 
 
 if __name__ == "__main__":

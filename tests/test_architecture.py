@@ -32,7 +32,7 @@ ALLOWED = {
         "grm.generative_reward_model",
         "grm.in_the_loop",
         "reports.token_credit",
-        "reports.token_views",
+        "reports.token_pieces",
     },
     "reports": {"data", "credit"},
     "stages": {"data", "tasks", "generation", "teachers", "credit", "grm", "trainers", "reports"},

@@ -170,6 +170,8 @@ def test_a_task_is_described_in_the_same_words_everywhere():
     assert recipes <= texts.keys()
     # Only some tasks have labels
     labels = {recipe: texts.pop(recipe) for recipe in ("rationales", "pairs", "rllr", "rllr_grpo")}
+    # Without a task, a report has fewer charts
+    assert texts.pop("report").startswith(texts["audit"])
     assert len(set(texts.values())) == 1, texts
     assert all(text.startswith(labels["pairs"].removesuffix(".")) for text in labels.values()), labels
 
@@ -283,7 +285,7 @@ def test_the_report_has_the_audits_by_their_names(tmp_path, capsys, several):
         for number in (1, 2):
             audit = dict.fromkeys(AUDIT_LABELS, {**count, "correct": number}) | {"auc": 0.5}
             (folder / f"audit_{number}.json").write_text(json.dumps(audit))
-        runs.append(SimpleNamespace(seed=seed, folder=folder, results={}, seconds={}, chosen={}))
+        runs.append(SimpleNamespace(seed=seed, folder=folder, results={}, seconds={}, chosen={}, steps=[]))
     files = {"[first]": "{run}/audit_1.json", "[second]": "{run}/audit_2.json"}
     audit = files if several else files["[second]"]
     pipeline_recipe.report(Pipeline("Small", str(tmp_path), [0, 1], [], audit=audit), runs)

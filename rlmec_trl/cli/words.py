@@ -6,7 +6,10 @@ from ..data.errors import ConfigError, did_you_mean
 from ..data.shipped import find_file, recipes_folder
 
 
-_FILES = ("--config", "--accelerate_config", "--config_file", "--config-file")
+# Where the files that an option may name ship
+_FOLDERS = {"--config": "configs"}
+_FOLDERS |= dict.fromkeys(("--config_file", "--config-file", "--accelerate_config"), "accelerate_configs")
+_RENAMED = {"--accelerate_config": "--config_file"}  # as TRL's own command calls it
 
 
 def split_options(words: list[str]) -> list[list[str]]:
@@ -33,17 +36,12 @@ def find_configs(options: list[list[str]]) -> list[list[str]]:
     """
     found = []
     for option in options:
-        name, *values = option
-        if "=" in name and name_of(option) in _FILES:
-            name, value = name.split("=", 1)
-            values = [value, *values]
-        if name == "--accelerate_config":  # as TRL's own command calls it
-            name = "--config_file"
-        if name == "--config" and len(values) == 1:
-            values = [_find_yaml(values[0], "configs")]
-        elif name in ("--config_file", "--config-file") and len(values) == 1:
-            values = [_find_yaml(values[0], "accelerate_configs")]
-        found.append([name, *values])
+        name, values = name_of(option), option[1:]
+        if "=" in option[0]:
+            values = [option[0].partition("=")[2]]
+        if name in _FOLDERS and len(values) == 1:
+            option = [_RENAMED.get(name, name), _find_yaml(values[0], _FOLDERS[name])]
+        found.append(option)
     return found
 
 

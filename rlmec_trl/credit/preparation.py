@@ -88,6 +88,12 @@ def token_rewards(row: dict[str, Any], correct: bool, settings: RewardSettings) 
     return rewards[0].tolist()
 
 
+def is_correct(row: dict[str, Any]) -> bool:
+    """Whether a sample is correct. Without an outcome, beside rewards, it is if its rewrite leaves it unchanged."""
+    correct = row.get("correct")
+    return is_copied(row) if correct is None else correct
+
+
 def is_copied(row: dict[str, Any]) -> bool:
     """Whether the row's rewrite is its completion, unchanged."""
     if row.get("rewrite_ids") is not None:
@@ -95,6 +101,16 @@ def is_copied(row: dict[str, Any]) -> bool:
     if row.get("rewrite") is not None:
         return message_text(row["rewrite"]) == message_text(row["completion"])
     return False
+
+
+def get_rewrite_ids(row: dict[str, Any], processing_class: PreTrainedTokenizerBase) -> list[int] | None:
+    """The token ids of a row's rewrite, `None` where none is verified."""
+    if row.get("rewrite_ids") is not None:
+        return row["rewrite_ids"]
+    if row.get("rewrite") is None:
+        return None
+    texts = message_text(row["rewrite"]), message_text(row["completion"])
+    return encode_rewrite(processing_class, *texts, row["completion_ids"], step_separator="\n")
 
 
 def num_before_flag(token_probs: list[float | None], baseline: float) -> int:
@@ -116,17 +132,8 @@ def imitation_target(
         weights = [settings.unedited_weight] * len(completion_ids)
         return completion_ids, weights, [False] * len(completion_ids)
 
-    if row.get("rewrite_ids") is not None:
-        rewrite_ids = row["rewrite_ids"]
-    elif row.get("rewrite") is not None:
-        rewrite_ids = encode_rewrite(
-            processing_class,
-            message_text(row["rewrite"]),
-            message_text(row["completion"]),
-            completion_ids,
-            step_separator="\n",
-        )
-    else:  # no verified rewrite, so nothing to imitate
+    rewrite_ids = get_rewrite_ids(row, processing_class)
+    if rewrite_ids is None:  # nothing to imitate
         return [], [], []
     edited = edit_mask(completion_ids, rewrite_ids)
     weights = [settings.edited_weight if is_edited else settings.unedited_weight for is_edited in edited]
@@ -169,9 +176,7 @@ def prepare_row(
         [`~rlmec_trl.data.schema.DatasetError`]: If the prompt has no tokens, is messages that the tokenizer has no
             chat template for, or if the tokenizer gives ids that the policy does not know.
     """
-    correct = row.get("correct")
-    if correct is None:  # rewards without an outcome: a sample that the rewrite leaves unchanged is correct
-        correct = is_copied(row)
+    correct = is_correct(row)
     prompt_ids = encode_prompt(processing_class, row["prompt"], row.get("chat_template_kwargs"), number)
     if not prompt_ids:  # nothing would predict the completion's first token
         found = f"{row['prompt']!r}, for which the tokenizer gives no tokens"

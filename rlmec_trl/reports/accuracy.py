@@ -2,7 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from ..data.marks import read_object
 
 
 def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
@@ -73,7 +76,16 @@ class Accuracy:
         return wilson_interval(self.correct, self.total)
 
 
-def read_accuracy(counts: Any) -> Accuracy | None:
+def read_accuracy(path: str | Path) -> Accuracy | None:
+    """
+    The accuracy in a result of `evaluate.py`, `None` if a file is something else. In a vocabulary, the names of one
+    may have numbers, too, but no interval.
+    """
+    result = read_object(path) or {}
+    return read_counts(result) if isinstance(result.get("interval"), list) else None
+
+
+def read_counts(counts: Any) -> Accuracy | None:
     """The accuracy that a value of a JSON file has as `correct` and `total`, `None` where it is no such value."""
     if not isinstance(counts, dict):
         return None
@@ -81,11 +93,3 @@ def read_accuracy(counts: Any) -> Accuracy | None:
     if type(correct) is not int or type(total) is not int or not 0 <= correct <= total:
         return None
     return Accuracy(correct, total)
-
-
-def read_result(result: dict[str, Any]) -> Accuracy | None:
-    """
-    The accuracy in a result of `evaluate.py`, `None` in another JSON object. In a vocabulary, the names of one may
-    have numbers, too, but no interval.
-    """
-    return read_accuracy(result) if isinstance(result.get("interval"), list) else None

@@ -12,10 +12,9 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..credit.alignment import edit_runs
-from ..credit.preparation import RewardSettings, is_copied, token_rewards
+from ..credit.preparation import RewardSettings, get_rewrite_ids, is_correct, token_rewards
 from ..data.errors import DatasetError
-from ..data.messages import is_conversational, message_text
-from ..data.tokens import encode_rewrite
+from ..data.messages import is_conversational
 from .packing import Quantized
 from .token_pieces import Piece, TokenPieces
 
@@ -164,7 +163,7 @@ def report_columns(
     for row in dataset:
         sample_ids = row["completion_ids"]
         rows["prompt"].append(_messages(row["prompt"]))
-        correct = _is_correct(row)
+        correct = is_correct(row)
         rows["correct"].append(correct)
         for name in names:
             rows[name].append(row[name] if row[name] is None else str(row[name]))
@@ -175,12 +174,12 @@ def report_columns(
         tokens.extend(numbers)
         lengths.append(len(sample_ids))
         logps.extend(row.get("old_logps") or [math.nan] * len(sample_ids))
-        models[0].add(row, _rewrite_ids(row, processing_class), correct, settings)
+        models[0].add(row, get_rewrite_ids(row, processing_class), correct, settings)
         if other is not None:
             found = of_other.get(_sample_key(row))
             if found:
                 same = other[found.pop(0)]
-                models[1].add(same, _rewrite_ids(same, processing_class), correct, settings)
+                models[1].add(same, get_rewrite_ids(same, processing_class), correct, settings)
                 num_shared += 1
             else:
                 models[1].skip(len(sample_ids))
@@ -197,21 +196,6 @@ def report_columns(
     for number, model in enumerate(models):
         arrays |= {f"{name}_{number}": values for name, values in model.arrays(settings).items()}
     return {**header, "rows": rows}, arrays
-
-
-def _is_correct(row: dict[str, Any]) -> bool:
-    correct = row.get("correct")
-    # As the trainer takes it: rewards without an outcome
-    return is_copied(row) if correct is None else correct
-
-
-def _rewrite_ids(row: dict[str, Any], processing_class: PreTrainedTokenizerBase) -> list[int] | None:
-    if row.get("rewrite_ids") is not None:
-        return row["rewrite_ids"]
-    if row.get("rewrite") is None:
-        return None
-    texts = message_text(row["rewrite"]), message_text(row["completion"])
-    return encode_rewrite(processing_class, *texts, row["completion_ids"], step_separator="\n")
 
 
 def _messages(prompt: str | list[dict]) -> list[list[str]]:

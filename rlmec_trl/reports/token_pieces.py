@@ -147,6 +147,11 @@ class TokenPieces:
         return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
+def token_texts(pieces_of: TokenPieces, token_ids: Sequence[int]) -> list[str]:
+    """The text of each token, which is empty for one that shares the piece before it."""
+    return ["" if piece is None else piece.text for piece in pieces_of(token_ids)]
+
+
 def _is_text(values: bytes) -> bool:
     try:
         values.decode("utf-8")

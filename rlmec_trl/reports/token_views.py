@@ -1,6 +1,5 @@
 """Samples for people to look at, with the reward model's score of every token."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,6 @@ from rich.panel import Panel
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from ..credit.across_tokenizers import token_spans
 from ..credit.alignment import edit_mask
 from ..data.messages import message_text, problem_text
 
@@ -23,21 +21,6 @@ _CONTROL_PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 def printable(text: str) -> str:
     """A text without control characters that move the cursor, or do worse."""
     return text.translate(_CONTROL_PICTURES)
-
-
-def token_texts(processing_class: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[str]:
-    """
-    The part of the text that each token stands for. A character of several tokens belongs to the first of them, and a
-    special token stands for its name.
-    """
-    spans = token_spans(processing_class, token_ids)
-    ends = [math.ceil(start) for start in (*spans.starts, len(spans.text))]
-    texts = [spans.text[start:end] for start, end in zip(ends, ends[1:], strict=False)]
-    special = set(processing_class.all_special_ids)
-    return [
-        processing_class.convert_ids_to_tokens(token) if token in special and not text else text
-        for token, text in zip(token_ids, texts, strict=True)
-    ]
 
 
 def color_tokens(

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -100,6 +101,10 @@ class GRMAudit:
     error_located: Accuracy
     edits_made_over_needed: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """The results for JSON, which has no NaN: what could not be measured is `None`."""
+        return {name: None if value != value else value for name, value in asdict(self).items()}
+
 
 @timed
 def run(config: AuditConfig) -> GRMAudit:
@@ -129,9 +134,7 @@ def run(config: AuditConfig) -> GRMAudit:
         tokenizer = load_tokenizer(ModelConfig(config.tokenizer))
         audit = audit_grm(scored.select(unseen), task, task.editor, tokenizer, config.threshold)
         if config.output_file is not None:
-            # JSON has no NaN: what could not be measured is null
-            values = {name: None if value != value else value for name, value in asdict(audit).items()}
-            write_atomically(config.output_file, json.dumps(values, indent=2) + "\n")
+            write_atomically(config.output_file, json.dumps(audit.to_dict(), indent=2) + "\n")
         print_summary(
             f"Audited {len(unseen):,} samples of problems that the reward model was not trained on.",
             config.output_file,

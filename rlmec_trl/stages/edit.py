@@ -207,7 +207,7 @@ def run(
         f"{usable:,} of {len(edited):,} samples have a verified rewrite (edited now: {counts or 'none'})."
         + (f" A rewrite changes {distance:.1f} words on average." if distance is not None else ""),
         config.output_dir,
-        "train_grm.py --dataset_name",
+        "train-grm --dataset_name",
     )
     prompt = "rewrite" if config.provider == "local" else "teacher"
     facts = DatasetFacts(

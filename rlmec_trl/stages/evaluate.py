@@ -170,7 +170,7 @@ def run(config: EvaluateConfig, problem_config: ProblemConfig, model_args: Model
             f"{model_args.model_name_or_path}: {accuracy.mean:.3f} ({accuracy.correct:,} of {accuracy.total:,} "
             f"correct, 95% interval {low:.3f} to {high:.3f}).",
             config.output_file,
-            "compare_results.py --results",
+            "compare-results --results",
         )
     return accuracy
 

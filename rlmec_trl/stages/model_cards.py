@@ -14,7 +14,7 @@ from transformers import Trainer
 from ..data.marks import read_object
 from ..data.public_names import is_hub_name, public_name, without_paths
 from ..grm.prompts import WORDING_FILE
-from ..reports.accuracy import Accuracy, read_accuracy, read_result
+from ..reports.accuracy import Accuracy, read_accuracy, read_counts
 from ..reports.tables import AUDIT_LABELS, pool_audits
 from .dataset_cards import code, fenced, shown_name, table, versions
 from .training_settings import EVALUATION, NO_EFFECT
@@ -195,8 +195,8 @@ def find_evaluations(folder: Path) -> list[tuple[str, Accuracy]]:
     for path in paths:
         result = read_object(path) or {}
         of_pairs = result["pairs"] if isinstance(result.get("pairs"), dict) else {}
-        read = {path.stem: read_result(result)}
-        read |= {f"{path.stem}, {kind}": read_accuracy(counts) for kind, counts in of_pairs.items()}
+        read = {path.stem: read_accuracy(path)}
+        read |= {f"{path.stem}, {kind}": read_counts(counts) for kind, counts in of_pairs.items()}
         found += [(name, accuracy) for name, accuracy in read.items() if accuracy is not None]
     return found
 
@@ -220,7 +220,7 @@ def find_audits(grm: Path) -> list[tuple[str, dict[str, Any]]]:
 def _is_audit(audit: dict[str, Any]) -> bool:
     """Whether a JSON object has all figures of an audit, each of which is a count, a number or not measured."""
     return AUDIT_LABELS.keys() <= audit.keys() and all(
-        value is None or isinstance(value, (int, float)) or read_accuracy(value) is not None
+        value is None or isinstance(value, (int, float)) or read_counts(value) is not None
         for value in (audit[figure] for figure in AUDIT_LABELS)
     )
 

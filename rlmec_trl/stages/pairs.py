@@ -216,7 +216,7 @@ def run(
         f"{made} of {len(problems):,} problems ({_describe(outcomes, config)}; responses left out: "
         f"{describe_outcomes(left_out) or 'none'}).",
         config.output_dir,
-        "train_label_reward.py --dataset_name",
+        "train-label-reward --dataset_name",
     )
     facts = DatasetFacts(
         "pairs",

@@ -22,6 +22,7 @@ from ..data.shipped import find_file
 RUN, SEED = "{run}", "{seed}"
 
 _NAME = re.compile(r"\w[\w.-]*")
+_PATH = re.compile(rf"(?:^|[=,]){re.escape(RUN)}/([^,]*)")
 # Bytes, so that the files next to an output can have longer names than it
 _LONGEST_NAME = 200
 # Stages whose names end like this write a file
@@ -270,10 +271,10 @@ def _replace(value: Any, function: Callable[[str], Any]) -> Any:
 
 
 def paths_in(value: Any) -> list[str]:
-    """Paths inside the run's folder that a setting names."""
+    """Paths inside the run's folder that a setting names: alone, or several as `name={run}/a,{run}/b`."""
     if isinstance(value, (dict, list)):
         return [path for item in (value.values() if isinstance(value, dict) else value) for path in paths_in(item)]
-    return [value.removeprefix(f"{RUN}/")] if isinstance(value, str) and value.startswith(f"{RUN}/") else []
+    return _PATH.findall(value) if isinstance(value, str) else []
 
 
 def source_of(path: str, steps: Iterable[str]) -> str | None:

@@ -258,7 +258,7 @@ class DatasetPublisher:
             )
             # It describes the files in the card's metadata, and keeps the rest of the card
             dataset.push_to_hub(repo.id, split="train", commit_message=f"Upload {facts.what}")
-        print(f"Published {len(dataset)} rows: {repo.url}")
+        print(f"Published {len(dataset):,} rows: {repo.url}")
 
 
 def _without_messages_of_providers(dataset: Dataset) -> Dataset:

@@ -239,7 +239,7 @@ def run(
         f"{num_accepted:,} of {len(rationales):,} labels have a verified rationale (written now: "
         f"{describe_outcomes(outcomes) or 'none'}).{skipped}",
         config.output_dir,
-        "pairs.py --dataset_names",
+        "pairs --dataset_names",
     )
     facts = DatasetFacts(
         "rationales",

@@ -20,6 +20,7 @@ from ..tasks.task import load_task
 from .judgements import judge_scores
 from .output import claim_own_file, writing
 from .run_logs import read_runs
+from .summary import print_summary, timed
 
 
 @dataclass
@@ -54,8 +55,8 @@ class ReportConfig:
         unedited_weight (`float`, *optional*, defaults to `0.5`):
             Weight of the other tokens of the rewrite.
         task (`str`, *optional*):
-            Task of the samples, as a name, `package.module:NAME` or `file.py:NAME`. If it can check steps, the charts
-            include calibration and ROC of the reward models.
+            Built-in task, `package.module:NAME` or `path/to/file.py:NAME`. If it can check steps, the charts include
+            calibration and ROC of the reward models.
         runs (`list[str]`, *optional*):
             Trainings to compare in charts, each as `name=folder`. `name=folder,folder,result.json` counts the
             completions of the datasets that the training read, and adds results of the evaluate stage.
@@ -99,8 +100,8 @@ class ReportConfig:
     task: str | None = field(
         default=None,
         metadata={
-            "help": "Task of the samples. If it can check steps, the charts include calibration and ROC of the reward "
-            "models."
+            "help": "Built-in task, `package.module:NAME` or `path/to/file.py:NAME`. If it can check steps, the "
+            "charts include calibration and ROC of the reward models."
         },
     )
     runs: list[str] | None = field(
@@ -116,6 +117,7 @@ class ReportConfig:
         check_reward_ranges(self)
 
 
+@timed
 def run(config: ReportConfig) -> str:
     """
     Write the report.
@@ -153,6 +155,7 @@ def run(config: ReportConfig) -> str:
             write_html(
                 config.output_file, rows, tokenizer, settings, other=other, names=names, title=title, charts=charts
             )
+        print_summary(f"Report of {len(rows):,} samples, to open in a browser.", config.output_file)
     return str(config.output_file)
 
 

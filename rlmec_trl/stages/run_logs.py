@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..data.errors import ConfigError
-from ..data.marks import read_object
-from ..reports.accuracy import Accuracy, read_result
+from ..reports.accuracy import Accuracy, read_accuracy
 from ..reports.run_charts import RunLog
 from .checkpoints import checkpoints, read_record, read_state
 from .costs import num_generated, output_costs
@@ -36,7 +35,7 @@ def _read_run(name: str, paths: Sequence[Path]) -> RunLog:
         if not path.exists():
             raise ConfigError(f"There is no file or folder {str(path)!r}, which run '{name}' names. Correct the path.")
         if path.is_file():
-            accuracy = _read_result(path)
+            accuracy = read_accuracy(path)
             if accuracy is None:
                 raise ConfigError(f"{str(path)!r}, which run '{name}' names, is not a result of `evaluate.py`.")
             results[path.stem] = accuracy
@@ -89,10 +88,6 @@ def _num_completions(state: dict, num_steps: int) -> int | None:
 def _results_of(folder: Path) -> dict[str, Accuracy]:
     """Evaluations in the output folder of a training, and the test of a pipeline, which has a folder for them."""
     of_pipeline = folder.parent / "results" / f"{folder.name}-test.json"
-    found = {path.stem: _read_result(path) for path in sorted(folder.glob("*.json"))}
-    found["test"] = _read_result(of_pipeline) or found.get("test")
+    found = {path.stem: read_accuracy(path) for path in sorted(folder.glob("*.json"))}
+    found["test"] = read_accuracy(of_pipeline) or found.get("test")
     return {name: accuracy for name, accuracy in found.items() if accuracy is not None}
-
-
-def _read_result(path: Path) -> Accuracy | None:
-    return read_result(read_object(path) or {})

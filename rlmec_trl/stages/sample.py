@@ -241,7 +241,7 @@ def run(
         f"{len(samples):,} samples, {sum(samples['correct']):,} with a correct answer; "
         f"{requested - len(samples):,} left out (truncated at {config.max_new_tokens} tokens, or empty{reasons}).",
         config.output_dir,
-        "edit.py --dataset_name",
+        "edit --dataset_name",
     )
     facts = DatasetFacts(
         "samples",

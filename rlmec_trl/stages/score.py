@@ -421,7 +421,7 @@ def run(
     print_summary(
         f"{verified:,} of {len(scored):,} samples have a verified rewrite{sampled}.",
         output_dir,
-        "rlmec.py --dataset_name",
+        "rlmec --dataset_name",
     )
     facts = DatasetFacts(
         "scored samples",

@@ -43,11 +43,12 @@ def print_summary(done: str, output: str | os.PathLike | None = None, then: str 
         output (`str` or `os.PathLike`, *optional*):
             Folder or file that it was saved to.
         then (`str`, *optional*):
-            The command to run next, which ends with the argument that `output` is the value of.
+            The stage of `rlmec-trl` to run next, and the setting that `output` is the value of. The console script is
+            there however the package was installed; the script of a recipe is only in a clone.
     """
     seconds = describe_seconds(time.perf_counter() - _start.get())
     process_state().print(f"{done} Took {seconds}." if output is None else f"{done} Saved to {output} in {seconds}.")
-    _next.set(None if None in (output, then) else f"Next: {then} {shlex.quote(str(output))}")
+    _next.set(None if None in (output, then) else f"Next: rlmec-trl {then} {shlex.quote(str(output))}")
 
 
 @contextmanager

@@ -381,8 +381,8 @@ def _save(trainer: Trainer, start: Start, facts: Callable[[], ModelFacts]) -> No
 
 def _next_step(trainer: Trainer) -> str:
     if isinstance(trainer, GRMTrainer):
-        return "score.py --grm"
-    return f"{'evaluate_pairs' if isinstance(trainer, RewardTrainer) else 'evaluate'}.py --model_name_or_path"
+        return "score --grm"
+    return f"{'evaluate-pairs' if isinstance(trainer, RewardTrainer) else 'evaluate'} --model_name_or_path"
 
 
 def _save_state(trainer: Trainer) -> None:

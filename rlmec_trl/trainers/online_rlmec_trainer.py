@@ -39,7 +39,7 @@ from ..data.tokens import decode_completion, given_template_kwargs, same_vocabul
 from ..grm.generative_reward_model import GenerativeRewardModel
 from ..grm.in_the_loop import judge, load_beside, rewrite_flagged
 from ..reports.token_credit import CompletionReporter, CreditedCompletion, print_completions, shades_of
-from ..reports.token_views import token_texts
+from ..reports.token_pieces import TokenPieces, token_texts
 from .collator import DataCollatorForRLMEC
 from .distillation import add_distillation_head
 from .losses import imitation_loss
@@ -296,7 +296,8 @@ class OnlineRLMECTrainer(TokenCounts, TrainerChecks, GRPOTrainer):
             # The outcome of this process's completions
             outcome = rewards[start : start + len(inputs), 0].tolist() if self._has_outcome else None
             if self.log_completions:
-                texts = [token_texts(self._tokenizer, ids) for ids in completion_ids_list]
+                pieces_of = TokenPieces(self._tokenizer)
+                texts = [token_texts(pieces_of, ids) for ids in completion_ids_list]
                 self._log_completion_extra("tokens", texts)
             before = (0, 0) if self.grm is None else (self.grm.num_scored, self.grm.num_generated)
             self._credit = self._judge(inputs, *samples, outcome)

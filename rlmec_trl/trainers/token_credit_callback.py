@@ -1,6 +1,7 @@
 """Scored samples with the credit of their tokens, shown and logged while the offline trainer trains."""
 
 import os
+import random
 from typing import Any
 
 from datasets import Dataset
@@ -17,7 +18,7 @@ from ..reports.token_credit import (
     print_completions,
     shades_of,
 )
-from ..reports.token_views import token_texts
+from ..reports.token_pieces import TokenPieces, token_texts
 from .rlmec_config import RLMECConfig
 
 
@@ -27,7 +28,7 @@ class TokenCreditCallback(TrainerCallback):
     scored samples with their tokens colored by probability or reward, reports them to the trackers that `report_to`
     names (Weights & Biases, Trackio, TensorBoard), and writes them to
     `<output_dir>/completions/completions_<step>.parquet`, with the probability and the reward of every token. Each
-    time, the next samples of the dataset have their turn. Only the main process does anything.
+    step has its own samples, drawn at random. Only the main process does anything.
 
     For [`OnlineRLMECTrainer`], set `log_completions=True` instead, which shows the completions of the step.
 
@@ -77,7 +78,7 @@ class TokenCreditCallback(TrainerCallback):
         if not isinstance(args, RLMECConfig):
             raise ConfigError(
                 f"`TokenCreditCallback` computes rewards by the settings of an `RLMECConfig`, got "
-                f"`{type(args).__name__}`. Use it with `RLMECTrainer`."
+                f"`{type(args).__name__}`. Use it with `RLMECTrainer`; the online trainers have `log_completions`."
             )
         self._num_logs = 0
 
@@ -96,10 +97,9 @@ class TokenCreditCallback(TrainerCallback):
         self._num_logs += 1
         if self._num_logs % self.every > 0:
             return
-        # A training that is resumed goes on with the same rows
-        first = (state.global_step - 1) * self.num_completions
-        count = min(self.num_completions, len(self.dataset))
-        numbers = [number % len(self.dataset) for number in range(first, first + count)]
+        # The step decides, so that a training that is resumed shows the same samples
+        rows = range(len(self.dataset))
+        numbers = sorted(random.Random(state.global_step).sample(rows, min(self.num_completions, len(rows))))
         completions = self._completions(numbers, args, processing_class)
         print_completions(completions, state.global_step)
         folder = os.path.join(args.output_dir, "completions")
@@ -127,9 +127,9 @@ class TokenCreditCallback(TrainerCallback):
             prepare_row(row, number, processing_class, settings) for row, number in zip(rows, numbers, strict=True)
         ]
         shades = shades_of([row["token_rewards"] for row in prepared])
+        pieces_of = TokenPieces(processing_class)
         return [
-            _credited(row, ready, shade, processing_class)
-            for row, ready, shade in zip(rows, prepared, shades, strict=True)
+            _credited(row, ready, shade, pieces_of) for row, ready, shade in zip(rows, prepared, shades, strict=True)
         ]
 
 
@@ -137,7 +137,7 @@ def _credited(
     row: dict[str, Any],
     prepared: dict[str, Any],
     shades: list[float | None],
-    processing_class: PreTrainedTokenizerBase,
+    pieces_of: TokenPieces,
 ) -> CreditedCompletion:
     ids, rewards = prepared["completion_ids"], prepared["token_rewards"]
     token_values = {"token_rewards": rewards}
@@ -157,9 +157,9 @@ def _credited(
     columns = {
         "completion": message_text(row["completion"]),
         "completion_ids": ids,
-        "imitation_tokens": token_texts(processing_class, imitated),
+        "imitation_tokens": token_texts(pieces_of, imitated),
         "imitation_ids": imitated,
         "imitation_weights": prepared["imitation_weights"],
     }
-    tokens = token_texts(processing_class, ids)
+    tokens = token_texts(pieces_of, ids)
     return CreditedCompletion(row["prompt"], tokens, shades, token_values, values, details, columns)

@@ -8,7 +8,15 @@ import pytest
 from rlmec_trl.data.library_warnings import hide_library_warnings
 
 
-@pytest.mark.parametrize("name", ["gradient_checkpointing", "is_gradient_checkpointing"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gradient_checkpointing",
+        "is_gradient_checkpointing",
+        "gradient_checkpointing_enable",
+        "gradient_checkpointing_disable",
+    ],
+)
 def test_a_deprecated_name_that_is_not_the_users_choice_is_hidden(name):
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")

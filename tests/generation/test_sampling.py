@@ -244,14 +244,16 @@ def prompts_of(exchanges):
 
 @pytest.fixture(scope="module")
 def on_two_processes(folder, serve, run_on_two):
-    """The samples of two processes, their last line of output, and the requests to the server."""
+    """The samples of two processes, the line that counts them, and the requests to the server."""
     with serve() as server:
         output = run_on_two(*recipe(folder, server, "two"), cwd=folder)
-        return load_from_disk(folder / "two"), output.strip().splitlines()[-1], server
+        *_, summary, next_command = output.strip().splitlines()
+        assert next_command.startswith("Next: ")
+        return load_from_disk(folder / "two"), summary, server
 
 
 def test_samples_from_a_server_are_those_whose_ids_are_certain(on_two_processes, folder, refused, tokenizer):
-    samples, last_line, server = on_two_processes
+    samples, summary, server = on_two_processes
     check_dataset(samples, "samples", tokenizer.eos_token_id)
     problems = load_from_disk(folder / "problems")
     exact = {
@@ -274,16 +276,16 @@ def test_samples_from_a_server_are_those_whose_ids_are_certain(on_two_processes,
     assert 0 < sum(samples["correct"]) < len(samples)
 
 
-def test_the_last_line_counts_what_was_left_out_on_all_processes(on_two_processes, tokenizer):
-    samples, last_line, server = on_two_processes
+def test_the_summary_counts_what_was_left_out_on_all_processes(on_two_processes, tokenizer):
+    samples, summary, server = on_two_processes
     said = server.said().values()
     odd = sum(ids[-1] == tokenizer.eos_token_id and tokenizer.pad_token_id in ids for ids in said)
     total = NUM_PROBLEMS * NUM_SAMPLES
     assert odd > 0
-    assert last_line.startswith(
+    assert summary.startswith(
         f"{len(samples)} samples, {sum(samples['correct'])} with a correct answer; {total - len(samples)} left out"
     )
-    counts = dict(re.findall(r"; ([a-z ]+): (\d+)", last_line))
+    counts = dict(re.findall(r"; ([a-z ]+): (\d+)", summary))
     assert counts == {"refused by the server": str(2 * NUM_SAMPLES), "ids cannot be recovered exactly": str(odd)}
 
 

@@ -8,6 +8,7 @@ from tests.reliability.case import Case
 SECTION = "Settings that the libraries refuse"
 # What they say differs from release to release
 LIBRARY = r"(?<=with these settings: ).*"
+PUBLISHING = r"(?<=nothing was computed: ).*(?=\. Log in)"
 
 
 def train(recipe, place, **settings):
@@ -82,8 +83,9 @@ CASES = [
     refused("sft", "mode", torch_compile_mode="foo"),
     refused("sft", "<foo>", pad_token="<foo>"),
     refused("sft", "num_workers", dataloader_persistent_workers=True),
-    refused("sft", "offline", push_to_hub=True),
-    refused("sft", "a/b/c", push_to_hub=True, hub_model_id="a/b/c"),
+    ours("sft", "Nothing can be pushed to the model 'model' .*offline", PUBLISHING, push_to_hub=True),
+    ours("sft", "Nothing can be pushed .*'a/b/c'", PUBLISHING, push_to_hub=True, hub_model_id="a/b/c"),
+    ours("sft", "`hub_token` would be saved", push_to_hub=True, hub_token="hf_foo"),
     refused("sft", "quantized", load_in_4bit=True),
     refused("sft", "not conversational", assistant_only_loss=True),
     refused("rlmec", "lengths", length_column_name="foo", train_sampling_strategy="group_by_length"),

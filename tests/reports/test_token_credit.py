@@ -16,7 +16,8 @@ from rlmec_trl.reports.token_credit import (
     print_completions,
     shades_of,
 )
-from rlmec_trl.reports.token_views import printable, token_texts
+from rlmec_trl.reports.token_pieces import TokenPieces, token_texts
+from rlmec_trl.reports.token_views import printable
 
 
 ATTACK = "<script>alert(1)</script>\n\n**x** \x1b[2J\x00 [red] \ud800"
@@ -89,10 +90,10 @@ def test_a_token_within_a_character_has_no_text_of_its_own(tokenizer):
 
     spelled = byte_fallback_tokenizer()
     ids = [*(4 + byte for byte in "aé😀".encode()), spelled.eos_token_id]
-    texts = token_texts(spelled, ids)
+    texts = token_texts(TokenPieces(spelled), ids)
     assert texts == ["a", "é", "", "😀", "", "", "", "</s>"]
     words = tokenizer("5 9 ; 7")["input_ids"]
-    assert "".join(token_texts(tokenizer, words)) == "5 9 ; 7"
+    assert "".join(token_texts(TokenPieces(tokenizer), words)) == "5 9 ; 7"
 
 
 # --- Trackers --------------------------------------------------------------------------------------------------------

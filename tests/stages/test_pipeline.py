@@ -346,6 +346,18 @@ def test_a_key_changes_with_the_settings_of_its_stage_and_of_those_it_reads_from
     assert {name for name in before if before[name] != after[name]} == expected
 
 
+def test_paths_within_a_setting_are_read_from_as_those_alone(write):
+    report = {"name": "report.html", "recipe": "report"}
+    report["args"] = {"dataset_name": "{run}/task/train", "runs": ["start={run}/task,{run}/warmup"]}
+    settings = changed(lambda s: s["stages"].append(report))
+    before = keys(settings)(write)["report.html"]
+    settings["stages"][1]["args"]["max_steps"] = 9
+    assert keys(settings)(write)["report.html"] != before, "a report of the training before would stay"
+    report["args"]["runs"] = ["start={run}/task,{run}/warmpu"]
+    with pytest.raises(PipelineError, match=r"'report\.html' reads `\{run\}/warmpu`, which no stage before it writes"):
+        keys(settings)(write)
+
+
 def test_a_setting_without_effect_on_the_result_is_in_no_key(write):
     def plan(settings):
         steps = plan_run(load_pipeline(write(settings=settings)), 0, {"evaluate": {"batch_size"}})

@@ -31,7 +31,7 @@ def test_the_recipe_writes_a_report_and_names_it(paths, tmp_path, capsys):
     settings = paths | {"output_file": target, "other_dataset_name": tmp_path / "scored_2", "max_rows": 2}
     words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
     main(*parse_settings(make_parser(), [*words, "--negative_reward_range", "-1", "0"]))
-    assert f"open {target} in a browser" in capsys.readouterr().out
+    assert f"Report of 2 samples, to open in a browser. Saved to {target} in " in capsys.readouterr().out
     page = target.read_text(encoding="utf-8")
     assert is_report(target) and "<title>scored and scored_2</title>" in page
     assert str(tmp_path) not in page, "no path of a machine"

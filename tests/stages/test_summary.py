@@ -52,7 +52,7 @@ def test_a_summary_says_what_was_done_where_it_is_and_how_long_it_took(clock, ca
     def stage(output):
         clock.now += 61
         inner()  # has its own time
-        print_summary("Trained 3 steps.", output, "evaluate.py --model_name_or_path")
+        print_summary("Trained 3 steps.", output, "evaluate --model_name_or_path")
         return 7
 
     assert stage("my policy") == 7
@@ -67,11 +67,11 @@ def test_a_summary_says_what_was_done_where_it_is_and_how_long_it_took(clock, ca
 def test_a_recipe_names_the_command_after_its_last_stage(clock, monkeypatch, capsys):
     @timed
     def scoring():
-        print_summary("Scored.", "scored", "rlmec.py --dataset_name")
+        print_summary("Scored.", "scored", "rlmec --dataset_name")
 
     def main(config):
         scoring()
-        timed(lambda: print_summary("Trained.", config.output_dir, "evaluate.py --model_name_or_path"))()
+        timed(lambda: print_summary("Trained.", config.output_dir, "evaluate --model_name_or_path"))()
 
     scoring()
     assert capsys.readouterr().out == "Scored. Saved to scored in 0.0 s.\n", "a pipeline knows what it does next"
@@ -80,7 +80,7 @@ def test_a_recipe_names_the_command_after_its_last_stage(clock, monkeypatch, cap
     assert capsys.readouterr().out.splitlines() == [
         "Scored. Saved to scored in 0.0 s.",
         "Trained. Saved to my policy in 0.0 s.",
-        "Next: evaluate.py --model_name_or_path 'my policy'",
+        "Next: rlmec-trl evaluate --model_name_or_path 'my policy'",
     ]
     scoring()  # which does not belong to the next command
     capsys.readouterr()

@@ -30,11 +30,11 @@ def files(config):
 
 
 @pytest.mark.parametrize("kind", ["token_probs", "token_rewards"])
-def test_samples_are_shown_in_turn_with_probability_reward_and_weight(
-    kind, make_policy, make_rows, tokenizer, config, capsys
-):
+def test_samples_are_shown_with_probability_reward_and_weight(kind, make_policy, make_rows, tokenizer, config, capsys):
     rows = make_rows(5)
-    rows[0]["token_probs"][:2] = [0.25, 0.75]
+    for number, row in enumerate(rows):
+        row["prompt"] += f" ({number})"
+        row["token_probs"][:2] = [0.25, 0.75]
     if kind == "token_rewards":
         rows = [row | {"token_rewards": [p - 0.5 for p in row.pop("token_probs")]} for row in rows]
     dataset, args = Dataset.from_list(rows), config(max_length=200)
@@ -46,20 +46,38 @@ def test_samples_are_shown_in_turn_with_probability_reward_and_weight(
     shown = files(args)
     assert set(shown) == {"completions_00002.parquet", "completions_00004.parquet"}
     first, second = shown["completions_00002.parquet"], shown["completions_00004.parquet"]
-    assert first["prompt"].tolist() == [rows[2]["prompt"], rows[3]["prompt"]]
-    assert second["prompt"].tolist() == [rows[1]["prompt"], rows[2]["prompt"]]
+    assert len(first) == len(second) == 2
     row = second.loc[0]
-    assert row["completion_ids"].tolist() == rows[1]["completion_ids"]
-    assert "".join(row["tokens"]).startswith(rows[1]["completion"])
+    (source,) = (one for one in rows if one["prompt"] == row["prompt"])
+    assert row["completion_ids"].tolist() == source["completion_ids"]
+    assert "".join(row["tokens"]).startswith(source["completion"])
     if kind == "token_probs":
-        assert row["token_probs"].tolist() == pytest.approx(rows[1]["token_probs"])
-        expected = [min(max(p - 0.5, -0.1), 0.0) for p in rows[1]["token_probs"]]  # an incorrect sample
+        assert row["token_probs"].tolist() == pytest.approx(source["token_probs"])
+        low, high = (0.0, 0.5) if source["correct"] else (-0.1, 0.0)
+        expected = [min(max(p - 0.5, low), high) for p in source["token_probs"]]
     else:
-        expected = rows[1]["token_rewards"]
+        expected = source["token_rewards"]
     assert row["token_rewards"].tolist() == pytest.approx(expected)
-    assert set(row["imitation_weights"]) == {0.5, 1.0} and len(row["imitation_ids"]) == len(row["imitation_weights"])
+    weights = pd.concat([first, second])["imitation_weights"].explode()
+    assert set(weights) <= {0.5, 1.0} and len(row["imitation_ids"]) == len(row["imitation_weights"])
     output = capsys.readouterr().out
-    assert "Step 2" in output and "Step 3" not in output and "correct False" in output
+    assert "Step 2" in output and "Step 3" not in output and "correct " in output
+
+
+def test_all_samples_have_their_turn_whatever_the_distance_of_logs(make_rows, tokenizer, config, capsys):
+    """With as many samples between two logs as the dataset has, a fixed order would always show the same ones."""
+    rows = [row | {"prompt": str(number)} for number, row in enumerate(make_rows(6))]
+    args = config()
+
+    def shown(step):
+        callback = TokenCreditCallback(Dataset.from_list(rows), num_completions=2)
+        state = TrainerState(global_step=step, is_world_process_zero=True)
+        callback.on_log(args, state, TrainerControl(), logs={"loss": 1.0}, processing_class=tokenizer)
+        return files(args)[f"completions_{step:05d}.parquet"]["prompt"].tolist()
+
+    first = [shown(step) for step in range(3, 61, 3)]
+    assert {prompt for prompts in first for prompt in prompts} == set("012345")
+    assert first[0] == shown(3), "a training that is resumed shows the same"
 
 
 def test_other_processes_and_other_logs_show_nothing(make_rows, tokenizer, config, capsys):

@@ -565,6 +565,6 @@ function about() {
 
 start().catch((error) => {
   find("title").textContent = "This report cannot be shown";
-  find("about").textContent = `${error}. A browser of 2023 or later is needed.`;
+  find("about").textContent = `${error}. A browser of 2024 or later is needed.`;
   throw error;
 });
