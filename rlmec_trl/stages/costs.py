@@ -140,9 +140,10 @@ def output_costs(output: Path) -> Costs:
     if (output / STATE).exists():
         return none | _training_costs(read_object(output / STATE) or {})
     costs = (read_mark(output) or {}).get("costs")
-    # Of a dataset of an earlier version, it is only known that nothing was trained for it
     if not isinstance(costs, dict):
-        return none | dict.fromkeys(_OF_DATASETS)
+        is_model = any((output / name).exists() for name in ("config.json", "adapter_config.json"))
+        # Of a dataset of an earlier version, it is only known that nothing was trained for it
+        return dict.fromkeys(COSTS) if is_model else none | dict.fromkeys(_OF_DATASETS)
     return {name: _count(costs.get(name, 0)) for name in COSTS}
 
 

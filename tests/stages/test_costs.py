@@ -465,6 +465,8 @@ def test_what_an_earlier_version_did_not_record_is_unknown_and_what_it_logged_is
     del state["stateful_callbacks"]
     path.write_text(json.dumps(state))
     assert output_costs(folder / "run") == dict.fromkeys(COSTS)
+    path.unlink()
+    assert output_costs(folder / "run") == dict.fromkeys(COSTS), "a model without the state of its training"
 
 
 def test_files_cost_nothing_but_the_answers_of_evaluations(tmp_path):
