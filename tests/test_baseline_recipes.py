@@ -60,10 +60,10 @@ def largest_difference(run, first, second):
 
 def test_dpo_prefers_rewrites_and_shared_steps_cancel_in_its_loss_but_not_in_the_sft_term(train, run):
     settings = {"optim": "sgd", "learning_rate": 0.1}  # Adam makes a step of a gradient that is only rounding
-    printed, from_start = train("dpo-learning_rate-2.5e-05", "start", **settings)
+    printed, from_start = train("dpo-learning_rate-1e-06", "start", **settings)
     assert "7 pairs of 16 rows (left out: correct sample: 8, no verified rewrite: 1)" in printed
     first_change = settings | {"pair_from": "first_change", "task": "arithmetic"}
-    _, from_first_change = train("dpo-learning_rate-2.5e-05", "first_change", **first_change)
+    _, from_first_change = train("dpo-learning_rate-1e-06", "first_change", **first_change)
     assert from_start[0]["loss"] == from_first_change[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
     moved = largest_difference(run, "warmup", "start")
     assert moved > 1e-4
@@ -71,8 +71,8 @@ def test_dpo_prefers_rewrites_and_shared_steps_cancel_in_its_loss_but_not_in_the
     assert from_start[0]["num_tokens"] == from_first_change[0]["num_tokens"], "the sequences are the same"
 
     sft = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}
-    _, with_sft = train("dpo-learning_rate-2.5e-05", "sft_start", **settings, **sft)
-    _, of_change = train("dpo-learning_rate-2.5e-05", "sft_first_change", **first_change, **sft)
+    _, with_sft = train("dpo-learning_rate-1e-06", "sft_start", **settings, **sft)
+    _, of_change = train("dpo-learning_rate-1e-06", "sft_first_change", **first_change, **sft)
     assert with_sft[0]["loss"] > 1
     assert abs(with_sft[0]["loss"] - of_change[0]["loss"]) > 1e-3
 
