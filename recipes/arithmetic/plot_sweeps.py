@@ -55,6 +55,11 @@ PANELS = (
         "rounds",
         {"1": "policy_coef_0.0", "2": "sampling_round_2"},
     ),
+    (
+        "Rewrites tried until one passes",
+        "num_rewrites",
+        {"1": "policy_coef_0.0", "8": "tries_8"},
+    ),
 )
 # Of the palette by Okabe and Ito, which people with any color vision can tell apart
 BLUE, ORANGE = "#0072B2", "#D55E00"
@@ -63,8 +68,9 @@ BLUE, ORANGE = "#0072B2", "#D55E00"
 def draw(accuracy: dict[str, dict], output_file: Path) -> None:
     """Draw a panel for each sweep, with the 95% Wilson intervals and the accuracy before training."""
     plt.rcParams.update({"svg.hashsalt": "sweeps", "svg.fonttype": "none", "font.size": 9})  # the same file each time
-    figure, axes = plt.subplots(2, 3, figsize=(9, 5.2), sharey=True, layout="constrained")
-    for axis, (title, label, rows) in zip(axes.flat, PANELS, strict=True):
+    figure, axes = plt.subplots(2, 4, figsize=(11.5, 5.2), sharey=True, layout="constrained")
+    *panels, legend = axes.flat
+    for axis, (title, label, rows) in zip(panels, PANELS, strict=True):
         means = [accuracy[row]["mean"] for row in rows.values()]
         bounds = [accuracy[row]["interval"] for row in rows.values()]
         lengths = [
@@ -79,8 +85,9 @@ def draw(accuracy: dict[str, dict], output_file: Path) -> None:
         axis.margins(x=0.1)
     for axis in axes[:, 0]:
         axis.set_ylabel("accuracy")
-    axes.flat[0].set_ylim(top=1.0)
-    axes.flat[-1].legend(loc="lower right", frameon=False)
+    panels[0].set_ylim(top=1.0)
+    legend.axis("off")
+    legend.legend(*panels[0].get_legend_handles_labels(), loc="center", frameon=False)
     output_file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output_file, metadata={"Date": None} if output_file.suffix == ".svg" else None)
     plt.close(figure)
