@@ -123,10 +123,12 @@ def test_the_comparison_is_the_demo_the_online_stages_baselines_and_a_second_rou
     policies = [step for step in policies if step.recipe != "train_grm"]
     assert {step.recipe for step in policies} == {"dpo", "grpo", "rloo", "rlmec"}
     for step in policies:
-        assert (step.settings["max_steps"], step.settings["per_device_train_batch_size"]) == (250, 64)
+        num_steps = 1000 if step.name == "grpo_long" else 250
+        assert (step.settings["max_steps"], step.settings["per_device_train_batch_size"]) == (num_steps, 64)
         assert step.settings["model_name_or_path"].endswith("/rft" if step.name == "rft_grpo" else "/warmup")
     rows = {stage.evaluate for stage in comparison.stages} - {stage.evaluate for stage in online.stages}
-    assert rows == {"dpo", "dpo_sft", "grpo", "rloo", "rft_grpo", "rewrite_all_2", "rewards_alone", "imitation_equal"}
+    baselines = {"dpo", "dpo_sft", "grpo", "grpo_long", "rloo", "rft_grpo"}
+    assert rows == baselines | {"rewrite_all_2", "rewards_alone", "imitation_equal"}
 
 
 def test_the_online_pipeline_is_the_demo_and_online_stages_of_equal_completions():
