@@ -85,7 +85,7 @@ def draw(accuracy: dict[str, dict], output_file: Path) -> None:
         axis.margins(x=0.1)
     for axis in axes[:, 0]:
         axis.set_ylabel("accuracy")
-    panels[0].set_ylim(top=1.0)
+    panels[0].set_ylim(top=1.01)  # or the markers at 1 are cut
     legend.axis("off")
     legend.legend(*panels[0].get_legend_handles_labels(), loc="center", frameon=False)
     output_file.parent.mkdir(parents=True, exist_ok=True)
